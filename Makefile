@@ -1,0 +1,70 @@
+# Everything a fresh machine needs beyond Python 3.11 and make. `make` alone lists the targets.
+
+SHELL := /bin/sh
+VENV := .venv
+# `python -m`, not the scripts in bin: those name the folder that they were installed in and break when it moves.
+PYTHON := $(VENV)/bin/python
+
+# The name of the stamp holds the lock file's sum. So another lock file installs anew, and a new time stamp
+# on the same file (another branch was checked out) does not.
+STAMP := $(VENV)/installed-$(shell cksum requirements.lock | tr ' ' '-' | cut -d- -f1,2)
+
+# dvc.yaml's commands say `python`: the one of this folder comes first.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# One that is activated elsewhere must not come into it.
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro smoke test test-slow check lock
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+install: $(STAMP) ## make .venv with exactly the versions of requirements.lock
+
+repro: $(STAMP) ## build what has changed: data, teacher, models, metrics, report
+	$(PYTHON) -m tasks.validate
+	$(PYTHON) -m dvc repro
+
+smoke: $(STAMP) ## the same pipeline on a small data set in a throw-away clone, in about two minutes
+	$(PYTHON) -m tests.smoke
+
+test: $(STAMP) ## run the tests
+	$(PYTHON) -m pytest
+
+test-slow: $(STAMP) ## run the tests that take minutes
+	$(PYTHON) -m pytest -m slow
+
+check: $(STAMP) ## check format, style and types
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy tasks flows
+
+# Finds a Python 3.11 as `python3.11` or as `python3`.
+FIND_PYTHON = for name in python3.11 python3; do \
+	if "$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then found=$$name; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	echo "error: no Python 3.11 here: install it (Debian: apt install python3.11 python3.11-venv;" >&2; \
+	echo "       macOS: brew install python@3.11; anywhere: uv python install 3.11) and run make again" >&2; exit 1; fi
+
+# The stamp comes last: an installation that was interrupted has none and is begun again.
+$(STAMP):
+	@$(FIND_PYTHON); \
+	echo "Installing into $(VENV) with $$found (minutes, once)"; \
+	"$$found" -m venv --clear $(VENV) || { echo "error: could not make $(VENV) (Debian: apt install python3.11-venv)" >&2; exit 1; }
+	$(PYTHON) -m pip install --requirement requirements.lock
+	@touch $@
+
+# The local part of a version (torch 2.13.0+cpu) is left out: each machine then gets the build that it offers.
+# So are the CUDA libraries that torch brings on some machines; torch itself names their exact versions.
+lock: ## write requirements.lock anew from pyproject.toml
+	@set -e; $(FIND_PYTHON); \
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	"$$found" -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip install '.[dev]'; \
+	"$$folder/venv/bin/python" -m pip check; \
+	{ echo "# Written by \`make lock\` from pyproject.toml; change that and run it again."; \
+	"$$folder/venv/bin/python" -m pip freeze --all --exclude pip --exclude decant \
+	| sed -E -e '/^(nvidia|cuda|triton)/d' -e '/==/!d' -e 's/\+[a-z0-9.]+$$//'; } > "$$folder/lock"; \
+	mv "$$folder/lock" requirements.lock; rm -rf build decant.egg-info
