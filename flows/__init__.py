@@ -1,1 +1,1 @@
-"""Prefect flows: they run, watch and compare what dvc.yaml describes, through the dvc command, without torch."""
+"""Prefect flows: run, watch and compare what dvc.yaml describes; they know the dvc command, never torch."""

@@ -1,0 +1,1 @@
+"""Turn a source of labelled images into tables for training, validation and testing."""
