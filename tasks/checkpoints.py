@@ -1,0 +1,242 @@
+"""Models in memory and on disk: safetensors and JSON, packed at their real width; loading executes no code.
+
+models/<name>/
+  model.safetensors   the weights as they are deployed
+  model.json          what rebuilds the module around them
+  lineage.json        where the model comes from: every step's recipe, versions, sums
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from tasks.constraints import Constraints, InputGrid, Levels, Range, attach_
+from tasks.errors import DecantError
+from tasks.models import Architecture, Shape, build
+from tasks.packing import decode_mask, encode_mask, pack, unpack
+from tasks.stages import write_json
+
+MODELS = Path("models")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model and all that is known of it.
+
+    Attributes:
+        architecture: What `build` makes the module of.
+        shape: One input [C, H, W].
+        classes: The names of the classes.
+        module: The network, its weights as deployed, in eval mode.
+        constraints: What each compressed weight obeys, by its name.
+        grids: The grid on which a layer's inputs are rounded, by the layer's name.
+        lineage: One entry for each step from the teacher to here, oldest first.
+    """
+
+    architecture: Architecture
+    shape: Shape
+    classes: tuple[str, ...]
+    module: nn.Module
+    constraints: Mapping[str, Constraints] = field(default_factory=dict)
+    grids: Mapping[str, InputGrid] = field(default_factory=dict)
+    lineage: tuple[Mapping[str, Any], ...] = ()
+
+    def narrowed(
+        self, changes: Mapping[str, Constraints], grids: Mapping[str, InputGrid] | None = None
+    ) -> Checkpoint:
+        """Return a copy whose named weights obey `changes` and whose named layers round their inputs.
+
+        This checkpoint is untouched.
+        """
+        module = copy.deepcopy(self.module)
+        with torch.no_grad():
+            for name, constraints in changes.items():
+                weight = module.get_parameter(name)
+                weight.copy_(constraints.project(weight))
+        attach_(module, grids or {})
+        return replace(
+            self,
+            module=module,
+            constraints={**self.constraints, **changes},
+            grids={**self.grids, **(grids or {})},
+        )
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    """Return what evaluation depends on: parameters and buffers, without batch norm's count of batches."""
+    return {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def size_bytes(folder: Path) -> int:
+    """Return the bytes on disk that rebuild the function: weights and description, without the lineage."""
+    return sum((folder / file).stat().st_size for file in ("model.safetensors", "model.json"))
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the checkpoint's three files into `folder`, which exists; the caller moves it into place.
+
+    Raises:
+        DecantError: A weight is NaN or infinite.
+    """
+    tensors: dict[str, Tensor] = {}
+    described: dict[str, Any] = {}
+    for name, tensor in state(checkpoint.module).items():
+        if not torch.isfinite(tensor).all():
+            raise DecantError(f"{name} holds NaN or infinity; the learning rate may be too high")
+        if name not in checkpoint.constraints:
+            tensors[name] = tensor.contiguous()
+            continue
+        parts, described[name] = _encode(tensor, checkpoint.constraints[name])
+        tensors |= {f"{name}.{part}": value for part, value in parts.items()}
+    (folder / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
+    write_json(
+        folder / "model.json",
+        {
+            "format": FORMAT,
+            "architecture": checkpoint.architecture.model_dump(),
+            "shape": checkpoint.shape,
+            "classes": checkpoint.classes,
+            "weights": described,
+            "inputs": {name: vars(grid) for name, grid in checkpoint.grids.items()},
+        },
+    )
+    write_json(folder / "lineage.json", list(checkpoint.lineage))
+
+
+def load_model(name: str) -> Checkpoint:
+    """Return the model of that name, one of params.yaml's or `teacher`."""
+    return load(MODELS / name)
+
+
+def load(folder: Path) -> Checkpoint:
+    """Rebuild exactly the checkpoint that was saved: the same logits, to the bit.
+
+    Raises:
+        DecantError: A file is missing, truncated, of another format, or the two do not belong together.
+    """
+    try:
+        described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        lineage = tuple(json.loads((folder / "lineage.json").read_text(encoding="utf-8")))
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        if described["format"] != FORMAT:
+            raise DecantError(f"{folder} has format {described['format']}, this code reads {FORMAT}")
+        return _rebuild(described, tensors, lineage)
+    except FileNotFoundError as error:
+        raise DecantError(f"No model at {error.filename or folder}; run `dvc repro` or `dvc pull`") from None
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        ValidationError,
+        RuntimeError,
+        safetensors.SafetensorError,
+    ) as error:
+        raise DecantError(
+            f"{folder} does not hold a whole model ({type(error).__name__}: {error}); "
+            f"delete the folder and run `dvc repro`"
+        ) from None
+
+
+def _rebuild(
+    described: dict[str, Any], tensors: dict[str, Tensor], lineage: tuple[dict[str, Any], ...]
+) -> Checkpoint:
+    architecture: Architecture = TypeAdapter(Architecture).validate_python(described["architecture"])
+    channels, height, width = described["shape"]
+    shape, classes = (channels, height, width), tuple(described["classes"])
+    module = build(architecture, shape, len(classes), seed=0).eval()
+    constraints: dict[str, Constraints] = {}
+    for name, description in described["weights"].items():
+        parts = {
+            key.removeprefix(f"{name}."): tensors.pop(key)
+            for key in list(tensors)
+            if key.startswith(f"{name}.")
+        }
+        tensors[name], constraints[name] = _decode(parts, description)
+    expected = state(module).keys()
+    if tensors.keys() != expected:
+        raise ValueError(f"tensors {sorted(tensors.keys() ^ expected)} are missing or too many")
+    module.load_state_dict(tensors, strict=False)
+    grids = {name: InputGrid(**grid) for name, grid in described["inputs"].items()}
+    attach_(module, grids)
+    return Checkpoint(architecture, shape, classes, module, constraints, grids, lineage)
+
+
+def _encode(weight: Tensor, constraints: Constraints) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return one constrained weight as packed tensors and the JSON that says how to read them."""
+    parts: dict[str, Tensor] = {}
+    described: dict[str, Any] = {"shape": list(weight.shape)}
+    kept = weight.flatten()
+    codes = None if constraints.levels is None else constraints.levels.codes(weight).flatten()
+    if constraints.range is not None:
+        described["range"] = [_finite(constraints.range.low), _finite(constraints.range.high)]
+    if constraints.mask is not None:
+        mask = constraints.mask.flatten()
+        encoded, described["gap_bits"] = encode_mask(mask.numpy())
+        parts["mask"] = torch.from_numpy(encoded)
+        described["survivors"] = int(mask.sum())
+        kept, codes = kept[mask], None if codes is None else codes[mask]
+    if constraints.levels is None or codes is None:
+        parts["values"] = kept.contiguous()
+        return parts, described
+    parts["codes"] = torch.from_numpy(pack(codes.to(torch.uint8).numpy(), constraints.levels.bits))
+    parts["scale"] = constraints.levels.scale.contiguous()
+    described["bits"] = constraints.levels.bits
+    values = constraints.levels.values
+    if torch.equal(values, torch.arange(values[0].item(), values[0].item() + len(values))):
+        described["integers"] = [int(values[0]), int(values[-1])]
+    else:
+        parts["levels"] = values.contiguous()
+    return parts, described
+
+
+def _decode(parts: dict[str, Tensor], described: dict[str, Any]) -> tuple[Tensor, Constraints]:
+    """Return the weight and the constraints that `_encode` was given."""
+    shape = described["shape"]
+    count = math.prod(shape)
+    bounds, mask, levels = None, None, None
+    if "range" in described:
+        low, high = described["range"]
+        bounds = Range(-math.inf if low is None else low, math.inf if high is None else high)
+    survivors = described.get("survivors", count)
+    if "survivors" in described:
+        kept = decode_mask(parts["mask"].numpy(), described["gap_bits"], survivors, count)
+        mask = torch.from_numpy(kept).reshape(shape)
+    if "bits" in described:
+        first, last = described.get("integers", (0, 0))
+        values = parts["levels"] if "levels" in parts else torch.arange(first, last + 1).float()
+        levels = Levels(values, parts["scale"])
+        codes = torch.from_numpy(unpack(parts["codes"].numpy(), described["bits"], survivors)).long()
+        weight = levels.decode(_spread(codes, mask, shape))
+    else:
+        weight = _spread(parts["values"], mask, shape)
+    weight = weight if mask is None else torch.where(mask, weight, 0.0)
+    return weight, Constraints(bounds, levels, mask)
+
+
+def _spread(survivors: Tensor, mask: Tensor | None, shape: list[int]) -> Tensor:
+    """Return the survivors at their places and zeros elsewhere."""
+    if mask is None:
+        return survivors.reshape(shape)
+    spread = torch.zeros(shape, dtype=survivors.dtype)
+    spread[mask] = survivors
+    return spread
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None

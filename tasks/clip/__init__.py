@@ -1,0 +1,1 @@
+"""Cut weights to a range, or set the small ones to zero."""

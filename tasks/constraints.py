@@ -1,0 +1,200 @@
+"""What a compressed weight has to obey, and the projection onto it. Every operation's result is a constraint.
+
+A weight is cut to a range, then rounded to levels, then masked, always in this order, so that the operations
+may come in any order: zero stays zero under a mask even where the levels (binary ones) have no zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Range:
+    """Weights lie in [low, high]; a bound that was not asked for is infinite."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Return the weight cut to the range."""
+        return weight.clamp(self.low, self.high)
+
+    def within(self, other: Range) -> bool:
+        """Say whether everything in this range lies in the other."""
+        return other.low <= self.low and self.high <= other.high
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Weights are `values[code] * scale`: integers, signs and codebooks are all of this form.
+
+    Attributes:
+        values: The levels [L], float32, strictly ascending, at most 256.
+        scale: Step per tensor (shape [], or all ones) or per output channel ([O, 1, ...]), float32, positive.
+    """
+
+    values: Tensor
+    scale: Tensor
+
+    @property
+    def bits(self) -> int:
+        """Bits that one code takes on disk."""
+        return max(1, (len(self.values) - 1).bit_length())
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Return the index [weight's shape], int64, of the nearest level; half-way goes to the upper one."""
+        middles = (self.values[1:] + self.values[:-1]) / 2
+        return torch.bucketize((weight / self.scale).contiguous(), middles, right=True)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the weights that the codes stand for."""
+        return self.values[codes] * self.scale
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Return the weight with each element at its nearest level."""
+        return self.decode(self.codes(weight))
+
+    def equals(self, other: Levels | None) -> bool:
+        """Say whether both are the same grid, to the bit."""
+        return (
+            other is not None
+            and torch.equal(self.values, other.values)
+            and torch.equal(self.scale, other.scale)
+        )
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """All that one weight has to obey.
+
+    Attributes:
+        range: Bounds, held up to half a quantization step where there are levels too.
+        levels: The quantization grid.
+        mask: True where the weight survives; False is exactly zero.
+    """
+
+    range: Range | None = None
+    levels: Levels | None = None
+    mask: Tensor | None = None
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Return the nearest weight that obeys; projecting twice changes nothing more, to the bit."""
+        if self.range is not None:
+            weight = self.range.project(weight)
+        if self.levels is not None:
+            weight = self.levels.project(weight)
+        return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
+
+    def narrow(
+        self, *, range: Range | None = None, levels: Levels | None = None, mask: Tensor | None = None
+    ) -> Constraints:
+        """Return these constraints with another one added: ranges and masks intersect.
+
+        Raises:
+            ValueError: There are levels already; rounding twice adds both errors.
+        """
+        if levels is not None and self.levels is not None:
+            raise ValueError("The weight has quantization levels already")
+        if range is not None and self.range is not None:
+            range = Range(max(range.low, self.range.low), min(range.high, self.range.high))
+        if mask is not None and self.mask is not None:
+            mask = mask & self.mask
+        return replace(
+            self,
+            range=range or self.range,
+            levels=levels or self.levels,
+            mask=self.mask if mask is None else mask,
+        )
+
+    def broken_by(self, weight: Tensor, later: Constraints) -> list[str]:
+        """Return what a descendant's weight and constraints no longer hold of these, in words."""
+        broken = []
+        if self.mask is not None and (revived := int(torch.count_nonzero(weight[~self.mask]))):
+            broken.append(f"{revived} of {int((~self.mask).sum())} masked weights are not zero")
+        if self.mask is not None and (later.mask is None or bool((later.mask & ~self.mask).any())):
+            broken.append("the mask was lost or widened")
+        if self.levels is not None and not self.levels.equals(later.levels):
+            broken.append("the quantization levels were lost or changed")
+        if self.range is not None and (later.range is None or not later.range.within(self.range)):
+            broken.append(f"the range [{self.range.low:g}, {self.range.high:g}] was lost or widened")
+        if not broken and (moved := int((later.project(weight) != weight).sum())):
+            broken.append(f"{moved} of {weight.numel()} weights are off their range, levels or mask")
+        return broken
+
+    def describe(self) -> str:
+        """Return the constraints in a few words, for ledgers."""
+        words = []
+        if self.range is not None:
+            words.append(f"range [{self.range.low:.3g}, {self.range.high:.3g}]")
+        if self.levels is not None:
+            scope = "channel" if self.levels.scale.numel() > 1 else "tensor"
+            words.append(f"{len(self.levels.values)} levels per {scope}")
+        if self.mask is not None:
+            words.append(f"mask {1 - self.mask.float().mean().item():.2%} zero")
+        return ", ".join(words)
+
+
+FREE = Constraints()
+
+
+@dataclass(frozen=True)
+class InputGrid:
+    """The affine integer grid on which a layer's inputs are rounded: `(q - zero_point) * scale`.
+
+    Attributes:
+        bits: Width of q, which is unsigned: q in [0, 2^bits).
+        scale: Step, positive.
+        zero_point: The q that stands for exactly 0.
+    """
+
+    bits: int
+    scale: float
+    zero_point: int
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the rounded inputs; gradients pass where the input lies inside the grid's range."""
+        return torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero_point, 0, 2**self.bits - 1)
+
+
+def attach_(module: nn.Module, grids: Mapping[str, InputGrid]) -> None:
+    """Make each named layer round its inputs, in place; copies of the module round them too."""
+    for name, grid in grids.items():
+        module.get_submodule(name).register_forward_pre_hook(_Rounding(grid))
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    grid: InputGrid
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (self.grid(inputs[0]), *inputs[1:])
+
+
+def straight_through(weight: Tensor, constraints: Constraints) -> Tensor:
+    """Return the projected weight, exactly; its gradient goes to `weight` unchanged, and not through masks.
+
+    References:
+        Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+        Computation, 2013. https://arxiv.org/abs/1308.3432
+    """
+    projected: Tensor = _StraightThrough.apply(weight, constraints)
+    return projected
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, constraints: Constraints) -> Tensor:
+        ctx.mask = constraints.mask
+        return constraints.project(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return (gradient if ctx.mask is None else gradient * ctx.mask), None

@@ -1,0 +1,1 @@
+"""Train a smaller network to say what a larger one says."""

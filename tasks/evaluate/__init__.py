@@ -1,0 +1,1 @@
+"""Measure one model on the test split."""

@@ -1,0 +1,53 @@
+"""The numbers of one model: the same keys for all, in the same order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tasks import metrics
+from tasks.checkpoints import Checkpoint
+
+HEADLINE = ("accuracy", "agreement", "nll", "ratio", "size_bytes")
+"""The measures that `dvc metrics show` prints; all thirteen are too wide for a terminal."""
+
+Row = dict[str, float]
+
+
+def measure(
+    model: Checkpoint, teacher: Checkpoint, logits: Tensor, reference: Tensor, labels: Tensor, size: int
+) -> Row:
+    """Return every deterministic measure, rounded to six significant digits.
+
+    Args:
+        model: What is measured.
+        teacher: What it descends from.
+        logits: The model's answers [N, C] on the test split.
+        reference: The teacher's answers [N, C].
+        labels: The truth [N].
+        size: Bytes of the model on disk.
+    """
+    share = metrics.accuracy(logits, labels)
+    low, high = metrics.wilson_interval(share, len(labels))
+    count = metrics.parameters(model.module)
+    row = {
+        "accuracy": share,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "nll": metrics.nll(logits, labels),
+        "calibration_error": metrics.calibration_error(logits, labels),
+        "agreement": metrics.agreement(logits, reference),
+        "size_bytes": size,
+        # Four bytes for each of the teacher's parameters, whatever its file takes: no gain from a fat header.
+        "ratio": 4 * metrics.parameters(teacher.module) / size,
+        "parameters": count,
+        "nonzeros": metrics.nonzeros(model.module),
+        "macs": metrics.macs(model.module, model.shape),
+        "sparsity": metrics.sparsity(model.module),
+        "bits_per_weight": 8 * size / count,
+    }
+    return {key: value if isinstance(value, int) else float(f"{value:.6g}") for key, value in row.items()}
+
+
+def headline(row: Row) -> Row:
+    """Return the few measures that fit beside each other."""
+    return {key: row[key] for key in HEADLINE}

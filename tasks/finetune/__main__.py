@@ -1,0 +1,37 @@
+"""Stage `compress` of a model with `op: finetune`: python -m tasks.finetune <model>"""
+
+import copy
+from dataclasses import replace
+
+from tasks import data
+from tasks.checkpoints import load_model
+from tasks.finetune.params import FinetuneParams
+from tasks.fit import fit_
+from tasks.losses import against_teacher
+from tasks.stages import run
+from tasks.steps import begin_model, finish
+
+
+def main(model: str) -> None:
+    """Read the parent; train it with its masks, levels and ranges held; write the model."""
+    step = begin_model(model, FinetuneParams)
+    parent, teacher = load_model(step.block.from_), load_model("teacher")
+    hard, soft = step.block.training.hard_loss(), step.block.loss
+    child = replace(parent, module=copy.deepcopy(parent.module))
+    curve = fit_(
+        child.module,
+        step.block.training,
+        hard if soft is None else against_teacher(soft, teacher.module),
+        data.read(data.TRAIN),
+        data.read(data.VALIDATION),
+        scratch=(scratch := step.scratch(step.block.from_, "teacher")),
+        seed=step.seed,
+        constraints=parent.constraints,
+        title=step.name,
+    )
+    finish(step, parent, child, {}, curve)
+    scratch.clear()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,17 @@
+"""The block of a model with `op: finetune`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tasks.fit import Training
+from tasks.losses import SoftTargets
+from tasks.params import Block
+
+
+class FinetuneParams(Block):
+    """How the model is trained further; with `loss`, on the soft targets of `teacher`."""
+
+    op: Literal["finetune"]
+    training: Training
+    loss: SoftTargets | None = None

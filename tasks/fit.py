@@ -1,0 +1,363 @@
+"""The one training loop: the teacher, fine-tuning and distilling pass it their loss.
+
+Every random number is a function of the seed and the epoch, so that a training that was interrupted goes on
+to the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tasks.checkpoints import state
+from tasks.constraints import Constraints, straight_through
+from tasks.data import Examples, pixels
+from tasks.errors import DecantError
+from tasks.models import compressible, predict
+from tasks.params import Fraction, Section, derive_seed
+from tasks.scratch import Scratch
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(inputs [N, C, H, W], logits [N, K], labels [N]) -> scalar, in nats."""
+
+Row = dict[str, float]
+"""One epoch of the curve."""
+
+
+class Sgd(Section):
+    """Stochastic gradient descent with Nesterov momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    learning_rate: PositiveFloat = 0.1
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer over parameter groups."""
+        return torch.optim.SGD(groups, self.learning_rate, momentum=self.momentum, nesterov=True)
+
+
+class Adamw(Section):
+    """Adam with decoupled weight decay.
+
+    References:
+        Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2017. https://arxiv.org/abs/1711.05101
+    """
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat = 0.001
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer over parameter groups."""
+        return torch.optim.AdamW(groups, self.learning_rate)
+
+
+class OneCycle(Section):
+    """Rise linearly over the first `warmup` of all steps, then fall to zero by a cosine.
+
+    References:
+        Smith and Topin, Super-Convergence, 2017. https://arxiv.org/abs/1708.07120
+    """
+
+    kind: Literal["one-cycle"] = "one-cycle"
+    warmup: Fraction = 0.2
+
+    def factor(self, progress: float) -> float:
+        """Return the share of the full learning rate at `progress` in [0, 1] of all steps."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        return _half_cosine((progress - self.warmup) / max(1 - self.warmup, 1e-9))
+
+
+class Cosine(Section):
+    """Fall from the full learning rate to zero by a cosine.
+
+    References:
+        Loshchilov and Hutter, SGDR, 2016. https://arxiv.org/abs/1608.03983
+    """
+
+    kind: Literal["cosine"] = "cosine"
+
+    def factor(self, progress: float) -> float:
+        """Return the share of the full learning rate at `progress` in [0, 1] of all steps."""
+        return _half_cosine(progress)
+
+
+class Augmentation(Section):
+    """Random changes of every training image: mirrored half of the time, shifted in both directions."""
+
+    flip: bool = True
+    shift: Annotated[int, Field(ge=0)] = 1
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return images [N, C, H, W], each flipped and shifted by its own draw; what shifts in is zero."""
+        count, _, height, width = images.shape
+        flips = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
+        shifts = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator) + self.shift
+        columns = torch.arange(width).expand(count, -1)
+        columns = torch.where(flips[:, None], columns.flip(1), columns) + shifts[0]
+        rows = torch.arange(height) + shifts[1]
+        padded = F.pad(images, [self.shift] * 4)
+        picked = torch.arange(count)[:, None, None]
+        return padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class Training(Section):
+    """How a network is trained; part of the block of every model that trains."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = 128
+    optimizer: Annotated[Sgd | Adamw, Field(discriminator="kind")] = Sgd()
+    schedule: Annotated[OneCycle | Cosine, Field(discriminator="kind")] = OneCycle()
+    weight_decay: NonNegativeFloat = 0.0005
+    l1: NonNegativeFloat = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augmentation: Augmentation = Augmentation()
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patience: PositiveInt | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def hard_loss(self) -> Loss:
+        """Return cross entropy against the labels, smoothed as the recipe says."""
+        return lambda _, logits, labels: F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+
+@dataclass
+class _Progress:
+    """All that changes while a network is trained; what an interrupted training is resumed from."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: dict[str, Tensor]
+    curve: list[Row]
+    best: dict[str, Tensor]
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": self.averaged,
+            "curve": self.curve,
+            "best": self.best,
+        }
+
+    def restore_(self, content: dict[str, Any]) -> None:
+        self.module.load_state_dict(content["module"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.averaged, self.curve, self.best = content["averaged"], content["curve"], content["best"]
+
+
+def fit_(
+    module: nn.Module,
+    training: Training,
+    loss: Loss,
+    train: Examples,
+    validation: Examples,
+    *,
+    scratch: Scratch,
+    seed: int,
+    constraints: Mapping[str, Constraints],
+    title: str,
+) -> list[Row]:
+    """Train `module` in place and return its curve, one row an epoch.
+
+    Constrained weights obey in every forward pass; what is trained is the free weight behind each (straight
+    through), and the module ends with the constrained ones. With `average`, it ends with the moving average;
+    with `patience`, with the epoch of the lowest validation loss. A training that was interrupted goes on
+    from its last whole epoch, to the same bits.
+
+    Args:
+        module: The network; ends in eval mode.
+        training: Epochs, optimizer, schedule, augmentation and the rest.
+        loss: What is minimized, beside the L1 term of the recipe.
+        train: Examples to learn from.
+        validation: Examples for the curve and for early stopping; never the test split.
+        scratch: Where the state is kept while the training runs.
+        seed: Decides the order of the images and their augmentation.
+        constraints: By the weights' names.
+        title: What the progress bar says.
+
+    Raises:
+        DecantError: The loss became NaN or infinite.
+    """
+    _lay_out_(module, torch.channels_last)
+    optimizer = training.optimizer.build(_groups(module, training.weight_decay))
+    progress = _Progress(module, optimizer, _copy(state(module)), [], {})
+    if (content := scratch.read()) is not None:
+        progress.restore_(content)
+    with _bar(title, training, len(train), done=len(progress.curve)) as bar:
+        while len(progress.curve) < training.epochs and not _exhausted(progress.curve, training.patience):
+            row = _epoch(progress, training, loss, train, seed, constraints, bar)
+            progress.curve.append(row | _validate(progress, training, validation, constraints))
+            if progress.curve[-1] is _best(progress.curve):
+                progress.best = _copy(_final(progress, training))
+            scratch.write(progress.content())
+    module.load_state_dict(progress.best if training.patience else _final(progress, training), strict=False)
+    with torch.no_grad():
+        for name, constraint in constraints.items():
+            weight = module.get_parameter(name)
+            weight.copy_(constraint.project(weight))
+    _lay_out_(module, torch.contiguous_format)
+    module.eval()
+    return progress.curve
+
+
+def _epoch(
+    progress: _Progress,
+    training: Training,
+    loss: Loss,
+    train: Examples,
+    seed: int,
+    constraints: Mapping[str, Constraints],
+    bar: tqdm[Any],
+) -> Row:
+    """Take one pass over the training images and return its mean loss, accuracy and last learning rate."""
+    epoch = len(progress.curve)
+    losses, hits, seen, rate = 0.0, 0, 0, 0.0
+    progress.module.train()
+    batches = list(_batches(train, training, derive_seed(seed, f"epoch {epoch}")))
+    for step, (images, labels) in enumerate(batches):
+        rate = _set_rate_(progress.optimizer, training, (epoch + step / len(batches)) / training.epochs)
+        value, logits = _step_(progress, training, loss, pixels(images), labels, constraints)
+        _average_(progress, training.average, epoch * len(batches) + step)
+        losses += value * len(labels)
+        hits += int((logits.argmax(1) == labels).sum())
+        seen += len(labels)
+        bar.set_postfix(loss=f"{losses / seen:.3f}", accuracy=f"{hits / seen:.3f}", refresh=False)
+        bar.update(len(labels))
+    if not math.isfinite(losses):
+        raise DecantError(f"The loss became {losses} in epoch {epoch + 1}; lower the learning rate")
+    return {"epoch": epoch + 1, "loss": losses / seen, "accuracy": hits / seen, "learning_rate": rate}
+
+
+def _batches(train: Examples, training: Training, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield augmented batches in a random order; the last one is left out where it is not full."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(train), generator=generator)
+    size = min(training.batch_size, len(train))
+    for chosen in order[: len(train) // size * size].split(size):
+        images = training.augmentation.apply(train.images[chosen], generator)
+        yield images.contiguous(memory_format=torch.channels_last), train.labels[chosen]
+
+
+def _step_(
+    progress: _Progress,
+    training: Training,
+    loss: Loss,
+    inputs: Tensor,
+    labels: Tensor,
+    constraints: Mapping[str, Constraints],
+) -> tuple[float, Tensor]:
+    """Take one step of the optimizer; return the loss and the logits."""
+    module = progress.module
+    obeying = {
+        name: straight_through(module.get_parameter(name), constraint)
+        for name, constraint in constraints.items()
+    }
+    with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
+        logits = functional_call(module, obeying, (inputs,)) if obeying else module(inputs)
+    value = loss(inputs, logits.float(), labels)
+    total = value
+    if training.l1:
+        total = (
+            value + training.l1 * torch.stack([w.abs().sum() for w in compressible(module).values()]).sum()
+        )
+    progress.optimizer.zero_grad()
+    total.backward()
+    progress.optimizer.step()
+    return value.item(), logits.detach()
+
+
+def _validate(
+    progress: _Progress, training: Training, validation: Examples, constraints: Mapping[str, Constraints]
+) -> Row:
+    """Return loss and accuracy on the validation images of the network as it would end here."""
+    final = _final(progress, training)
+    tensors = {name: constraints[name].project(t) if name in constraints else t for name, t in final.items()}
+    logits = predict(
+        lambda inputs: functional_call(progress.module.eval(), tensors, (inputs,)), validation.images
+    )
+    return {
+        "validation_loss": F.cross_entropy(logits, validation.labels).item(),
+        "validation_accuracy": (logits.argmax(1) == validation.labels).float().mean().item(),
+    }
+
+
+def _final(progress: _Progress, training: Training) -> dict[str, Tensor]:
+    """Return the free weights and buffers that the training would end with now."""
+    return progress.averaged if training.average else state(progress.module)
+
+
+def _average_(progress: _Progress, decay: float, step: int) -> None:
+    """Move the average towards the network, faster in the first steps, when there is little to average."""
+    if decay == 0:
+        return
+    share = 1 - min(decay, (step + 1) / (step + 10))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(progress.averaged.values()), list(state(progress.module).values()), share)
+
+
+def _set_rate_(optimizer: torch.optim.Optimizer, training: Training, at: float) -> float:
+    rate = training.optimizer.learning_rate * training.schedule.factor(at)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Return parameter groups: weight decay pulls at weights, not at biases and batch norms."""
+    decayed = {id(weight) for weight in compressible(module).values()}
+    parameters = list(module.parameters())
+    return [
+        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": decay},
+        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def _best(curve: list[Row]) -> Row:
+    return min(curve, key=lambda row: row["validation_loss"])
+
+
+def _exhausted(curve: list[Row], patience: int | None) -> bool:
+    if patience is None or not curve:
+        return False
+    return len(curve) - curve.index(_best(curve)) > patience
+
+
+def _lay_out_(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Convolutions train a sixth faster with the channels last; models are evaluated and saved contiguous."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=memory_format)
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _half_cosine(progress: float) -> float:
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def _bar(title: str, training: Training, images: int, done: int) -> tqdm[Any]:
+    """Return the bar over all epochs' images; in a log file it writes a line every ten seconds."""
+    size = min(training.batch_size, images)
+    whole = images // size * size
+    return tqdm(
+        total=training.epochs * whole,
+        initial=done * whole,
+        desc=title,
+        unit=" images",
+        unit_scale=True,
+        mininterval=0.2 if sys.stderr.isatty() else 10,
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,151 @@
+"""What an operation did to each layer, and what it left alone and why: printed, stored, and never empty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from tasks.checkpoints import Checkpoint
+from tasks.constraints import FREE
+from tasks.errors import DecantError
+from tasks.models import compressible
+from tasks.params import did_you_mean
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What happened to one parameter.
+
+    Attributes:
+        name: The parameter, such as `stages.0.conv1.weight`.
+        count: Its elements.
+        weight: Whether it is a weight that compression works on, not a bias or a batch norm.
+        changed: How many of its elements have another value than before.
+        zeros: How many are zero now.
+        holds: The constraints that it obeys from now on; empty where there are none.
+        untouched: Why the operation left it alone; empty where it did not.
+    """
+
+    name: str
+    weight: bool
+    count: int
+    changed: int
+    zeros: int
+    holds: str
+    untouched: str
+
+
+def select(module: nn.Module, skip: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the weights to work on, and why each other parameter is left alone.
+
+    Args:
+        module: The network.
+        skip: Layers that the recipe leaves out, such as `head`.
+
+    Raises:
+        DecantError: The recipe skips a layer that there is not, or all of them.
+    """
+    weights = list(compressible(module))
+    layers = [name.removesuffix(".weight") for name in weights]
+    for layer in skip:
+        if layer not in layers:
+            raise DecantError(f"skip names no layer {layer!r}{did_you_mean(layer, layers)}")
+    chosen = [name for name in weights if name.removesuffix(".weight") not in skip]
+    if not chosen:
+        raise DecantError(f"skip names every layer there is: {', '.join(layers)}")
+    reasons = {name: "bias or batch norm, kept in float32" for name, _ in module.named_parameters()}
+    reasons |= dict.fromkeys(weights, "named in skip")
+    return chosen, {name: reason for name, reason in reasons.items() if name not in chosen}
+
+
+def compare(parent: Checkpoint, child: Checkpoint, untouched: Mapping[str, str]) -> list[Entry]:
+    """Return one entry for each parameter of the child, whose architecture is the parent's.
+
+    Raises:
+        DecantError: Nothing changed: no weight, no constraint, no rounding of inputs.
+    """
+    before, weights = dict(parent.module.named_parameters()), compressible(child.module)
+    entries = [
+        Entry(
+            name=name,
+            weight=name in weights,
+            count=parameter.numel(),
+            changed=int((parameter != before[name]).sum()),
+            zeros=int((parameter == 0).sum()),
+            holds=_holds(child, name),
+            untouched=untouched.get(name, ""),
+        )
+        for name, parameter in child.module.named_parameters()
+    ]
+    held = {name: _holds(parent, name) for name in before}
+    if not any(entry.changed or entry.holds != held[entry.name] for entry in entries):
+        raise DecantError(
+            "The operation changed nothing: no weight has another value and no new constraint; "
+            "ask for more (a higher sparsity, a narrower range, fewer bits) or remove the model's block"
+        )
+    return entries
+
+
+def created(child: Checkpoint) -> list[Entry]:
+    """Return one entry for each parameter of a network that was trained from fresh weights."""
+    weights = compressible(child.module)
+    return [
+        Entry(name, name in weights, p.numel(), p.numel(), int((p == 0).sum()), holds="", untouched="")
+        for name, p in child.module.named_parameters()
+    ]
+
+
+def check_invariants(parent: Checkpoint, child: Checkpoint) -> None:
+    """Hold that whatever the parent's weights and inputs obeyed, the child's obey too.
+
+    Raises:
+        DecantError: An 80 % mask is no longer an 80 % mask, or the like; names the weight.
+    """
+    broken = [
+        f"{name}: {words}"
+        for name, earlier in parent.constraints.items()
+        for words in earlier.broken_by(child.module.get_parameter(name), child.constraints.get(name, FREE))
+    ]
+    broken += [
+        f"{name}: its inputs are no longer rounded as they were"
+        for name, grid in parent.grids.items()
+        if child.grids.get(name) != grid
+    ]
+    if broken:
+        raise DecantError("The operation broke what an earlier one did:\n  " + "\n  ".join(broken))
+
+
+def as_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return the entries for `ledger.json`."""
+    return [asdict(entry) for entry in entries]
+
+
+def show(title: str, entries: Sequence[Entry]) -> None:
+    """Print the ledger: a line for each touched weight, one for the other parameters, one for each reason."""
+    print(title)
+    touched = [entry for entry in entries if not entry.untouched]
+    weights = [entry for entry in touched if entry.weight]
+    width = max((len(entry.name) for entry in weights), default=0)
+    for entry in weights:
+        print(
+            f"  {entry.name:{width}}  {entry.changed:>8,} of {entry.count:>8,} changed"
+            f"  {entry.zeros / entry.count:>7.2%} zero  {entry.holds}".rstrip()
+        )
+    if others := [entry for entry in touched if not entry.weight]:
+        changed, count = sum(entry.changed for entry in others), sum(entry.count for entry in others)
+        print(f"  {'biases and batch norms':{width}}  {changed:>8,} of {count:>8,} changed")
+    for reason in dict.fromkeys(entry.untouched for entry in entries if entry.untouched):
+        left = [entry for entry in entries if entry.untouched == reason]
+        names = ", ".join(entry.name for entry in left[:3]) + (" …" if len(left) > 3 else "")
+        print(f"  untouched: {len(left)} ({sum(e.count for e in left):,} parameters), {reason}: {names}")
+
+
+def _holds(checkpoint: Checkpoint, name: str) -> str:
+    words = [checkpoint.constraints.get(name, FREE).describe()]
+    grid = checkpoint.grids.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+    if grid is not None:
+        words.append(f"inputs in {grid.bits} bits, step {grid.scale:.3g}")
+    return ", ".join(word for word in words if word)

@@ -1,0 +1,97 @@
+"""What a student is trained to match: hard labels, a teacher's soft targets, or a mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks.params import Fraction, Section
+
+
+class Softmax(Section):
+    """Soft targets at temperature 1: the divergence from the teacher's plain class probabilities.
+
+    Helps little where the teacher is nearly certain of every training image: its probabilities are then the
+    hard labels over again, and a temperature above 1 shows more of what it knows.
+
+    References:
+        Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014. https://arxiv.org/abs/1312.6184
+    """
+
+    kind: Literal["softmax"] = "softmax"
+    hard: Fraction = 0.0
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return `hard` times cross entropy plus the rest times the divergence; shape [], in nats."""
+        return _mixed(self.hard, student, labels, softened_kl(student, teacher, 1.0))
+
+
+class Temperature(Section):
+    """Soft targets at temperature T, scaled by T^2, mixed with hard labels.
+
+    Does not help a student of very few bits: the temperature that is best for a float student can be the
+    worst for a 3-bit one. Try T = 1 there too.
+
+    References:
+        Hinton et al., Distilling the Knowledge in a Neural Network, 2015. https://arxiv.org/abs/1503.02531
+    """
+
+    kind: Literal["temperature"] = "temperature"
+    temperature: PositiveFloat = 4.0
+    hard: Fraction = 0.1
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return `hard` times cross entropy plus the rest times the divergence; shape [], in nats."""
+        return _mixed(self.hard, student, labels, softened_kl(student, teacher, self.temperature))
+
+
+SoftTargets = Annotated[Softmax | Temperature, Field(discriminator="kind")]
+
+
+def against_teacher(loss: SoftTargets, teacher: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return the loss over (inputs, logits, labels) for which the teacher answers each batch as augmented."""
+
+    def batch_loss(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            targets = teacher(inputs)
+        return loss(logits, targets, labels)
+
+    return batch_loss
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 * KL(teacher || student) at temperature T, mean over the batch.
+
+    The factor T^2 keeps the gradient's size independent of T, so that one learning rate serves all
+    temperatures.
+
+    Args:
+        student: Logits [N, C], float.
+        teacher: Logits [N, C]; no gradient flows into them.
+        temperature: T > 0. At 1 this is the plain KL divergence.
+
+    Returns:
+        Scalar tensor, shape [], in nats; 0 when both predict the same.
+
+    Raises:
+        ValueError: The shapes differ, or the temperature is not positive.
+
+    References:
+        Hinton et al., 2015, section 2. https://arxiv.org/abs/1503.02531
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"Logits differ in shape: student {[*student.shape]}, teacher {[*teacher.shape]}")
+    if temperature <= 0:
+        raise ValueError(f"Temperature must be positive, got {temperature}")
+    log_p = F.log_softmax(teacher.detach() / temperature, dim=1)
+    log_q = F.log_softmax(student / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _mixed(hard: float, student: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
+    return hard * F.cross_entropy(student, labels) + (1 - hard) * soft

@@ -1,0 +1,1 @@
+"""Set the least important weights to zero, exactly as many as asked."""

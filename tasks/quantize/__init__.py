@@ -1,0 +1,1 @@
+"""Round weights, and the inputs of layers, to a few levels."""

@@ -1,0 +1,67 @@
+"""What every stage does around its main: arguments, exit status, outputs that are whole or absent."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tasks.errors import DecantError
+
+
+def run(main: Callable[..., None]) -> NoReturn:
+    """Call `main` with the command line's words and exit: 0 done, 1 a mistake, in words, 130 interrupted."""
+    names = list(inspect.signature(main).parameters)
+    if len(sys.argv) - 1 != len(names):
+        usage = " ".join(["python -m", main.__module__, *(f"<{name}>" for name in names)])
+        module = getattr(sys.modules["__main__"].__spec__, "parent", None) or main.__module__
+        sys.exit(f"usage: {usage.replace(main.__module__, module)}")
+    try:
+        main(*sys.argv[1:])
+    except DecantError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it there on success, remove it on any failure.
+
+    Works for files and folders. Whoever looks at `path` finds the old content, nothing, or the new content,
+    never half of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that is the same bytes for the same content: keys in the given order, no time stamp, no NaN.
+
+    Raises:
+        ValueError: A number is NaN or infinite; strict JSON has no word for them.
+    """
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

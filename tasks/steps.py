@@ -1,0 +1,115 @@
+"""What operations do around their mathematics: read block and parent; check, print and write the child."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from tasks import data
+from tasks.checkpoints import MODELS, Checkpoint, save
+from tasks.errors import DecantError
+from tasks.ledger import Entry, as_json, check_invariants, compare, show
+from tasks.params import Section, derive_seed, read_section
+from tasks.scratch import Scratch, scratch
+from tasks.stages import replacing, write_json
+
+B = TypeVar("B", bound=Section)
+
+
+@dataclass(frozen=True)
+class Step(Generic[B]):
+    """One run of one operation.
+
+    Attributes:
+        name: The model that it makes.
+        op: The operation.
+        block: The model's block of params.yaml.
+        seed: Of this model alone, derived from the name.
+        threads: How many threads every sum is split over; the bits depend on it.
+    """
+
+    name: str
+    op: str
+    block: B
+    seed: int
+    threads: int
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """All that the result depends on beside files: what the lineage tells and the scratch is found by."""
+        block = self.block.model_dump(mode="json", by_alias=True)
+        return {"name": self.name, "op": self.op, **block, "seed": self.seed, "threads": self.threads}
+
+    def scratch(self, *parents: str) -> Scratch:
+        """Return where a training of this step keeps its state; `parents` are the models that it reads."""
+        weights = [MODELS / parent / "model.safetensors" for parent in parents]
+        return scratch(self.name, self.recipe, [data.TRAIN, data.VALIDATION, *weights])
+
+
+def begin(name: str, section: str, op: str, schema: type[B]) -> Step[B]:
+    """Read the block of `name` and make the process deterministic."""
+    seed, threads = read_section("seed", int), make_deterministic()
+    return Step(name, op, read_section(section, schema), derive_seed(seed, name), threads)
+
+
+def make_deterministic() -> int:
+    """Set the process up so that it gives the same bits every time; return its thread count.
+
+    The count is a parameter because the order in which a sum is split over threads decides its last bits.
+    """
+    threads = read_section("threads", int)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    return threads
+
+
+def begin_model(name: str, schema: type[B]) -> Step[B]:
+    """Read the block of a compressed model, one of those under `models`."""
+    op = read_section(f"models.{name}.op", str)
+    expected = schema.model_fields["op"].annotation
+    if op not in getattr(expected, "__args__", ()):
+        raise DecantError(f"{name} is made by {op}: run `python -m tasks.{op} {name}`")
+    return begin(name, f"models.{name}", op, schema)
+
+
+def finish(
+    step: Step[B],
+    parent: Checkpoint,
+    child: Checkpoint,
+    untouched: Mapping[str, str],
+    curve: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """Check the child against its parent, print the ledger, and write the child to `models/<name>`."""
+    check_invariants(parent, child)
+    write(step, child, compare(parent, child, untouched), curve)
+
+
+def write(
+    step: Step[B], child: Checkpoint, ledger: Sequence[Entry], curve: Sequence[Mapping[str, float]] = ()
+) -> None:
+    """Print the ledger and write `models/<name>`: the model, its ledger, and a curve where it was trained."""
+    show(f"{step.name}: {step.op}", ledger)
+    entry = {**step.recipe, "data": _sum(data.TRAIN), "versions": {"torch": torch.__version__}}
+    with replacing(MODELS / step.name) as folder:
+        folder.mkdir()
+        save(replace(child, lineage=(*child.lineage, entry)), folder)
+        write_json(folder / "ledger.json", as_json(ledger))
+        if curve:
+            _write_curve(folder / "curve.csv", curve)
+
+
+def _write_curve(path: Path, curve: Sequence[Mapping[str, float]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, curve[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: float(f"{value:.6g}") for key, value in row.items()} for row in curve)
+
+
+def _sum(path: Path) -> str:
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"

@@ -1,0 +1,1 @@
+"""Train the network that every compressed model descends from."""

@@ -1,0 +1,1 @@
+"""Check the whole of params.yaml before anything runs."""
