@@ -1,0 +1,121 @@
+"""Projections hold exactly, compose in any order, and let gradients through as they claim."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tasks.constraints import FREE, Constraints, InputGrid, Levels, Range, straight_through
+from tasks.quantize.schemes import Binary, Integer
+
+WEIGHT = torch.tensor([[0.6, -0.2, 0.05, -1.0], [0.0, 0.3, -0.35, 0.1]])
+
+
+def random_weight(seed: int, shape: tuple[int, ...] = (6, 5, 3, 3)) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def any_constraints(seed: int, bits: int, *, ranged: bool, levelled: bool, masked: bool) -> Constraints:
+    weight = random_weight(seed)
+    scheme = Binary() if bits == 1 else Integer(bits=bits, per_channel=bool(seed % 2))
+    return Constraints(
+        range=Range(-0.8, 1.1) if ranged else None,
+        levels=scheme.levels(weight) if levelled else None,
+        mask=random_weight(seed + 1) > 0.3 if masked else None,
+    )
+
+
+@given(st.integers(0, 50), st.integers(1, 8), st.booleans(), st.booleans(), st.booleans())
+def test_projecting_twice_changes_nothing_more(
+    seed: int, bits: int, ranged: bool, levelled: bool, masked: bool
+) -> None:
+    constraints = any_constraints(seed, bits, ranged=ranged, levelled=levelled, masked=masked)
+    once = constraints.project(random_weight(seed))
+    assert torch.equal(constraints.project(once), once)
+    assert constraints.broken_by(once, constraints) == []
+
+
+def test_levels_choose_the_nearest_by_a_naive_loop() -> None:
+    levels = Levels(torch.tensor([-1.5, -0.25, 0.0, 2.0]), torch.tensor(0.4))
+    weight = random_weight(3).flatten()
+    steps = [v * 0.4 for v in levels.values.tolist()]
+    naive = [min(steps, key=lambda step: abs(step - w)) for w in weight.tolist()]
+    assert torch.allclose(levels.project(weight), torch.tensor(naive))
+
+
+def test_half_way_goes_up_and_beyond_the_ends_is_cut() -> None:
+    levels = Levels(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor(1.0))
+    assert levels.project(torch.tensor([-9.0, -0.5, 0.5, 9.0])).tolist() == [-1.0, 0.0, 1.0, 1.0]
+
+
+def test_zero_stays_zero_under_a_mask_though_binary_levels_have_no_zero() -> None:
+    mask = torch.tensor([[True, False, True, True], [True, True, True, False]])
+    binary = Constraints(levels=Levels(torch.tensor([-1.0, 1.0]), torch.tensor(0.5)), mask=mask)
+    assert binary.project(WEIGHT).tolist() == [[0.5, 0.0, 0.5, -0.5], [0.5, 0.5, -0.5, 0.0]]
+
+
+def test_ranges_and_masks_intersect() -> None:
+    first = Constraints(range=Range(-1, 0.5), mask=torch.tensor([True, True, False]))
+    both = first.narrow(range=Range(-0.2, math.inf), mask=torch.tensor([False, True, True]))
+    assert both.range == Range(-0.2, 0.5)
+    assert both.mask is not None
+    assert both.mask.tolist() == [False, True, False]
+
+
+def test_a_second_quantization_is_refused() -> None:
+    levels = Integer(bits=8).levels(WEIGHT)
+    with pytest.raises(ValueError, match="levels already"):
+        Constraints(levels=levels).narrow(levels=levels)
+
+
+def test_a_revived_weight_is_told() -> None:
+    earlier = Constraints(mask=WEIGHT != 0.6)
+    assert earlier.broken_by(WEIGHT, earlier) == ["1 of 1 masked weights are not zero"]
+
+
+def test_a_lost_mask_is_told_even_while_its_weights_are_zero() -> None:
+    earlier = Constraints(mask=WEIGHT != 0)
+    assert earlier.broken_by(WEIGHT, FREE) == ["the mask was lost or widened"]
+
+
+def test_lost_levels_and_a_widened_range_are_told() -> None:
+    earlier = Constraints(range=Range(-1, 1), levels=Integer(bits=4).levels(WEIGHT))
+    later = Constraints(range=Range(-2, 1), levels=Integer(bits=8).levels(WEIGHT))
+    assert earlier.broken_by(earlier.project(WEIGHT), later) == [
+        "the quantization levels were lost or changed",
+        "the range [-1, 1] was lost or widened",
+    ]
+
+
+def test_a_weight_off_its_grid_is_told() -> None:
+    held = Constraints(levels=Integer(bits=8).levels(WEIGHT))
+    moved = held.project(WEIGHT)
+    moved[0, 0] += 1e-4
+    assert held.broken_by(moved, held) == ["1 of 8 weights are off their range, levels or mask"]
+
+
+def test_the_gradient_passes_straight_through_but_not_through_masks() -> None:
+    mask = WEIGHT > 0
+    held = Constraints(levels=Integer(bits=4).levels(WEIGHT), mask=mask)
+    weight = WEIGHT.clone().requires_grad_()
+    factors = torch.arange(8.0).reshape(2, 4)
+    projected = straight_through(weight, held)
+    (projected * factors).sum().backward()
+    assert torch.equal(projected, held.project(WEIGHT))
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, factors * mask)
+
+
+def test_an_input_grid_agrees_with_a_loop_in_double_precision() -> None:
+    grid = InputGrid(bits=4, scale=0.25, zero_point=5)
+    inputs = torch.linspace(-3, 4, 57)
+    naive = [(min(max(round(x / 0.25) + 5, 0), 15) - 5) * 0.25 for x in inputs.tolist()]
+    assert grid(inputs).tolist() == naive
+
+
+def test_descriptions_name_each_constraint() -> None:
+    held = Constraints(Range(-1, 1), Integer(bits=4, per_channel=False).levels(WEIGHT), WEIGHT != 0)
+    assert held.describe() == "range [-1, 1], 15 levels per tensor, mask 12.50% zero"
