@@ -13,6 +13,7 @@ import torch
 
 from tasks import data
 from tasks.checkpoints import MODELS, Checkpoint, save
+from tasks.determinism import make_deterministic
 from tasks.errors import DecantError
 from tasks.ledger import Entry, as_json, check_invariants, compare, show
 from tasks.params import Section, derive_seed, read_section
@@ -56,17 +57,6 @@ def begin(name: str, section: str, op: str, schema: type[B]) -> Step[B]:
     """Read the block of `name` and make the process deterministic."""
     seed, threads = read_section("seed", int), make_deterministic()
     return Step(name, op, read_section(section, schema), derive_seed(seed, name), threads)
-
-
-def make_deterministic() -> int:
-    """Set the process up so that it gives the same bits every time; return its thread count.
-
-    The count is a parameter because the order in which a sum is split over threads decides its last bits.
-    """
-    threads = read_section("threads", int)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    return threads
 
 
 def begin_model(name: str, schema: type[B]) -> Step[B]:

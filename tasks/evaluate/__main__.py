@@ -4,10 +4,10 @@ from pathlib import Path
 
 from tasks import data
 from tasks.checkpoints import MODELS, load_model, size_bytes
+from tasks.determinism import make_deterministic
 from tasks.evaluate.measures import headline, measure
 from tasks.models import predict
 from tasks.stages import run, write_json
-from tasks.steps import make_deterministic
 
 
 def main(model: str) -> None:

@@ -1,0 +1,18 @@
+"""The settings under which a process gives the same bits every time."""
+
+from __future__ import annotations
+
+import torch
+
+from tasks.params import read_section
+
+
+def make_deterministic() -> int:
+    """Set the process up so that it gives the same bits every time; return its thread count.
+
+    The count is a parameter because the order in which a sum is split over threads decides its last bits.
+    """
+    threads = read_section("threads", int)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    return threads

@@ -1,0 +1,43 @@
+"""What our modules import, read from the files without running them."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def file_of(module: str) -> Path | None:
+    """Return the file of a module of ours, relative to the root; None for a library's."""
+    base = Path(*module.split("."))
+    candidates = (base.with_suffix(".py"), base / "__init__.py")
+    return next((path for path in candidates if (ROOT / path).is_file()), None)
+
+
+@cache
+def imported_by(file: Path) -> frozenset[str]:
+    """Return the full names of the modules that a file imports anywhere, functions included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
+            assert node.module is not None
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(names)
+
+
+def closure(file: Path) -> set[Path]:
+    """Return the file and every file of ours that running it reads, the packages' `__init__.py` included."""
+    seen: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        current = waiting.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        waiting += [parent / "__init__.py" for parent in current.parents if parent != Path()]
+        waiting += [path for name in imported_by(current) if (path := file_of(name)) is not None]
+    return seen

@@ -1,0 +1,271 @@
+"""The training loop: it learns, it holds what it must hold, and half plus half equals whole to the bit."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks import fit as fit_module
+from tasks.checkpoints import state
+from tasks.constraints import Constraints
+from tasks.data import Examples
+from tasks.errors import DecantError
+from tasks.fit import Adamw, Augmentation, Cosine, OneCycle, Sgd, Training, fit_
+from tasks.models import Mlp, Resnet, build
+from tasks.quantize.schemes import Binary, Integer
+from tasks.scratch import Scratch
+
+
+def examples(seed: int, count: int = 96) -> Examples:
+    """Three classes, told apart by where the bright stripe is."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 8, 8), generator=generator)
+    for index, label in enumerate(labels.tolist()):
+        images[index, 0, 1 + 2 * label] += 150
+    return Examples(images.to(torch.uint8), labels, ("low", "middle", "high"))
+
+
+TRAIN, VALIDATION = examples(0), examples(1, 48)
+RECIPE: dict[str, Any] = {
+    "epochs": 4,
+    "batch_size": 16,
+    "optimizer": Sgd(learning_rate=0.05),
+    "augmentation": Augmentation(flip=True, shift=0),
+    "average": 0.9,
+}
+
+
+def train(
+    module: nn.Module,
+    folder: Path,
+    constraints: dict[str, Constraints] | None = None,
+    seed: int = 5,
+    **changes: Any,
+) -> list[dict[str, float]]:
+    training = Training(**(RECIPE | changes))
+    return fit_(
+        module,
+        training,
+        training.hard_loss(),
+        TRAIN,
+        VALIDATION,
+        scratch=Scratch(folder, "id"),
+        seed=seed,
+        constraints=constraints or {},
+        title="test",
+    )
+
+
+def resnet() -> nn.Module:
+    return build(Resnet(widths=(4, 8), blocks=(1, 1)), (1, 8, 8), 3, seed=1)
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(tensor, state(other)[name]) for name, tensor in state(one).items())
+
+
+def test_it_learns_and_the_curve_says_so(tmp_path: Path) -> None:
+    module = resnet()
+    curve = train(module, tmp_path, epochs=8)
+    assert [row["epoch"] for row in curve] == list(range(1, 9))
+    assert curve[-1]["validation_accuracy"] == 1.0
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert not module.training
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(learning_rate=0.05), Adamw(learning_rate=0.005)])
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+@pytest.mark.parametrize("patience", [None, 2])
+def test_half_and_half_equals_whole_to_the_bit(
+    optimizer: Sgd | Adamw,
+    stop_after: int,
+    patience: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changes = {"optimizer": optimizer, "patience": patience, "epochs": 5}
+    whole, halves = resnet(), resnet()
+    curve = train(whole, tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "_epoch", interrupt_after(stop_after, fit_module._epoch))
+        with pytest.raises(KeyboardInterrupt):
+            train(halves, tmp_path / "halves", **changes)
+    fresh = resnet()
+    assert train(fresh, tmp_path / "halves", **changes) == curve
+    assert equal(fresh, whole)
+
+
+def interrupt_after(epochs: int, original: Callable[..., Any]) -> Callable[..., Any]:
+    count = 0
+
+    def epoch(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > epochs:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    return epoch
+
+
+def test_a_broken_state_is_passed_over_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, again = resnet(), resnet()
+    train(whole, tmp_path / "whole")
+    broken = Scratch(tmp_path / "broken", "id")
+    broken.folder.mkdir()
+    broken.file.write_bytes(b"no state at all")
+    train(again, tmp_path / "broken")
+    assert "cannot be read" in capsys.readouterr().err
+    assert equal(whole, again)
+
+
+def test_reading_a_state_executes_nothing(tmp_path: Path) -> None:
+    class Mischief:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    place = Scratch(tmp_path / "folder", "id")
+    place.folder.mkdir()
+    torch.save({"module": Mischief()}, place.file)
+    assert place.read() is None
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_seed_decides_and_the_global_generator_does_not(tmp_path: Path) -> None:
+    one, same, other = resnet(), resnet(), resnet()
+    train(one, tmp_path / "1")
+    torch.manual_seed(123)
+    train(same, tmp_path / "2")
+    train(other, tmp_path / "3", seed=6)
+    assert equal(one, same)
+    assert not equal(one, other)
+
+
+def held_by(module: nn.Module, scheme: Integer | Binary, sparsity: float = 0.5) -> dict[str, Constraints]:
+    name = "stages.1.conv1.weight"
+    weight = module.get_parameter(name).detach()
+    return {
+        name: Constraints(
+            levels=scheme.levels(weight),
+            mask=weight.abs() > weight.abs().quantile(sparsity),
+        )
+    }
+
+
+@pytest.mark.parametrize("scheme", [Integer(bits=4), Integer(bits=2, per_channel=False), Binary()])
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_masks_and_levels_are_held_while_the_weight_is_trained(
+    scheme: Integer | Binary, average: float, tmp_path: Path
+) -> None:
+    module = resnet()
+    constraints = held_by(module, scheme)
+    (name, held), *_ = constraints.items()
+    with torch.no_grad():
+        module.get_parameter(name).copy_(held.project(module.get_parameter(name)))
+    before = module.get_parameter(name).detach().clone()
+    train(module, tmp_path, constraints, epochs=8, average=average)
+    after = module.get_parameter(name)
+    assert held.broken_by(after, held) == []
+    assert not torch.equal(after, before)
+
+
+def test_early_stopping_ends_with_the_best_epoch(tmp_path: Path) -> None:
+    module = build(Mlp(hidden=(32,)), (1, 8, 8), 3, seed=0)
+    curve = train(module, tmp_path, epochs=60, patience=2, average=0.0, optimizer=Adamw(learning_rate=0.1))
+    losses = [row["validation_loss"] for row in curve]
+    best = losses.index(min(losses))
+    assert len(curve) == best + 3 < 60
+    logits = module(VALIDATION.images.float() / 255)
+    assert F.cross_entropy(logits, VALIDATION.labels).item() == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_weight_decay_pulls_at_weights_alone() -> None:
+    module = resnet()
+    decayed, free = fit_module._groups(module, 0.1)
+    assert {p.dim() for p in decayed["params"]} == {2, 4}
+    assert {p.dim() for p in free["params"]} == {1}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+
+
+def test_l1_drives_weights_towards_zero(tmp_path: Path) -> None:
+    plain, pulled = resnet(), resnet()
+    train(plain, tmp_path / "plain", weight_decay=0.0)
+    train(pulled, tmp_path / "pulled", weight_decay=0.0, l1=0.01)
+
+    def size(module: nn.Module) -> float:
+        return module.get_parameter("stages.1.conv1.weight").abs().sum().item()
+
+    assert size(pulled) < 0.7 * size(plain)
+
+
+def test_the_smoothed_loss_is_torchs() -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    value = Training(epochs=1, label_smoothing=0.1).hard_loss()(logits, logits, labels)
+    assert value == F.cross_entropy(logits, labels, label_smoothing=0.1)
+
+
+def test_nan_ends_the_training_in_words(tmp_path: Path) -> None:
+    with pytest.raises(DecantError, match=r"The loss became (nan|inf) in epoch \d+; lower the learning rate"):
+        train(resnet(), tmp_path, optimizer=Sgd(learning_rate=1e30))
+
+
+def test_flips_and_shifts_agree_with_a_loop() -> None:
+    images = torch.randint(1, 256, (40, 2, 5, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    moved = Augmentation(flip=True, shift=2).apply(images, torch.Generator().manual_seed(3))
+    found = {
+        (flip, dy, dx) for image, new in zip(images, moved, strict=True) for flip, dy, dx in fits(image, new)
+    }
+    assert {flip for flip, _, _ in found} == {False, True}
+    assert {dy for _, dy, _ in found} == {dx for _, _, dx in found} == {-2, -1, 0, 1, 2}
+    assert all(len(fits(image, new)) == 1 for image, new in zip(images, moved, strict=True))
+
+
+def fits(image: Tensor, new: Tensor) -> list[tuple[bool, int, int]]:
+    """Return every flip and shift that turns the image into the new one."""
+    return [
+        (flip, dy, dx)
+        for flip in (False, True)
+        for dy in range(-2, 3)
+        for dx in range(-2, 3)
+        if torch.equal(moved_by_hand(image, flip, dy, dx), new)
+    ]
+
+
+def moved_by_hand(image: Tensor, flip: bool, dy: int, dx: int) -> Tensor:
+    _, height, width = image.shape
+    new = torch.zeros_like(image)
+    for y in range(height):
+        for x in range(width):
+            from_y, from_x = y + dy, x + dx if not flip else width - 1 - x + dx
+            if 0 <= from_y < height and 0 <= from_x < width:
+                new[:, y, x] = image[:, from_y, from_x]
+    return new
+
+
+def test_schedules_by_hand() -> None:
+    assert [OneCycle(warmup=0.5).factor(p) for p in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(
+        [0, 0.5, 1, 0.5, 0]
+    )
+    assert [Cosine().factor(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert OneCycle(warmup=0).factor(0) == 1
+
+
+def test_the_average_is_the_one_of_a_loop() -> None:
+    module = build(Mlp(hidden=(2,)), (1, 2, 2), 2, seed=0)
+    progress = fit_module._Progress(module, Sgd().build([{"params": module.parameters()}]), {}, [], {})
+    progress.averaged = fit_module._copy(state(module))
+    expected = copy.deepcopy(progress.averaged)
+    for step in range(5):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter += step
+        fit_module._average_(progress, 0.4, step)
+        decay = min(0.4, (step + 1) / (step + 10))
+        expected = {n: decay * t + (1 - decay) * state(module)[n] for n, t in expected.items()}
+    assert all(torch.allclose(progress.averaged[name], tensor) for name, tensor in expected.items())
