@@ -28,6 +28,9 @@ from tasks.packing import decode_mask, encode_mask, pack, unpack
 from tasks.stages import write_json
 
 MODELS = Path("models")
+DEPLOYED = ("model.safetensors", "model.json")
+"""The files that rebuild the function: what ships, and what is counted."""
+
 FORMAT = 1
 
 
@@ -85,7 +88,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 
 def size_bytes(folder: Path) -> int:
     """Return the bytes on disk that rebuild the function: weights and description, without the lineage."""
-    return sum((folder / file).stat().st_size for file in ("model.safetensors", "model.json"))
+    return sum((folder / file).stat().st_size for file in DEPLOYED)
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:

@@ -198,7 +198,7 @@ def fit_(
         while len(progress.curve) < training.epochs and not _exhausted(progress.curve, training.patience):
             row = _epoch(progress, training, loss, train, seed, constraints, bar)
             progress.curve.append(row | _validate(progress, training, validation, constraints))
-            if progress.curve[-1] is _best(progress.curve):
+            if training.patience and progress.curve[-1] is _best(progress.curve):
                 progress.best = _copy(_final(progress, training))
             scratch.write(progress.content())
     module.load_state_dict(progress.best if training.patience else _final(progress, training), strict=False)

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from tasks import data
-from tasks.checkpoints import MODELS, Checkpoint, save
+from tasks.checkpoints import DEPLOYED, MODELS, Checkpoint, save
 from tasks.determinism import make_deterministic
 from tasks.errors import DecantError
 from tasks.ledger import Entry, as_json, check_invariants, compare, show
@@ -49,8 +49,8 @@ class Step(Generic[B]):
 
     def scratch(self, *parents: str) -> Scratch:
         """Return where a training of this step keeps its state; `parents` are the models that it reads."""
-        weights = [MODELS / parent / "model.safetensors" for parent in parents]
-        return scratch(self.name, self.recipe, [data.TRAIN, data.VALIDATION, *weights])
+        files = [MODELS / parent / file for parent in parents for file in DEPLOYED]
+        return scratch(self.name, self.recipe, [data.TRAIN, data.VALIDATION, *files])
 
 
 def begin(name: str, section: str, op: str, schema: type[B]) -> Step[B]:

@@ -1,0 +1,92 @@
+"""Throw-away clones of the repository as it stands, with a small data set, for tests and for `make smoke`."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.imports import ROOT
+
+
+def clone(folder: Path) -> Path:
+    """Return a clone in `folder` with the working tree's changes committed on top, sharing nothing."""
+    run(["git", "clone", "--quiet", "--no-local", str(ROOT), str(folder)], folder.parent)
+    listed = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], ROOT).split("\0")
+    for name in filter(None, listed):
+        if not (ROOT / name).exists():
+            (folder / name).unlink(missing_ok=True)
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    commit(folder, "the working tree")
+    return folder
+
+
+def shrink(folder: Path, models: list[str] | None = None) -> None:
+    """Make params.yaml small: the digits, two epochs a training; only `models` where they are named."""
+    content = read_params(folder)
+    content["data"] = {"source": "digits", "validation": 200}
+    content["models"] = {k: v for k, v in content["models"].items() if models is None or k in models}
+    for block in (content["teacher"], *content["models"].values()):
+        if "training" in block:
+            block["training"] |= {"epochs": min(2, block["training"]["epochs"]), "batch_size": 32}
+    content["benchmark"] |= {"seconds": 5}
+    write_params(folder, content)
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    """Return the clone's params.yaml."""
+    content: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def write_params(folder: Path, content: dict[str, Any]) -> None:
+    """Replace the clone's params.yaml."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit everything in the clone; nothing to commit is no error."""
+    run(["git", "add", "--all"], folder)
+    identity = ["-c", "user.name=Decant", "-c", "user.email=decant@example.org"]
+    run(["git", *identity, "commit", "--quiet", "--allow-empty", "--no-verify", "-m", message], folder)
+
+
+def dvc(folder: Path, *words: str) -> str:
+    """Return what `dvc …` prints in the clone.
+
+    Raises:
+        RuntimeError: DVC failed; the message holds what it printed.
+    """
+    return run([sys.executable, "-m", "dvc", *words], folder)
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Return what a command prints, on either stream, in the environment of `isolated`.
+
+    Raises:
+        RuntimeError: It failed; the message holds what it printed.
+    """
+    done = subprocess.run(
+        command, cwd=folder, env=isolated(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+def isolated() -> dict[str, str]:
+    """Return the environment for a clone: this Python first, nothing of the user's Git or DVC settings."""
+    bin_folder = str(Path(sys.executable).parent)
+    hidden = ("GIT_", "DVC_", "PYTHONPATH", "DECANT_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
+    return kept | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }

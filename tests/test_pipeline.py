@@ -1,0 +1,118 @@
+"""The real thing: `dvc repro` in a temporary clone, and what it may and may not run again."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.clones import clone, commit, dvc, read_params, run, shrink, write_params
+
+MODELS = [
+    "clip-percentile",
+    "prune-80",
+    "prune-80-ft",
+    "prune-80-ft-int8",
+    "int8-static",
+    "binary",
+    "student",
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a clone in which a short list of models, of every operation, has been built and committed."""
+    folder = clone(tmp_path_factory.mktemp("pipeline") / "decant")
+    shrink(folder, MODELS)
+    dvc(folder, "repro")
+    commit(folder, "built")
+    return folder
+
+
+def stages_run(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """Return the md5 of every output that must be reproducible, from dvc.lock."""
+    lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    return {
+        out["path"]: out["md5"]
+        for stage, entry in lock.items()
+        if stage != "benchmark"
+        for out in entry.get("outs", [])
+    }
+
+
+def test_every_model_is_there_and_measured_by_the_same_keys(built: Path) -> None:
+    rows = {
+        name: json.loads((built / "metrics" / f"{name}.json").read_text()) for name in ["teacher", *MODELS]
+    }
+    assert len({tuple(row) for row in rows.values()}) == 1
+    assert rows["teacher"]["agreement"] == 1.0
+    assert rows["teacher"]["accuracy"] > 0.5
+    assert rows["prune-80"]["sparsity"] == pytest.approx(0.8, abs=1e-5)
+    assert rows["prune-80-ft-int8"]["sparsity"] >= rows["prune-80"]["sparsity"]
+    assert rows["binary"]["size_bytes"] < rows["prune-80"]["size_bytes"] < rows["teacher"]["size_bytes"]
+    for name, row in rows.items():
+        files = [built / "models" / name / file for file in ("model.safetensors", "model.json")]
+        assert row["size_bytes"] == sum(file.stat().st_size for file in files)
+        assert name in (built / "report" / "README.md").read_text(encoding="utf-8")
+
+
+def test_nothing_runs_when_nothing_changed(built: Path) -> None:
+    assert stages_run(dvc(built, "repro")) == set()
+    assert json.loads(dvc(built, "status", "--json")) == {}
+    assert run(["git", "status", "--porcelain"], built) == ""
+
+
+def test_metrics_read_well_in_a_hundred_columns(built: Path) -> None:
+    for words in (("metrics", "show"), ("metrics", "diff", "--all")):
+        lines = dvc(built, *words).splitlines()
+        assert len(lines) > len(MODELS)
+        assert max(map(len, lines)) <= 100
+
+
+def test_an_edited_block_reruns_the_model_and_its_descendants_alone(built: Path) -> None:
+    params = read_params(built)
+    params["models"]["prune-80-ft"]["training"]["weight_decay"] = 0.001
+    write_params(built, params)
+    ran = stages_run(dvc(built, "repro"))
+    descendants = {
+        f"{kind}@{m}" for kind in ("compress", "evaluate") for m in ("prune-80-ft", "prune-80-ft-int8")
+    }
+    assert ran == descendants | {"validate", "benchmark", "report"}
+    assert "prune-80-ft" in dvc(built, "metrics", "diff")
+    run(["git", "checkout", "--quiet", "."], built)
+    dvc(built, "checkout")
+
+
+def test_forcing_a_model_again_gives_the_same_bytes(built: Path) -> None:
+    before = sums(built)
+    dvc(built, "repro", "--force", "--single-item", "compress@binary", "compress@int8-static")
+    dvc(built, "repro", "--force", "--single-item", "compress@prune-80-ft", "evaluate@prune-80-ft", "report")
+    assert sums(built) == before
+
+
+@pytest.mark.slow
+def test_forcing_everything_again_gives_the_same_bytes(built: Path) -> None:
+    before = sums(built)
+    ran = stages_run(dvc(built, "repro", "--force"))
+    assert {"teacher", "compress@student", "evaluate@binary", "report", "prepare"} <= ran
+    assert sums(built) == before
+
+
+def test_a_mistake_in_params_stops_before_anything_runs(built: Path) -> None:
+    params = read_params(built)
+    params["models"]["prune-80"]["criterion"]["kind"] = "magnitud"
+    write_params(built, params)
+    with pytest.raises(RuntimeError) as failure:
+        dvc(built, "repro")
+    assert "models.prune-80.criterion: unknown kind 'magnitud'; did you mean 'magnitude'?" in str(
+        failure.value
+    )
+    assert "Traceback" not in str(failure.value)
+    assert stages_run(str(failure.value)) == {"validate"}
+    run(["git", "checkout", "--quiet", "."], built)
+    dvc(built, "repro")

@@ -1,0 +1,39 @@
+"""What the documents claim is what the files say."""
+
+import re
+
+import yaml
+
+from benchmarks.readme import with_table
+from tests.imports import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_is_the_one_of_the_committed_report() -> None:
+    report = (ROOT / "report" / "README.md").read_text(encoding="utf-8")
+    assert with_table(README, report) == README, "run `python -m benchmarks.readme`"
+
+
+def test_the_report_names_every_model_of_params() -> None:
+    models = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["models"]
+    report = (ROOT / "report" / "README.md").read_text(encoding="utf-8")
+    assert [name for name in models if name not in report] == []
+
+
+def test_the_lock_holds_every_stage_of_the_default_params() -> None:
+    models = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["models"]
+    locked = set(yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"])
+    alone = {"validate", "prepare", "teacher", "evaluate-teacher", "report", "benchmark"}
+    assert locked == alone | {f"{stage}@{model}" for stage in ("compress", "evaluate") for model in models}
+
+
+def test_the_default_teacher_reaches_what_it_promises() -> None:
+    accuracy = yaml.safe_load((ROOT / "metrics" / "teacher.json").read_text(encoding="utf-8"))["accuracy"]
+    assert accuracy >= 0.93
+
+
+def test_links_and_paths_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
