@@ -1,0 +1,1 @@
+"""Compare all models: a table, a picture, and data for `dvc plots`."""

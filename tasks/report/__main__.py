@@ -1,0 +1,29 @@
+"""Stage `report`: python -m tasks.report"""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.params import read_section
+from tasks.report.pictures import draw, save
+from tasks.report.rows import TEACHER, pareto_front, read_curves, read_rows
+from tasks.report.tables import curves_csv, readme, tradeoff
+from tasks.stages import run, write_json, write_text
+
+REPORT = Path("report")
+
+
+def main() -> None:
+    """Read every model's metrics, lineage and curve; write the table, the picture and data for plots."""
+    names = [TEACHER, *sorted(read_section("models", dict[str, Any]))]
+    rows, curves = read_rows(names), read_curves(names)
+    front = pareto_front(rows)
+    write_text(REPORT / "README.md", readme(rows, front))
+    write_json(REPORT / "tradeoff.json", tradeoff(rows, front))
+    write_text(REPORT / "curves.csv", curves_csv(curves))
+    figure = draw(rows, front)
+    save(figure, REPORT / "tradeoff.svg")
+    save(figure, REPORT / "tradeoff.png")
+
+
+if __name__ == "__main__":
+    run(main)
