@@ -30,6 +30,7 @@ def shrink(folder: Path, models: list[str] | None = None) -> None:
     """Make params.yaml small: the digits, two epochs a training; only `models` where they are named."""
     content = read_params(folder)
     content["data"] = {"source": "digits", "validation": 200}
+    content["threads"] = 1  # so small a network gains nothing from a second one
     content["models"] = {k: v for k, v in content["models"].items() if models is None or k in models}
     for block in (content["teacher"], *content["models"].values()):
         if "training" in block:
