@@ -4,39 +4,61 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from tasks.errors import DecantError
 
 PARAMS = Path("params.yaml")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+def _name(value: str) -> str:
+    """Names are parts of paths, of stages' names and of dotted keys."""
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]*", value):
+        raise ValueError(
+            f"a name has lower-case letters, digits, - and _ and begins with a letter or digit, got {value!r}"
+        )
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
 
 
 class Section(BaseModel):
     """A part of params.yaml: immutable, without unknown keys, without NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _known_keys(cls, value: Any) -> Any:
-        """Name the nearest known key; pydantic itself would say only that the key is not permitted."""
-        if not isinstance(value, dict):
-            return value
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = [str(key) for key in value if key not in known and key not in cls.model_fields]
-        if unknown:
-            words = "; ".join(f"unknown key {key!r}{did_you_mean(key, known)}" for key in unknown)
-            raise PydanticCustomError("unknown_key", "{words}", {"words": words})
-        return value
+    def _checked(cls, value: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """Name the nearest known key, and take no true or false for a number: pydantic does neither."""
+        mistakes = _switches(cls, value)
+        try:
+            section = read(value)
+        except ValidationError as error:
+            told = {mistake.get("loc") for mistake in mistakes}
+            mistakes += [_told(cls, details) for details in error.errors() if details["loc"] not in told]
+        if mistakes:
+            raise ValidationError.from_exception_data(cls.__name__, mistakes)
+        return section
 
 
 class Block(Section):
@@ -52,22 +74,26 @@ S = TypeVar("S")
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean …?` where a known word is near, and the list of known words where none is."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+    if near := difflib.get_close_matches(word, known, n=1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; known are {', '.join(known)}" if known else ""
 
 
 def read_yaml(path: Path = PARAMS) -> dict[str, Any]:
     """Return the whole of params.yaml, unvalidated.
 
     Raises:
-        DecantError: The file is missing, is not YAML, has a key twice, or is not a mapping.
+        DecantError: The file is missing or no YAML, a key is no word or stands twice, it is not a mapping.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         raise DecantError(f"No {path} here; run from the root of the repository") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DecantError(f"Cannot read {path}: {error}; it must be a text file in UTF-8") from None
     except yaml.YAMLError as error:
-        raise DecantError(f"{path} is not valid YAML: {error}") from None
+        words = str(error).replace('"<unicode string>"', str(path))
+        raise DecantError(f"{path} is not valid YAML: {words}") from None
     if not isinstance(content, dict):
         raise DecantError(f"{path} must hold named sections, found {type(content).__name__}")
     return content
@@ -91,11 +117,18 @@ def read_section(name: str, schema: type[S], path: Path = PARAMS) -> S:
 
 def validate(content: Any, schema: Any, place: str = "", path: Path = PARAMS) -> Any:
     """Return `content` as `schema`, or raise a DecantError with one line for each mistake."""
+    if wrong := mistakes(content, schema, place):
+        raise DecantError(f"{path} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
+    return TypeAdapter(schema).validate_python(content)
+
+
+def mistakes(content: Any, schema: Any, place: str = "") -> list[str]:
+    """Return every mistake in `content` as a line that begins with its path in the file; none if it fits."""
     try:
-        return TypeAdapter(schema).validate_python(content)
+        TypeAdapter(schema).validate_python(content)
     except ValidationError as error:
-        lines = [_line(details, content, place) for details in error.errors()]
-        raise DecantError(f"{path} is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        return [_line(details, content, place) for details in error.errors()]
+    return []
 
 
 def derive_seed(seed: int, name: str) -> int:
@@ -103,43 +136,106 @@ def derive_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
+def _switches(section: type[Section], value: Any) -> list[InitErrorDetails]:
+    """Return a mistake for each true or false where there is no switch; pydantic would read 1 or 0."""
+    return [
+        _mistake("not_a_switch", "must not be true or false", (key,), value[key])
+        for name, field in section.model_fields.items()
+        if isinstance(value, dict) and isinstance(value.get(key := field.alias or name), bool)
+        if bool not in (field.annotation, *get_args(field.annotation))
+    ]
+
+
+def _told(section: type[Section], details: ErrorDetails) -> InitErrorDetails:
+    """Return the mistake as it was, or an unknown key in words."""
+    if details["type"] == "extra_forbidden":
+        *place, key = details["loc"]
+        known = {field.alias or name for name, field in section.model_fields.items()}
+        words = f"unknown key {key!r}{did_you_mean(str(key), known)}"
+        return _mistake("unknown_key", words, tuple(place), details["input"])
+    context = details.get("ctx", {})
+    if "words" in context:
+        return _mistake(details["type"], context["words"], details["loc"], details["input"])
+    return {"type": details["type"], "loc": details["loc"], "input": details["input"], "ctx": context}
+
+
+def _mistake(kind: str, words: str, place: tuple[int | str, ...], value: Any) -> InitErrorDetails:
+    error = PydanticCustomError(kind, "{words}", {"words": words})
+    return {"type": error, "loc": place, "input": value}
+
+
 def _line(details: ErrorDetails, content: Any, place: str) -> str:
     """Return `models.a.bits: message` with only the parts of the location that stand in the file."""
     parts = [place] if place else []
-    for part in details["loc"]:
-        if isinstance(content, dict) and part in content:
+    last = len(details["loc"]) - 1
+    for index, part in enumerate(details["loc"]):
+        is_key = isinstance(content, dict) and part in content
+        if is_key or (isinstance(content, list) and isinstance(part, int) and part < len(content)):
             content = content[part]
-        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
-            content = content[part]
-        elif part is not details["loc"][-1] or details["type"] != "missing":
+        elif index < last or details["type"] != "missing":
             continue  # the tag of a union: a word of the schema, not of the file
         parts.append(str(part))
     return f"{'.'.join(parts) or 'top level'}: {_message(details)}"
 
 
 def _message(details: ErrorDetails) -> str:
-    context = details.get("ctx", {})
-    if details["type"] == "union_tag_invalid":
-        expected = [tag.strip().strip("'") for tag in str(context["expected_tags"]).split(",")]
-        discriminator = str(context["discriminator"]).strip("'")
-        return f"unknown {discriminator} {context['tag']!r}{did_you_mean(str(context['tag']), expected)}"
-    if details["type"] == "union_tag_not_found":
-        return f"needs the key {context['discriminator']}"
-    if details["type"] == "missing":
-        return "is missing"
-    if details["type"] in ("unknown_key", "value_error"):
-        return details["msg"].removeprefix("Value error, ")
-    return f"{details['msg'][0].lower()}{details['msg'][1:]}, got {details['input']!r}"
+    """Return pydantic's message in the words of someone who writes YAML, and what was found."""
+    context, kind, found = details.get("ctx", {}), details["type"], _short(details["input"])
+    if "words" in context:
+        return context["words"]
+    match kind:
+        case "union_tag_invalid":
+            expected = [tag.strip().strip("'") for tag in str(context["expected_tags"]).split(",")]
+            discriminator, tag = str(context["discriminator"]).strip("'"), str(context["tag"])
+            return f"unknown {discriminator} {tag!r}{did_you_mean(tag, expected)}"
+        case "union_tag_not_found":
+            return f"needs the key {context['discriminator']}"
+        case "missing":
+            return "is missing"
+        case "value_error":
+            return details["msg"].removeprefix("Value error, ")
+        case "too_short":
+            return f"needs {context['min_length']} or more entries, got {found}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"must be a mapping of keys to values, got {found}"
+        case "tuple_type" | "list_type":
+            return f"must be a list, got {found}"
+        case "int_type" | "int_parsing" | "int_from_float":
+            return f"must be a whole number, got {found}"
+        case "float_type" | "float_parsing":
+            return f"must be a number, got {found}"
+        case "bool_type" | "bool_parsing":
+            return f"must be true or false, got {found}"
+        case "string_type":
+            return f"must be a word, got {found}"
+        case _:
+            return f"{details['msg'].replace('Input should be', 'must be', 1)}, got {found}"
+
+
+def _short(value: Any) -> str:
+    words = repr(value)
+    return words if len(words) <= 60 else f"{words[:59]}…"
 
 
 class _UniqueKeys(yaml.SafeLoader):
     """YAML's own loader keeps the last of two equal keys without a word: a model would vanish unseen."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping whose keys are words, each written once; what `<<` merges in may repeat them."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
+                kind = key.tag.removeprefix(_TAG)
+                raise _unreadable(f"this key is of type {kind} to YAML; put it in quotes", key)
+            if key.value in seen:
+                raise _unreadable(f"the key {key.value!r} stands twice", key)
+            seen.add(key.value)
+        return node
+
+
+_TAG = "tag:yaml.org,2002:"
+
+
+def _unreadable(words: str, key: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, words, key.start_mark)

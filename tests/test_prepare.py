@@ -242,7 +242,7 @@ def test_an_unknown_source_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("validation", [0, -1, 2.5])
 def test_validation_is_a_positive_count(validation: float) -> None:
-    with pytest.raises(DecantError, match=r"data\.validation: input should be"):
+    with pytest.raises(DecantError, match=r"data\.validation: must be"):
         validate({"source": "digits", "validation": validation}, PrepareParams, "data")
 
 

@@ -11,7 +11,7 @@ from tasks.clip.params import ClipParams
 from tasks.distill.params import DistillParams
 from tasks.errors import DecantError
 from tasks.finetune.params import FinetuneParams
-from tasks.params import Name, Section, did_you_mean, validate
+from tasks.params import PARAMS, Name, Section, did_you_mean, mistakes, validate
 from tasks.prepare.params import PrepareParams
 from tasks.prune.params import PruneParams
 from tasks.quantize.params import QuantizeParams
@@ -41,20 +41,30 @@ def check(content: dict[str, Any]) -> Recipes:
     Raises:
         DecantError: An unknown key or kind, a value out of range, a `from` that names no model, a cycle.
     """
+    if wrong := [*mistakes(content, Recipes), *_broken_lineages(content.get("models"))]:
+        raise DecantError(f"{PARAMS} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
     recipes: Recipes = validate(content, Recipes)
-    parents = {name: block.from_ for name, block in recipes.models.items()}
-    known = {TEACHER, *parents}
+    return recipes
+
+
+def _broken_lineages(models: Any) -> list[str]:
+    """Return what is wrong between blocks, as far as the blocks can be read at all."""
+    blocks = models if isinstance(models, dict) else {}
+    parents = {
+        name: block["from"]
+        for name, block in blocks.items()
+        if isinstance(name, str) and isinstance(block, dict) and isinstance(block.get("from"), str)
+    }
+    known = {TEACHER, *(name for name in blocks if isinstance(name, str))}
     wrong = [
-        f"models.{name}.from: there is no model {parent!r}{did_you_mean(parent, known)}"
+        f"models.{name}.from: there is no model {parent!r}{did_you_mean(parent, known - {name})}"
         for name, parent in parents.items()
         if parent not in known
     ]
-    if TEACHER in parents:
+    if TEACHER in blocks:
         wrong.append(f"models.{TEACHER}: the name belongs to the section {TEACHER}; choose another")
-    wrong += [f"models.{path[0]}.from: a cycle, {' → '.join(path)}" for path in _cycles(parents)]
-    if wrong:
-        raise DecantError("params.yaml is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
-    return recipes
+    parents.pop(TEACHER, None)
+    return [*wrong, *(f"models.{path[0]}.from: a cycle, {' → '.join(path)}" for path in _cycles(parents))]
 
 
 def _cycles(parents: dict[str, str]) -> list[list[str]]:

@@ -1,0 +1,275 @@
+"""The operations in any order: whatever one did holds after all later ones, on disk as in memory."""
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tasks import steps
+from tasks.checkpoints import Checkpoint, load_model, state
+from tasks.constraints import FREE
+from tasks.data import read
+from tasks.errors import DecantError
+from tasks.ledger import created
+from tasks.models import Resnet, build, compressible, fit_normalization_, predict
+from tasks.params import Section
+from tasks.prepare import tables
+from tasks.prepare.sources import SOURCES
+from tasks.prepare.splits import Split
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "clip": {"op": "clip", "cut": {"kind": "percentile", "keep": 0.9}},
+    "threshold": {"op": "clip", "cut": {"kind": "threshold", "threshold": 0.09}},
+    "prune": {"op": "prune", "criterion": {"kind": "magnitude"}, "sparsity": 0.6, "scope": "layer"},
+    "integer": {"op": "quantize", "scheme": {"kind": "integer", "bits": 4}},
+    "static": {"op": "quantize", "scheme": {"kind": "integer", "bits": 8}, "activations": {"bits": 8}},
+    "binary": {"op": "quantize", "scheme": {"kind": "binary"}, "skip": ["head"]},
+    "finetune": {
+        "op": "finetune",
+        "loss": {"kind": "temperature", "temperature": 2.0},
+        "training": {"epochs": 2, "batch_size": 16, "optimizer": {"kind": "sgd", "learning_rate": 0.05}},
+    },
+    "distill": {
+        "op": "distill",
+        "student": {"kind": "mlp", "hidden": [6]},
+        "loss": {"kind": "softmax"},
+        "training": {"epochs": 1, "batch_size": 16},
+    },
+}
+ORDERS = [
+    order
+    for kinds in (("clip", "threshold", "prune", "integer"), ("threshold", "prune", "binary"))
+    for order in itertools.permutations(kinds)
+    # A pruned layer's signs are all larger than the threshold, which would change nothing and be refused.
+    if not {"prune", "binary"} <= {*order[: order.index("threshold")]}
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with two tables and a teacher of fresh weights."""
+    folder = tmp_path_factory.mktemp("home")
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        generator = np.random.Generator(np.random.PCG64(0))
+        splits = {}
+        for name, count in (("train", 64), ("validation", 20)):
+            labels = (np.arange(count) % 10).astype(np.uint8)
+            splits[name] = Split(generator.integers(0, 256, (count, 1, 8, 8), np.uint8), labels)
+        tables.write(splits, Path("data"), SOURCES["digits"])
+        teach()
+        yield folder
+    torch.set_num_threads(before[0])
+    torch.use_deterministic_algorithms(before[1])
+
+
+def teach() -> None:
+    architecture, images = Resnet(widths=(4, 8), blocks=(1, 1)), read(Path("data/train.parquet")).images
+    module = build(architecture, (1, 8, 8), 10, seed=0)
+    fit_normalization_(module, images.float() / 255)
+    for _ in range(20):
+        module(images.float() / 255)  # statistics of the batch norms
+    teacher = Checkpoint(architecture, (1, 8, 8), tuple("0123456789"), module.eval())
+    Path("params.yaml").write_text("seed: 1\nthreads: 1\nteacher: {}\n")
+    step = steps.begin("teacher", "teacher", "teacher", _Nothing)
+    written_by("teacher", lambda: steps.write(step, teacher, created(teacher)))
+
+
+class _Nothing(Section):
+    pass
+
+
+def written_by(name: str, make: Callable[[], None]) -> Checkpoint:
+    """Call `make` and return the checkpoint in memory that it wrote as `name`."""
+    saved = []
+
+    def save(checkpoint: Checkpoint, folder: Path) -> None:
+        saved.append(checkpoint)
+        original(checkpoint, folder)
+
+    original = steps.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "save", save)
+        make()
+    (checkpoint,) = saved
+    assert Path("models", name).is_dir()
+    return checkpoint
+
+
+def apply(kinds: list[str], **changes: dict[str, Any]) -> list[Checkpoint]:
+    """Run the operations one after another from the teacher; return what each held in memory."""
+    names = [f"m{index}-{kind}" for index, kind in enumerate(kinds)]
+    models = {
+        name: {**BLOCKS[kind], **changes.get(name.replace("-", "_"), {}), "from": parent}
+        for name, kind, parent in zip(names, kinds, ["teacher", *names], strict=False)
+    }
+    Path("params.yaml").write_text(yaml.safe_dump({"seed": 1, "threads": 1, "models": models}))
+    checkpoints = []
+    for name in names:
+        main = importlib.import_module(f"tasks.{models[name]['op']}.__main__").main
+        checkpoints.append(written_by(name, lambda main=main, name=name: main(name)))
+    return checkpoints
+
+
+def hold_all(ancestors: list[Checkpoint], model: Checkpoint) -> None:
+    for ancestor in ancestors:
+        for name, earlier in ancestor.constraints.items():
+            later = model.constraints.get(name, FREE)
+            assert earlier.broken_by(model.module.get_parameter(name), later) == []
+        assert ancestor.grids.items() <= model.grids.items()
+
+
+def same_on_disk(name: str, model: Checkpoint) -> None:
+    images, loaded = read(Path("data/validation.parquet")).images, load_model(name)
+    assert torch.equal(predict(loaded.module, images), predict(model.module, images))
+    assert all(torch.equal(t, state(model.module)[n]) for n, t in state(loaded.module).items())
+    assert loaded.constraints.keys() == model.constraints.keys()
+    for weight, held in loaded.constraints.items():
+        assert held.describe() == model.constraints[weight].describe()
+    assert loaded.grids == model.grids
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+def test_any_order_holds_everything(order: tuple[str, ...], home: Path) -> None:
+    made = apply(list(order))
+    for index, (kind, model) in enumerate(zip(order, made, strict=True)):
+        hold_all(made[: index + 1], model)
+        same_on_disk(f"m{index}-{kind}", model)
+    last = made[-1]
+    weights = compressible(last.module)
+    masks = [held.mask for held in last.constraints.values() if held.mask is not None]
+    assert all(int((~mask).sum()) >= round(0.6 * mask.numel()) for mask in masks)
+    assert len(masks) == len(weights)
+    for name, weight in weights.items():
+        if name == "head.weight" and "binary" in order:
+            continue
+        bound = 1 if "binary" in order else 7
+        levels = last.constraints[name].levels
+        assert levels is not None
+        codes = weight / levels.scale
+        assert torch.allclose(codes, codes.round(), atol=1e-4)
+        assert codes.abs().max() <= bound + 1e-4
+    assert [entry["op"] for entry in last.lineage[1:]] == [BLOCKS[kind]["op"] for kind in order]
+
+
+@pytest.mark.parametrize("order", [("prune", "integer"), ("integer", "prune"), ("clip", "prune")])
+def test_the_sparsity_is_exact_wherever_pruning_stands(order: tuple[str, ...], home: Path) -> None:
+    made = apply(list(order))[order.index("prune")]
+    for name in compressible(made.module):
+        mask = made.constraints[name].mask
+        assert mask is not None
+        assert int((~mask).sum()) == round(0.6 * mask.numel())
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ["clip", "prune", "integer", "finetune"],
+        ["static", "finetune"],
+        ["binary", "threshold", "finetune", "prune"],
+        ["distill", "prune", "finetune", "integer"],
+    ],
+    ids="-".join,
+)
+def test_training_holds_what_was_done_before(kinds: list[str], home: Path) -> None:
+    made = apply(kinds)
+    for index, (kind, model) in enumerate(zip(kinds, made, strict=True)):
+        hold_all(made[: index + 1], model)
+        same_on_disk(f"m{index}-{kind}", model)
+        trained = BLOCKS[kind]["op"] in ("finetune", "distill")
+        assert Path(f"models/m{index}-{kind}/curve.csv").exists() == trained
+    at = kinds.index("finetune")
+    before, after = made[at - 1].module, made[at].module
+    assert any(not torch.equal(p, before.get_parameter(name)) for name, p in after.named_parameters())
+    assert not list(Path(".scratch").glob("*"))
+
+
+def test_a_whole_chain_gives_the_same_bytes_again(home: Path) -> None:
+    kinds = ["clip", "prune", "finetune", "static"]
+    contents = []
+    for _ in range(2):
+        apply(kinds)
+        contents.append({path: path.read_bytes() for path in sorted(home.glob("models/m?-*/*"))})
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("integer", "binary"), ("binary", "integer"), ("integer", "static")]
+)
+def test_quantizing_twice_is_refused_by_name(first: str, second: str, home: Path) -> None:
+    with pytest.raises(
+        DecantError,
+        match=rf"stem\.0\.weight of m0-{first} is quantized already; quantize one of its ancestors instead",
+    ):
+        apply([first, second])
+    assert not list(home.glob("models/.*"))
+
+
+def test_what_the_first_quantization_skipped_may_be_quantized_later(home: Path) -> None:
+    others = [name.removesuffix(".weight") for name in compressible(apply(["binary"])[0].module)]
+    skip = {"skip": [layer for layer in others if layer != "head"]}
+    both = apply(["binary", "integer"], m1_integer=skip)[-1]
+    head, stem = both.constraints["head.weight"].levels, both.constraints["stem.0.weight"].levels
+    assert head is not None
+    assert stem is not None
+    assert (len(head.values), len(stem.values)) == (15, 2)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("kind", ["magnitude", "random"])
+def test_pruning_less_than_there_is_changes_nothing(scope: str, kind: str, home: Path) -> None:
+    with pytest.raises(DecantError, match=r"changed nothing: .*a higher sparsity"):
+        apply(
+            ["prune", "prune"],
+            m0_prune={"scope": scope, "sparsity": 0.5},
+            m1_prune={"scope": scope, "sparsity": 0.4, "criterion": {"kind": kind}},
+        )
+
+
+def test_pruning_twice_equals_pruning_once(home: Path) -> None:
+    twice = apply(["prune", "prune"], m0_prune={"sparsity": 0.3}, m1_prune={"sparsity": 0.7})[-1]
+    once = apply(["prune"], m0_prune={"sparsity": 0.7})[-1]
+    for name, weight in compressible(once.module).items():
+        assert torch.equal(weight, twice.module.get_parameter(name))
+
+
+def test_clipping_again_as_wide_changes_nothing(home: Path) -> None:
+    cut = {"cut": {"kind": "bounds", "minimum": -0.1, "maximum": 0.1}}
+    with pytest.raises(DecantError, match="changed nothing"):
+        apply(["clip", "clip"], m0_clip=cut, m1_clip={"cut": {"kind": "bounds", "minimum": -0.1}})
+
+
+def test_the_step_shrinks_when_the_range_was_cut_first(home: Path) -> None:
+    alone, after = apply(["integer"])[-1], apply(["clip", "integer"])[-1]
+    for name in compressible(alone.module):
+        one, other = alone.constraints[name].levels, after.constraints[name].levels
+        assert one is not None
+        assert other is not None
+        assert (other.scale <= one.scale).all()
+        assert math.isclose(
+            other.scale.max().item() * 7,
+            after.module.get_parameter(name).abs().max().item(),
+            rel_tol=1e-5,
+        )
+
+
+def test_the_teacher_is_read_and_never_written(home: Path) -> None:
+    before = {path: path.read_bytes() for path in home.glob("models/teacher/*")}
+    apply(["clip", "prune", "finetune"])
+    assert {path: path.read_bytes() for path in home.glob("models/teacher/*")} == before
+
+
+def test_a_missing_parent_says_what_to_do(home: Path) -> None:
+    model = BLOCKS["prune"] | {"from": "nobody"}
+    Path("params.yaml").write_text(yaml.safe_dump({"seed": 1, "threads": 1, "models": {"m": model}}))
+    main = importlib.import_module("tasks.prune.__main__").main
+    with pytest.raises(DecantError, match=r"No model at models/nobody/model\.json; run `dvc repro`"):
+        main("m")

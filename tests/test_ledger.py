@@ -1,0 +1,301 @@
+"""The ledger counts exactly, names what it leaves alone, and lets no operation do nothing or undo another."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks import data
+from tasks.checkpoints import Checkpoint, load_model
+from tasks.constraints import Constraints, InputGrid, Range
+from tasks.errors import DecantError
+from tasks.ledger import as_json, check_invariants, compare, created, select, show
+from tasks.models import Mlp, Resnet, build, compressible
+from tasks.prepare import tables
+from tasks.prepare.sources import SOURCES
+from tasks.prepare.splits import Split
+from tasks.prune.params import PruneParams
+from tasks.quantize.schemes import Integer
+from tasks.steps import Step, begin_model, finish, write
+
+FIRST, LAST = "layers.0.weight", "layers.2.weight"
+
+
+def checkpoint() -> Checkpoint:
+    architecture = Mlp(hidden=(5,))
+    module = build(architecture, (1, 2, 2), 3, seed=0).eval()
+    return Checkpoint(architecture, (1, 2, 2), tuple("abc"), module)
+
+
+def masked(rows: int) -> Constraints:
+    mask = torch.ones(5, 4).bool()
+    mask[:rows] = False
+    return Constraints(mask=mask)
+
+
+# --- select
+
+
+def test_all_layers_are_chosen_and_the_rest_has_a_reason() -> None:
+    chosen, untouched = select(checkpoint().module, [])
+    assert chosen == [FIRST, LAST]
+    assert untouched == {
+        "layers.0.bias": "bias or batch norm, kept in float32",
+        "layers.2.bias": "bias or batch norm, kept in float32",
+    }
+
+
+def test_every_parameter_is_chosen_or_has_a_reason() -> None:
+    module = build(Resnet(widths=(4, 8), blocks=(1, 1)), (1, 8, 8), 3, seed=0)
+    chosen, untouched = select(module, ["head", "stages.1.shortcut.0"])
+    assert {*chosen, *untouched} == {name for name, _ in module.named_parameters()}
+    assert not {*chosen} & {*untouched}
+    assert untouched["head.weight"] == untouched["stages.1.shortcut.0.weight"] == "named in skip"
+    assert untouched["head.bias"] == "bias or batch norm, kept in float32"
+
+
+def test_a_layer_that_there_is_not_is_refused_with_the_nearest() -> None:
+    with pytest.raises(DecantError, match=r"skip names no layer 'layer\.0'; did you mean 'layers\.0'\?"):
+        select(checkpoint().module, ["layer.0"])
+    with pytest.raises(DecantError, match=r"no layer 'zzz'; known are layers\.0, layers\.2"):
+        select(checkpoint().module, ["layers.0", "zzz"])
+
+
+def test_skipping_every_layer_is_refused() -> None:
+    with pytest.raises(DecantError, match=r"skip names every layer there is: layers\.0, layers\.2"):
+        select(checkpoint().module, ["layers.0", "layers.2"])
+
+
+# --- compare
+
+
+def test_counts_are_exact() -> None:
+    parent = checkpoint()
+    child = parent.narrowed({FIRST: masked(3)})
+    with torch.no_grad():
+        child.module.get_parameter("layers.2.bias")[0] += 1
+    entries = {entry.name: entry for entry in compare(parent, child, {"layers.0.bias": "because"})}
+    assert list(entries) == [name for name, _ in child.module.named_parameters()]
+    first = entries[FIRST]
+    assert (first.weight, first.count, first.changed, first.zeros) == (True, 20, 12, 12)
+    assert (first.holds, first.untouched) == ("mask 60.00% zero", "")
+    assert (entries[LAST].changed, entries[LAST].zeros, entries[LAST].holds) == (0, 0, "")
+    assert (entries["layers.2.bias"].changed, entries["layers.2.bias"].weight) == (1, False)
+    assert entries["layers.0.bias"].untouched == "because"
+
+
+def test_a_new_constraint_alone_is_a_change() -> None:
+    parent = checkpoint().narrowed({FIRST: masked(2)})
+    (first, *_) = compare(parent, parent.narrowed({FIRST: replace(masked(2), range=Range(-9, 9))}), {})
+    assert (first.changed, first.holds) == (0, "range [-9, 9], mask 40.00% zero")
+
+
+def test_rounded_inputs_alone_are_a_change() -> None:
+    parent = checkpoint()
+    child = parent.narrowed({}, {"layers.2": InputGrid(8, 0.25, 3)})
+    entries = {entry.name: entry for entry in compare(parent, child, {})}
+    assert entries[LAST].holds == "inputs in 8 bits, step 0.25"
+    assert entries["layers.2.bias"].holds == ""
+
+
+def test_an_operation_that_changed_nothing_fails() -> None:
+    parent = checkpoint().narrowed({FIRST: masked(2)})
+    with pytest.raises(DecantError, match=r"changed nothing: .*ask for more .* or remove the model's block"):
+        compare(parent, parent.narrowed({FIRST: masked(2)}), {})
+    with pytest.raises(DecantError, match="changed nothing"):
+        compare(parent, parent.narrowed({}), {})
+
+
+def test_a_fresh_network_is_all_new() -> None:
+    teacher = checkpoint()
+    entries = created(teacher)
+    assert [(e.count, e.changed, e.zeros, e.holds, e.untouched) for e in entries] == [
+        (count, count, 0, "", "") for count in (20, 5, 15, 3)
+    ]
+    assert [entry.weight for entry in entries] == [True, False, True, False]
+
+
+# --- invariants
+
+
+def parent_of_all_kinds() -> Checkpoint:
+    parent = checkpoint()
+    levels = Integer(bits=4).levels(parent.module.get_parameter(LAST))
+    held = {FIRST: masked(3), LAST: Constraints(range=Range(-0.4, 0.4), levels=levels)}
+    return parent.narrowed(held, {"layers.2": InputGrid(8, 0.25, 3)})
+
+
+def test_a_sound_child_passes() -> None:
+    parent = parent_of_all_kinds()
+    check_invariants(parent, parent)
+    check_invariants(parent, parent.narrowed({FIRST: parent.constraints[FIRST].narrow(range=Range(-1, 1))}))
+    check_invariants(checkpoint(), parent)
+
+
+def test_a_revived_weight_is_named() -> None:
+    parent = parent_of_all_kinds()
+    child = parent.narrowed({})
+    with torch.no_grad():
+        child.module.get_parameter(FIRST)[1, 1] = 0.5
+    with pytest.raises(DecantError, match=r"layers\.0\.weight: 1 of 12 masked weights are not zero"):
+        check_invariants(parent, child)
+
+
+def test_everything_that_was_lost_is_told_at_once() -> None:
+    parent = parent_of_all_kinds()
+    with pytest.raises(DecantError) as told:
+        check_invariants(parent, checkpoint())
+    assert str(told.value).splitlines() == [
+        "The operation broke what an earlier one did:",
+        "  layers.0.weight: 12 of 12 masked weights are not zero",
+        "  layers.0.weight: the mask was lost or widened",
+        "  layers.2.weight: the quantization levels were lost or changed",
+        "  layers.2.weight: the range [-0.4, 0.4] was lost or widened",
+        "  layers.2: its inputs are no longer rounded as they were",
+    ]
+
+
+def test_another_input_grid_is_a_lost_one() -> None:
+    parent = parent_of_all_kinds()
+    child = replace(parent, grids={"layers.2": InputGrid(8, 0.5, 3)})
+    with pytest.raises(DecantError, match=r"layers\.2: its inputs are no longer rounded as they were"):
+        check_invariants(parent, child)
+
+
+# --- print
+
+
+def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    parent = checkpoint()
+    chosen, untouched = select(parent.module, ["layers.2"])
+    show("small: prune", compare(parent, parent.narrowed({chosen[0]: masked(3)}), untouched))
+    assert capsys.readouterr().out.splitlines() == [
+        "small: prune",
+        "  layers.0.weight        12 of       20 changed   60.00% zero  mask 60.00% zero",
+        "  untouched: 2 (8 parameters), bias or batch norm, kept in float32: layers.0.bias, layers.2.bias",
+        "  untouched: 1 (15 parameters), named in skip: layers.2.weight",
+    ]
+
+
+def test_long_lists_are_cut_and_other_parameters_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    architecture = Resnet(widths=(4, 8), blocks=(1, 1))
+    module = build(architecture, (1, 8, 8), 3, seed=0)
+    teacher = Checkpoint(architecture, (1, 8, 8), tuple("abc"), module)
+    show("teacher", created(teacher))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(compressible(module)) + 1
+    others = sum(p.numel() for name, p in module.named_parameters() if name not in compressible(module))
+    assert lines[-1].split() == f"biases and batch norms {others} of {others} changed".split()
+    chosen, untouched = select(module, [])
+    child = teacher.narrowed({chosen[0]: Constraints(range=Range(-0.01, 0.01))})
+    show("x", compare(teacher, child, untouched))
+    (last,) = capsys.readouterr().out.splitlines()[-1:]
+    assert last.endswith("float32: stem.1.weight, stem.1.bias, stages.0.norm1.weight …")
+
+
+# --- a whole step
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    generator = np.random.Generator(np.random.PCG64(0))
+    splits = {
+        name: Split(generator.integers(0, 256, (12, 1, 2, 2), np.uint8), (np.arange(12) % 3).astype(np.uint8))
+        for name in ("train", "validation")
+    }
+    tables.write(splits, Path("data"), SOURCES["digits"])
+    Path("params.yaml").write_text(
+        "seed: 7\nthreads: 1\nmodels:\n"
+        "  small: {op: prune, from: teacher, criterion: {kind: magnitude}, sparsity: 0.5}\n"
+    )
+    yield tmp_path
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def step() -> Step[PruneParams]:
+    return begin_model("small", PruneParams)
+
+
+def test_a_step_writes_the_model_its_ledger_and_its_lineage(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = replace(checkpoint(), lineage=({"op": "teacher", "name": "teacher"},))
+    child = parent.narrowed({FIRST: masked(3)})
+    finish(step(), parent, child, {LAST: "because"})
+    assert capsys.readouterr().out.startswith("small: prune\n")
+    folder = place / "models/small"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "ledger.json",
+        "lineage.json",
+        "model.json",
+        "model.safetensors",
+    ]
+    ledger = json.loads((folder / "ledger.json").read_text())
+    assert ledger == as_json(compare(parent, child, {LAST: "because"}))
+    assert [entry["changed"] for entry in ledger] == [12, 0, 0, 0]
+    earlier, own = load_model("small").lineage
+    assert earlier == {"op": "teacher", "name": "teacher"}
+    assert (own["name"], own["op"], own["from"], own["sparsity"]) == ("small", "prune", "teacher", 0.5)
+    assert own["criterion"] == {"kind": "magnitude"}
+    assert (own["seed"], own["threads"]) == (step().seed, 1)
+    assert own["data"].startswith("sha256:")
+    assert own["versions"] == {"torch": torch.__version__}
+    assert list((place / "models").iterdir()) == [folder]
+
+
+def test_the_same_step_writes_the_same_bytes(place: Path) -> None:
+    parent = checkpoint()
+    contents = []
+    for _ in range(2):
+        finish(step(), parent, parent.narrowed({FIRST: masked(3)}), {})
+        folder = place / "models/small"
+        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert contents[0] == contents[1]
+
+
+def test_a_curve_is_written_where_there_is_one(place: Path) -> None:
+    curve = [{"epoch": 1, "loss": 1 / 3}, {"epoch": 2, "loss": 0.25}]
+    write(step(), checkpoint(), created(checkpoint()), curve)
+    assert (place / "models/small/curve.csv").read_text() == "epoch,loss\n1.0,0.333333\n2.0,0.25\n"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_failed_step_leaves_what_was_there(place: Path, before: bool) -> None:
+    parent = checkpoint()
+    child = parent.narrowed({FIRST: masked(3)})
+    if before:
+        finish(step(), parent, child, {})
+    content = sorted((path, path.read_bytes()) for path in place.glob("models/*/*"))
+    with pytest.raises(DecantError, match="changed nothing"):
+        finish(step(), child, child, {})
+    with pytest.raises(DecantError, match="broke what an earlier one did"):
+        finish(step(), child, parent, {})
+    broken = parent.narrowed({FIRST: masked(2)})
+    with torch.no_grad():
+        broken.module.get_parameter(LAST)[0, 0] = torch.nan
+    with pytest.raises(DecantError, match="holds NaN"):
+        finish(step(), parent, broken, {})
+    assert sorted((path, path.read_bytes()) for path in place.glob("models/*/*")) == content
+    assert not list(place.glob("models/.*"))
+
+
+def test_a_block_of_another_operation_is_sent_to_its_own(place: Path) -> None:
+    text = Path("params.yaml").read_text().replace("op: prune", "op: clip")
+    Path("params.yaml").write_text(text)
+    with pytest.raises(DecantError, match=r"small is made by clip: run `python -m tasks\.clip small`"):
+        step()
+    with pytest.raises(DecantError, match=r"models has no 'smal'; did you mean 'small'\?"):
+        begin_model("smal", PruneParams)
+
+
+def test_no_table_no_step(place: Path) -> None:
+    (place / data.TRAIN).unlink()
+    with pytest.raises(DecantError, match=r"No data/train\.parquet; run `dvc repro prepare`"):
+        data.read(data.TRAIN)

@@ -1,0 +1,196 @@
+"""Each sentence of the losses' docstrings, held: by hand, by a loop in double precision, by the paper."""
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks.errors import DecantError
+from tasks.losses import Softmax, SoftTargets, Temperature, against_teacher, softened_kl
+from tasks.params import validate
+
+LOSSES = get_args(get_args(SoftTargets)[0])
+STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0]])
+TEACHER = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, -1.0]])
+LABELS = torch.tensor([0, 2])
+
+
+def logits(seed: int, shape: tuple[int, int] = (5, 4), scale: float = 3.0) -> Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def naive_kl(student: Tensor, teacher: Tensor, temperature: float) -> float:
+    """T^2 * mean over rows of sum p log(p / q), by loops."""
+    rows = []
+    for q_row, p_row in zip(student.tolist(), teacher.tolist(), strict=True):
+        p, q = ([math.exp(z / temperature) for z in row] for row in (p_row, q_row))
+        rows.append(
+            math.fsum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True))
+        )
+    return temperature**2 * math.fsum(rows) / len(rows)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_exam(kind: type[Softmax]) -> None:
+    loss = validate({"kind": kind.model_fields["kind"].default}, SoftTargets)
+    student = STUDENT.clone().requires_grad_()
+    teacher = TEACHER.clone().requires_grad_()
+    value = loss(student, teacher, LABELS)
+    assert value.shape == ()
+    assert torch.isfinite(value)
+    value.backward()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+    assert teacher.grad is None
+    assert torch.equal(loss(student, teacher, LABELS), value)
+    assert validate(loss.model_dump(), SoftTargets) == loss
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 50.0])
+def test_the_same_logits_give_zero(temperature: float) -> None:
+    assert softened_kl(TEACHER, TEACHER, temperature).item() == pytest.approx(0, abs=1e-6)
+    # Logits are known up to a constant in each row.
+    assert softened_kl(TEACHER.double() + 7, TEACHER.double(), temperature).item() == pytest.approx(0)
+
+
+def test_at_temperature_one_it_is_the_sum_by_hand() -> None:
+    # Two classes at odds 3 : 1 and 1 : 1, so p = (3/4, 1/4) and q = (1/2, 1/2).
+    teacher, student = torch.tensor([[math.log(3), 0.0]]), torch.zeros(1, 2)
+    expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert softened_kl(student, teacher, 1.0).item() == pytest.approx(expected)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 99), st.integers(100, 199), st.floats(0.3, 30))
+def test_it_agrees_with_a_loop_at_every_temperature(one: int, other: int, temperature: float) -> None:
+    student, teacher = logits(one), logits(other)
+    expected = naive_kl(student, teacher, temperature)
+    assert softened_kl(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert expected >= 0
+
+
+def test_it_is_teacher_against_student_and_not_the_other_way_round() -> None:
+    assert softened_kl(STUDENT, TEACHER, 1.0).item() != pytest.approx(
+        softened_kl(TEACHER, STUDENT, 1.0).item(), rel=1e-3
+    )
+
+
+def test_it_is_a_mean_over_the_batch_whatever_the_number_of_classes() -> None:
+    once, thrice = (
+        softened_kl(STUDENT, TEACHER, 2.0),
+        softened_kl(*(x.repeat(3, 1) for x in (STUDENT, TEACHER)), 2.0),
+    )
+    assert once.item() == pytest.approx(thrice.item())
+
+
+def test_the_gradient_tends_to_hinton_s_limit_as_the_temperature_grows() -> None:
+    # (centred z_s - centred z_t) / (N C), section 2.1 of the paper.
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    centred = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
+    limit = (centred / student.numel()).detach()
+    errors = []
+    for temperature in (10.0, 100.0, 1000.0, 10000.0):
+        (gradient,) = torch.autograd.grad(softened_kl(student, teacher, temperature), student)
+        errors.append((gradient - limit).abs().max().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == pytest.approx(errors[-2] / 10, rel=0.1)  # as 1 / T
+    assert errors[-1] < 1e-3 * limit.abs().max().item()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_gradient_is_the_textbook_s(temperature: float) -> None:
+    # T * (q - p) / N at temperature T.
+    student, teacher = logits(2).requires_grad_(), logits(3)
+    (gradient,) = torch.autograd.grad(softened_kl(student, teacher, temperature), student)
+    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
+    assert torch.allclose(gradient, temperature * (q - p) / len(student))
+
+
+def test_the_square_keeps_the_gradient_s_size() -> None:
+    def size(temperature: float) -> float:
+        student = logits(4, scale=0.5).requires_grad_()
+        (gradient,) = torch.autograd.grad(softened_kl(student, logits(5, scale=0.5), temperature), student)
+        return gradient.norm().item()
+
+    assert size(40.0) == pytest.approx(size(4.0), rel=0.1)
+
+
+def test_certain_logits_stay_finite() -> None:
+    student = torch.tensor([[500.0, -500.0], [0.0, 900.0]], requires_grad=True)
+    value = softened_kl(student, -student.detach(), 1.0)
+    value.backward()
+    assert student.grad is not None
+    assert value.item() == pytest.approx((1000 + 900) / 2)
+    assert torch.isfinite(student.grad).all()
+
+
+def test_shapes_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"differ in shape: student \[2, 3\], teacher \[2, 4\]"):
+        softened_kl(STUDENT, torch.zeros(2, 4), 1.0)
+    with pytest.raises(ValueError, match=r"student \[2, 3\], teacher \[1, 3\]"):
+        softened_kl(STUDENT, TEACHER[:1], 1.0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_is_positive(temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"Temperature must be positive, got {temperature}"):
+        softened_kl(STUDENT, TEACHER, temperature)
+    with pytest.raises(DecantError, match=r"loss\.temperature: must be greater than 0"):
+        validate({"kind": "temperature", "temperature": temperature}, SoftTargets, "loss")
+
+
+# --- mixing
+
+
+@settings(max_examples=30)
+@given(st.floats(0, 1), st.floats(0.5, 20))
+def test_hard_and_soft_are_mixed_by_share(hard: float, temperature: float) -> None:
+    cross_entropy = -torch.stack([STUDENT.log_softmax(1)[i, label] for i, label in enumerate(LABELS)]).mean()
+    expected = hard * cross_entropy.item() + (1 - hard) * naive_kl(STUDENT, TEACHER, temperature)
+    loss = Temperature(temperature=temperature, hard=hard)
+    assert loss(STUDENT, TEACHER, LABELS).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_softmax_is_temperature_one() -> None:
+    assert torch.equal(
+        Softmax(hard=0.3)(STUDENT, TEACHER, LABELS),
+        Temperature(temperature=1.0, hard=0.3)(STUDENT, TEACHER, LABELS),
+    )
+
+
+def test_all_hard_is_cross_entropy_and_all_soft_ignores_the_labels() -> None:
+    hard, soft = Temperature(hard=1.0), Temperature(hard=0.0)
+    assert torch.equal(hard(STUDENT, TEACHER, LABELS), F.cross_entropy(STUDENT, LABELS))
+    assert torch.equal(soft(STUDENT, TEACHER, LABELS), soft(STUDENT, TEACHER, 1 - LABELS.clamp(max=1)))
+
+
+def test_a_certain_teacher_says_no_more_than_the_labels() -> None:
+    # Ba and Caruana's remark: a certain teacher's probabilities are the hard labels over again.
+    certain = 200.0 * F.one_hot(LABELS, 3).float()
+    soft = Softmax()(STUDENT, certain, LABELS)
+    assert soft.item() == pytest.approx(F.cross_entropy(STUDENT, LABELS).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("hard", [-0.1, 1.1])
+def test_a_share_is_a_fraction(hard: float) -> None:
+    with pytest.raises(DecantError, match=r"loss\.hard: must be (less|greater) than or equal to"):
+        validate({"kind": "softmax", "hard": hard}, SoftTargets, "loss")
+
+
+# --- against a teacher
+
+
+def test_the_teacher_answers_the_batch_that_the_student_saw() -> None:
+    teacher = nn.Linear(4, 3)
+    inputs = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    student = STUDENT.clone().requires_grad_()
+    value = against_teacher(Softmax(hard=0.5), teacher)(inputs, student, LABELS)
+    assert torch.equal(value, Softmax(hard=0.5)(student, teacher(inputs), LABELS))
+    value.backward()
+    assert student.grad is not None
+    assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -1,0 +1,257 @@
+"""Measures against published values, other libraries, loops in double precision, and counts by hand."""
+
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from tasks import metrics
+from tasks.checkpoints import Checkpoint
+from tasks.constraints import Constraints
+from tasks.evaluate.measures import HEADLINE, headline, measure
+from tasks.models import Lenet5, Lenet300100, Mlp, build
+
+
+def logits(seed: int, count: int = 40, classes: int = 4, scale: float = 2.0) -> Tensor:
+    return scale * torch.randn(count, classes, generator=torch.Generator().manual_seed(seed))
+
+
+def labels(seed: int, count: int = 40, classes: int = 4) -> Tensor:
+    return torch.randint(0, classes, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def certain(confidences: list[float]) -> Tensor:
+    """Return logits of two classes whose first has these probabilities."""
+    return torch.tensor([[math.log(p), math.log1p(-p)] for p in confidences], dtype=torch.double)
+
+
+def test_accuracy_by_hand() -> None:
+    answers = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0], [5.0, -5.0]])
+    assert metrics.accuracy(answers, torch.tensor([1, 0, 0, 1])) == 0.5
+    assert metrics.accuracy(answers, torch.tensor([1, 0, 1, 0])) == 1.0
+
+
+@given(st.integers(0, 99), st.integers(1, 60))
+def test_accuracy_is_exactly_hits_over_count(seed: int, count: int) -> None:
+    answers, truth = logits(seed, count), labels(seed + 1, count)
+    hits = sum(
+        max(range(4), key=row.__getitem__) == t
+        for row, t in zip(answers.tolist(), truth.tolist(), strict=True)
+    )
+    assert metrics.accuracy(answers, truth) == pytest.approx(hits / count, abs=1e-15)
+
+
+def test_accuracy_of_many_is_not_rounded_to_float32() -> None:
+    truth = torch.zeros(17_000_001, dtype=torch.int8)
+    truth[0] = 1
+    answers = torch.tensor([[1.0, 0.0]]).expand(len(truth), 2)
+    assert metrics.accuracy(answers, truth) == 17_000_000 / 17_000_001
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 10), (9, 10), (81, 263), (9312, 10_000)])
+def test_wilson_s_interval_agrees_with_scipy(hits: int, count: int) -> None:
+    reference = binomtest(hits, count).proportion_ci(0.95, "wilson")
+    found = metrics.wilson_interval(hits / count, count)
+    assert found == pytest.approx((reference.low, reference.high), rel=1e-12, abs=1e-12)
+
+
+def test_wilson_s_interval_is_the_published_one() -> None:
+    # Newcombe, Two-sided confidence intervals for the single proportion, 1998, table I, method 3.
+    assert metrics.wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert metrics.wilson_interval(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert metrics.wilson_interval(0 / 20, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert metrics.wilson_interval(1 / 29, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1))
+def test_the_interval_holds_the_share_and_stays_in_range(count: int, part: float) -> None:
+    share = round(part * count) / count
+    low, high = metrics.wilson_interval(share, count)
+    assert -1e-15 <= low <= share + 1e-15
+    assert share - 1e-15 <= high <= 1 + 1e-15
+    assert high - low > 0
+
+
+@given(st.integers(0, 99))
+def test_the_likelihood_agrees_with_a_loop(seed: int) -> None:
+    answers, truth = logits(seed, 12), labels(seed + 1, 12)
+    naive = [
+        math.log(math.fsum(math.exp(z) for z in row)) - row[label]
+        for row, label in zip(answers.tolist(), truth.tolist(), strict=True)
+    ]
+    assert metrics.nll(answers, truth) == pytest.approx(math.fsum(naive) / 12, rel=1e-12)
+
+
+def test_a_likelihood_by_hand_and_one_that_underflows() -> None:
+    assert metrics.nll(torch.zeros(3, 10), torch.tensor([0, 4, 9])) == pytest.approx(math.log(10))
+    assert metrics.nll(torch.tensor([[0.0, 2000.0]]), torch.tensor([0])) == 2000.0
+
+
+# --- calibration
+
+
+def test_a_calibration_error_by_hand() -> None:
+    # Two bins of two, with mean confidences 0.66 and 0.95; in each, one answer is right.
+    answers = certain([0.62, 0.7, 0.92, 0.98])
+    truth = torch.tensor([0, 1, 1, 0])
+    by_hand = (2 * abs(0.5 - 0.66) + 2 * abs(0.5 - 0.95)) / 4
+    assert metrics.calibration_error(answers, truth, bins=5) == pytest.approx(by_hand)
+
+
+def naive_calibration_error(confidences: list[float], hits: list[bool], bins: int) -> float:
+    """Guo et al., equation 3: bin m holds the confidences in ((m - 1) / M, m / M]."""
+    total = 0.0
+    for m in range(1, bins + 1):
+        inside = [i for i, c in enumerate(confidences) if (m - 1) / bins < c <= m / bins]
+        if inside:
+            confidence = math.fsum(confidences[i] for i in inside) / len(inside)
+            hit_rate = sum(hits[i] for i in inside) / len(inside)
+            total += len(inside) / len(confidences) * abs(hit_rate - confidence)
+    return total
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 999), st.sampled_from([1, 7, 10, 15, 100]))
+def test_a_calibration_error_agrees_with_a_loop(seed: int, bins: int) -> None:
+    answers, truth = logits(seed).double(), labels(seed + 1)
+    confidence, predicted = answers.softmax(1).max(1)
+    naive = naive_calibration_error(confidence.tolist(), (predicted == truth).tolist(), bins)
+    assert metrics.calibration_error(answers, truth, bins) == pytest.approx(naive, abs=1e-12)
+
+
+def test_the_edges_of_confidence_are_counted() -> None:
+    # Confidence 1 falls into the last bin, 1/2 (an edge of ten bins) into the fifth.
+    sure = torch.tensor([[1000.0, 0.0]] * 3)
+    assert metrics.calibration_error(sure, torch.tensor([0, 0, 1])) == pytest.approx(1 / 3)
+    assert metrics.calibration_error(sure, torch.zeros(3).long()) == 0.0
+    edge = torch.zeros(4, 2)
+    assert metrics.calibration_error(edge, torch.tensor([0, 0, 1, 1]), bins=10) == 0.0
+    both = torch.cat([edge, certain([0.6] * 4)])
+    truth = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1])
+    # In one bin the gaps +0.5 and -0.35 would cancel; in two bins they do not.
+    assert metrics.calibration_error(both, truth, bins=10) == pytest.approx((4 * 0.5 + 4 * 0.35) / 8)
+    assert metrics.calibration_error(both, truth, bins=1) == pytest.approx(abs(5 / 8 - 0.55))
+
+
+def test_a_calibrated_model_errs_little_and_an_overconfident_one_much() -> None:
+    random.seed(0)
+    confidences = [random.uniform(0.5, 1) for _ in range(20_000)]
+    truth = torch.tensor([0 if random.random() < c else 1 for c in confidences])
+    answers = certain(confidences)
+    assert metrics.calibration_error(answers, truth) < 0.02
+    assert metrics.calibration_error(5 * answers, truth) > 0.1
+
+
+def test_agreement_by_hand() -> None:
+    one = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 1.0]])
+    other = torch.tensor([[9.0, 8.0], [0.0, 0.1], [0.0, 1.0]])
+    assert metrics.agreement(one, other) == pytest.approx(2 / 3)
+    assert metrics.agreement(one, one) == 1.0
+
+
+# --- counts
+
+
+def test_zeros_are_counted_to_the_weight() -> None:
+    module = build(Mlp(hidden=(5,)), (1, 2, 2), 3, seed=0)  # 4 * 5 + 5 + 5 * 3 + 3
+    with torch.no_grad():
+        module.get_parameter("layers.0.weight")[0] = 0  # 4 of the 35 weights
+        module.get_parameter("layers.2.weight")[1, 2] = -0.0
+        module.get_parameter("layers.0.bias")[:] = 0
+    assert metrics.parameters(module) == 43
+    assert metrics.nonzeros(module) == 43 - 4 - 1 - 5
+    assert metrics.sparsity(module) == 5 / 35
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "groups", "dilation"),
+    [(1, 0, 1, 1), (2, 1, 1, 1), (3, 2, 2, 1), (1, 2, 4, 2), (2, 0, 4, 1)],
+)
+def test_multiplications_of_a_convolution_by_hand(
+    stride: int, padding: int, groups: int, dilation: int
+) -> None:
+    layer = nn.Conv2d(4, 8, 3, stride, padding, dilation, groups)
+    side = (11 + 2 * padding - dilation * 2 - 1) // stride + 1
+    outputs, inputs_of_each = 8 * side * side, 4 // groups * 3 * 3
+    assert metrics.macs(nn.Sequential(layer), (4, 11, 11)) == outputs * inputs_of_each
+
+
+def test_multiplications_of_published_networks() -> None:
+    assert (
+        metrics.macs(build(Lenet300100(), (1, 28, 28), 10, seed=0), (1, 28, 28))
+        == 784 * 300 + 300 * 100 + 1000
+    )
+    by_hand = 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10
+    assert metrics.macs(build(Lenet5(), (1, 28, 28), 10, seed=0).eval(), (1, 28, 28)) == by_hand
+
+
+def test_a_layer_that_is_used_twice_counts_twice() -> None:
+    layer = nn.Linear(6, 6, bias=False)
+    assert metrics.macs(nn.Sequential(nn.Flatten(), layer, layer), (1, 2, 3)) == 72
+
+
+def test_counting_leaves_no_hook_behind() -> None:
+    module = build(Mlp(hidden=(5,)), (1, 2, 2), 3, seed=0)
+    metrics.macs(module, (1, 2, 2))
+    assert not any(layer._forward_hooks for layer in module.modules())
+
+
+# --- the row
+
+
+def checkpoint(hidden: int = 5) -> Checkpoint:
+    module = build(Mlp(hidden=(hidden,)), (1, 2, 2), 3, seed=0).eval()
+    return Checkpoint(Mlp(hidden=(hidden,)), (1, 2, 2), tuple("abc"), module)
+
+
+KEYS = [
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "nll",
+    "calibration_error",
+    "agreement",
+    "size_bytes",
+    "ratio",
+    "parameters",
+    "nonzeros",
+    "macs",
+    "sparsity",
+    "bits_per_weight",
+]
+
+
+def test_a_row_has_the_same_keys_in_the_same_order_and_six_digits() -> None:
+    teacher, answers, truth = checkpoint(10), logits(0, 37, 3), labels(1, 37, 3)
+    mask = torch.ones(5, 4).bool()
+    mask[:3] = False
+    model = checkpoint(5).narrowed({"layers.0.weight": Constraints(mask=mask)})
+    row = measure(model, teacher, answers, logits(2, 37, 3), truth, size=111)
+    assert list(row) == KEYS
+    assert row["size_bytes"] == 111
+    assert row["ratio"] == pytest.approx(4 * (4 * 10 + 10 + 30 + 3) / 111, rel=1e-5)
+    assert (row["parameters"], row["nonzeros"], row["macs"]) == (43, 31, 35)
+    assert row["sparsity"] == pytest.approx(12 / 35, rel=1e-5)
+    assert row["bits_per_weight"] == pytest.approx(8 * 111 / 43, rel=1e-5)
+    assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
+    assert all(type(row[key]) is int for key in ("size_bytes", "parameters", "nonzeros", "macs"))
+    for value in row.values():
+        assert value == float(f"{value:.6g}")
+    assert list(checkpoint_row := headline(row)) == list(HEADLINE)
+    assert all(checkpoint_row[key] == row[key] for key in HEADLINE)
+
+
+def test_the_teacher_agrees_with_itself() -> None:
+    teacher, answers = checkpoint(), logits(0, 20, 3)
+    row = measure(teacher, teacher, answers, answers, labels(1, 20, 3), size=4 * 43)
+    assert (row["agreement"], row["ratio"], row["bits_per_weight"], row["sparsity"]) == (1.0, 1.0, 32.0, 0.0)
+
+
+def test_large_integers_are_not_rounded() -> None:
+    row = measure(checkpoint(), checkpoint(), logits(0, 5, 3), logits(1, 5, 3), labels(1, 5, 3), 123_456_789)
+    assert row["size_bytes"] == 123_456_789

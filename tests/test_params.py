@@ -1,0 +1,458 @@
+"""Every mistake in params.yaml is told in words with its path in the file, all of them at once."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.errors import DecantError
+from tasks.params import Section, derive_seed, did_you_mean, mistakes, read_section, read_yaml, validate
+from tasks.validate import __main__ as stage
+from tasks.validate.recipes import Recipes, check
+
+ROOT = Path(__file__).parents[1]
+
+TRAINING = {"epochs": 2, "optimizer": {"kind": "sgd", "learning_rate": 0.05}}
+VALID: dict[str, Any] = {
+    "seed": 1,
+    "threads": 2,
+    "data": {"source": "digits", "validation": 100},
+    "teacher": {"architecture": {"kind": "mlp", "hidden": [8]}, "training": TRAINING},
+    "models": {
+        "cut": {"op": "clip", "from": "teacher", "cut": {"kind": "percentile", "keep": 0.99}},
+        "prune-80": {"op": "prune", "from": "cut", "criterion": {"kind": "magnitude"}, "sparsity": 0.8},
+        "int8": {"op": "quantize", "from": "prune-80", "scheme": {"kind": "integer", "bits": 8}},
+        "student": {
+            "op": "distill",
+            "from": "teacher",
+            "student": {"kind": "resnet", "widths": [4, 8], "blocks": [1, 1]},
+            "loss": {"kind": "temperature", "temperature": 2.0},
+            "training": copy.deepcopy(TRAINING),
+        },
+    },
+    "benchmark": {},
+}
+ABSENT = object()
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """Return the valid content with another value at `a.b.c`, or without it."""
+    content = copy.deepcopy(VALID)
+    *parents, last = path.split("/")
+    inside = content
+    for key in parents:
+        inside = inside[key]
+    if value is ABSENT:
+        del inside[last]
+    else:
+        inside[last] = value
+    return content
+
+
+def complaints(content: dict[str, Any]) -> list[str]:
+    with pytest.raises(DecantError) as told:
+        check(content)
+    first, *lines = str(told.value).splitlines()
+    assert first == "params.yaml is not valid:"
+    assert all(line.startswith("  ") for line in lines)
+    return [line.removeprefix("  ") for line in lines]
+
+
+def test_the_committed_params_are_valid() -> None:
+    recipes = check(read_yaml(ROOT / "params.yaml"))
+    assert len(recipes.models) >= 12
+    assert {block.op for block in recipes.models.values()} == {
+        "clip",
+        "prune",
+        "quantize",
+        "distill",
+        "finetune",
+    }
+
+
+def test_this_file_s_own_example_is_valid() -> None:
+    assert list(check(VALID).models) == ["cut", "prune-80", "int8", "student"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        # Unknown words, and the nearest known ones.
+        ("seeds", 3, "top level: unknown key 'seeds'; did you mean 'seed'?"),
+        ("data/sorce", "x", "data: unknown key 'sorce'; did you mean 'source'?"),
+        ("data/source", "digit", "data.source: unknown source 'digit'; did you mean 'digits'?"),
+        (
+            "models/prune-80/sparsty",
+            0.5,
+            "models.prune-80: unknown key 'sparsty'; did you mean 'sparsity'?",
+        ),
+        ("models/prune-80/from_", "cut", "models.prune-80: unknown key 'from_'; did you mean 'from'?"),
+        ("models/int8/scheme/bit", 8, "models.int8.scheme: unknown key 'bit'; did you mean 'bits'?"),
+        (
+            "models/cut/cut/zzz",
+            1,
+            "models.cut.cut: unknown key 'zzz'; known are keep, kind",
+        ),
+        (
+            "models/prune-80/criterion",
+            {"kind": "magnitud"},
+            "models.prune-80.criterion: unknown kind 'magnitud'; did you mean 'magnitude'?",
+        ),
+        (
+            "models/prune-80/criterion",
+            {"kind": "xyz"},
+            "models.prune-80.criterion: unknown kind 'xyz'; known are magnitude, random",
+        ),
+        ("models/prune-80/op", "prunes", "models.prune-80: unknown op 'prunes'; did you mean 'prune'?"),
+        (
+            "models/student/training/optimizer",
+            {"kind": "adam"},
+            "models.student.training.optimizer: unknown kind 'adam'; did you mean 'adamw'?",
+        ),
+        (
+            "teacher/architecture",
+            {"kind": "lenet5"},
+            "teacher.architecture: unknown kind 'lenet5'; did you mean 'lenet-5'?",
+        ),
+        # What is not there.
+        ("teacher", ABSENT, "teacher: is missing"),
+        ("models", ABSENT, "models: is missing"),
+        ("benchmark", ABSENT, "benchmark: is missing"),
+        ("models/cut/from", ABSENT, "models.cut.from: is missing"),
+        ("models/cut/op", ABSENT, "models.cut: needs the key 'op'"),
+        ("models/prune-80/criterion", {}, "models.prune-80.criterion: needs the key 'kind'"),
+        ("models/student/loss", ABSENT, "models.student.loss: is missing"),
+        # Wrong types.
+        ("models", [1], "models: must be a mapping of keys to values, got [1]"),
+        ("models/cut", None, "models.cut: must be a mapping of keys to values, got None"),
+        (
+            "models/prune-80/criterion",
+            "magnitude",
+            "models.prune-80.criterion: must be a mapping of keys to values, got 'magnitude'",
+        ),
+        ("models/cut/skip", "head", "models.cut.skip: must be a list, got 'head'"),
+        ("models/cut/skip", ["a", 1], "models.cut.skip.1: must be a word, got 1"),
+        ("models/cut/from", 3, "models.cut.from: must be a word, got 3"),
+        ("models/prune-80/sparsity", "80 %", "models.prune-80.sparsity: must be a number, got '80 %'"),
+        ("models/int8/scheme/bits", 4.5, "models.int8.scheme.bits: must be a whole number, got 4.5"),
+        (
+            "models/int8/scheme/per_channel",
+            "perhaps",
+            "models.int8.scheme.per_channel: must be true or false, got 'perhaps'",
+        ),
+        (
+            "models/student/student/widths",
+            [4, "x"],
+            "models.student.student.widths.1: must be a whole number, got 'x'",
+        ),
+        ("seed", True, "seed: must not be true or false"),
+        ("models/prune-80/sparsity", True, "models.prune-80.sparsity: must not be true or false"),
+        # Values out of range.
+        ("seed", -1, "seed: must be greater than or equal to 0, got -1"),
+        ("threads", 0, "threads: must be greater than 0, got 0"),
+        ("models/prune-80/sparsity", 1.0, "models.prune-80.sparsity: must be less than 1, got 1.0"),
+        ("models/int8/scheme/bits", 9, "models.int8.scheme.bits: must be less than or equal to 8, got 9"),
+        ("models/prune-80/sparsity", math.nan, "models.prune-80.sparsity: must be a finite number, got nan"),
+        ("models/prune-80/sparsity", math.inf, "models.prune-80.sparsity: must be a finite number, got inf"),
+        (
+            "models/prune-80/scope",
+            "globl",
+            "models.prune-80.scope: must be 'global' or 'layer', got 'globl'",
+        ),
+        ("models", {}, "models: needs 1 or more entries, got {}"),
+        (
+            "models/student/student/blocks",
+            [1],
+            "models.student.student: widths has 2 entries and blocks 1",
+        ),
+        (
+            "models/cut/cut",
+            {"kind": "bounds", "minimum": 1, "maximum": -1},
+            "models.cut.cut: minimum 1.0 is not below maximum -1.0",
+        ),
+        # Between blocks.
+        (
+            "models/cut/from",
+            "teacher2",
+            "models.cut.from: there is no model 'teacher2'; did you mean 'teacher'?",
+        ),
+    ],
+)
+def test_one_mistake_is_one_line_with_its_path(path: str, value: Any, line: str) -> None:
+    assert complaints(changed(path, value)) == [line]
+
+
+def test_a_section_keeps_its_other_mistakes_beside_an_unknown_key() -> None:
+    content = changed("models/prune-80/sparsty", 0.5)
+    content["models"]["prune-80"] |= {"sparsity": 7, "scope": "none"}
+    assert complaints(content) == [
+        "models.prune-80.sparsity: must be less than 1, got 7",
+        "models.prune-80.scope: must be 'global' or 'layer', got 'none'",
+        "models.prune-80: unknown key 'sparsty'; did you mean 'sparsity'?",
+    ]
+
+
+def test_mistakes_of_every_kind_are_told_at_once() -> None:
+    content = changed("seeds", 1)
+    content["threads"] = 0
+    content["models"]["cut"]["from"] = "int8"
+    content["models"]["int8"] |= {"from": "prune-80", "scheme": {"kind": "integre"}}
+    content["models"]["student"]["from"] = "nobody"
+    assert sorted(complaints(content)) == [
+        "models.cut.from: a cycle, cut → int8 → prune-80 → cut",
+        "models.int8.scheme: unknown kind 'integre'; did you mean 'integer'?",
+        "models.student.from: there is no model 'nobody'; known are cut, int8, prune-80, teacher",
+        "threads: must be greater than 0, got 0",
+        "top level: unknown key 'seeds'; did you mean 'seed'?",
+    ]
+
+
+def with_parents(parents: dict[str, str]) -> dict[str, Any]:
+    block = {"op": "prune", "criterion": {"kind": "random"}, "sparsity": 0.5}
+    return VALID | {"models": {name: block | {"from": parent} for name, parent in parents.items()}}
+
+
+@pytest.mark.parametrize(
+    ("parents", "cycles"),
+    [
+        ({"a": "a"}, ["a → a"]),
+        ({"b": "a", "a": "b"}, ["a → b → a"]),
+        ({"c": "a", "a": "b", "b": "c"}, ["a → b → c → a"]),
+        ({"a": "b", "b": "a", "leads-in": "a", "x": "x", "sound": "teacher"}, ["a → b → a", "x → x"]),
+    ],
+)
+def test_each_cycle_is_told_once(parents: dict[str, str], cycles: list[str]) -> None:
+    told = [f"models.{cycle[0]}.from: a cycle, {cycle}" for cycle in cycles]
+    assert complaints(with_parents(parents)) == told
+
+
+@given(st.lists(st.integers(0, 9), min_size=10, max_size=10))
+def test_a_lineage_is_sound_exactly_when_every_walk_ends_at_the_teacher(picks: list[int]) -> None:
+    parents = {f"m{i}": f"m{pick}" if pick else "teacher" for i, pick in enumerate(picks)}
+
+    def ends(name: str) -> bool:
+        for _ in parents:
+            name = parents.get(name, "teacher")
+        return name == "teacher"
+
+    if all(ends(name) for name in parents):
+        check(with_parents(parents))
+    else:
+        assert all("a cycle" in line for line in complaints(with_parents(parents)))
+
+
+@pytest.mark.parametrize("name", ["a.b", ".a", "A", "-a", "a b", "a/b", "..", "", "ä", "a\n"])
+def test_names_that_paths_and_dotted_keys_cannot_bear(name: str) -> None:
+    with pytest.raises(DecantError) as told:
+        check(with_parents({name: "teacher"}))
+    assert str(told.value).endswith(
+        f"models.{name}: a name has lower-case letters, digits, - and _ "
+        f"and begins with a letter or digit, got {name!r}"
+    )
+
+
+def test_a_model_may_not_be_called_teacher() -> None:
+    (line,) = complaints(with_parents({"teacher": "teacher", "a": "teacher"}))
+    assert line == "models.teacher: the name belongs to the section teacher; choose another"
+
+
+def test_no_model_is_proposed_as_its_own_parent() -> None:
+    (line,) = complaints(with_parents({"prune-80-ft": "prune-80-f", "other": "teacher"}))
+    assert line == ("models.prune-80-ft.from: there is no model 'prune-80-f'; known are other, teacher")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("models/cut/cut", "keep"),
+        ("models/prune-80/criterion", "kind"),
+        ("models/int8/scheme", "bits"),
+        ("models/student/loss", "temperature"),
+        ("models/student/training/optimizer", "learning_rate"),
+        ("teacher/architecture", "hidden"),
+    ],
+)
+def test_no_tag_of_a_union_is_part_of_a_path(place: tuple[str, str]) -> None:
+    path, key = place
+    (line,) = complaints(changed(f"{path}/{key}", {"no": "such value"}))
+    assert line.startswith((f"{path.replace('/', '.')}.{key}: ", f"{path.replace('/', '.')}: unknown kind"))
+
+
+def test_a_long_value_is_cut_short() -> None:
+    (line,) = complaints(changed("models/cut/from", list(range(1000))))
+    assert len(line) < 110
+
+
+# --- reading the file
+
+
+def written(folder: Path, content: str | bytes) -> Path:
+    path = folder / "params.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: 1\nb: {c: 1}\na: 2\n", "the key 'a' stands twice\n  in .*, line 3, column 1"),
+        (
+            "models:\n  x: {op: clip}\n  x: {op: prune}\n",
+            "the key 'x' stands twice\n  in .*, line 3, column 3",
+        ),
+        ("a: {b: 1, b: 1}", "the key 'b' stands twice"),
+        ("models:\n  80: {op: clip}\n", "this key is of type int to YAML; put it in quotes\n  in .*, line 2"),
+        ("models: {on: {op: clip}}\n", "this key is of type bool to YAML; put it in quotes"),
+        ("? [a, b]\n: 1\n", "this key is of type seq to YAML"),
+        ("a: [1, 2\n", "is not valid YAML"),
+        ("a: 1\n\tb: 2\n", "is not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        ("", "must hold named sections, found NoneType"),
+        ("- a\n", "must hold named sections, found list"),
+        (b"a: \xff\n", r"Cannot read .*it must be a text file in UTF-8"),
+    ],
+)
+def test_what_is_no_params_file(content: str | bytes, words: str, tmp_path: Path) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(DecantError, match=words) as told:
+        read_yaml(path)
+    assert str(path) in str(told.value)
+    assert "unicode string" not in str(told.value)
+
+
+def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:
+    with pytest.raises(DecantError, match=r"No .*params\.yaml here; run from the root of the repository"):
+        read_yaml(tmp_path / "params.yaml")
+
+
+def test_merged_keys_may_be_overridden_at_any_depth(tmp_path: Path) -> None:
+    content = "a: {b: {c: &x {<<: {k: 2, l: 3}, k: 1}}}\ny: {<<: *x, l: 4}\n"
+    assert read_yaml(written(tmp_path, content)) == {
+        "a": {"b": {"c": {"k": 1, "l": 3}}},
+        "y": {"k": 1, "l": 4},
+    }
+
+
+def test_one_section_is_read_and_named_by_its_path(tmp_path: Path) -> None:
+    path = written(tmp_path, yaml.safe_dump(VALID))
+    assert read_section("models.prune-80.sparsity", float, path) == 0.8
+    assert read_section("threads", int, path) == 2
+    with pytest.raises(DecantError, match=r"params\.yaml has no 'seeed'; did you mean 'seed'\?"):
+        read_section("seeed", int, path)
+    with pytest.raises(DecantError, match=r"^models has no 'prune-8'; did you mean 'prune-80'\?"):
+        read_section("models.prune-8.op", str, path)
+    with pytest.raises(DecantError, match=r"^seed has no 'deeper'$"):
+        read_section("seed.deeper", int, path)
+    with pytest.raises(DecantError, match=r"models\.prune-80\.op: must be a whole number, got 'prune'"):
+        read_section("models.prune-80.op", int, path)
+
+
+class Inner(Section):
+    kind: Literal["inner"] = "inner"
+    wanted: bool = False
+    count: int | None = None
+
+
+class Outer(Section):
+    inner: tuple[Inner, ...] = ()
+    wanted: bool | None = None
+
+
+def test_mistakes_deep_inside_are_told_once_and_true_stays_where_it_belongs() -> None:
+    assert mistakes({"inner": [{"wanted": True}, {"count": None}], "wanted": True}, Outer) == []
+    assert mistakes({"inner": [{}, {"count": False, "cuont": 1}]}, Outer, "here") == [
+        "here.inner.1.count: must not be true or false",
+        "here.inner.1: unknown key 'cuont'; did you mean 'count'?",
+    ]
+
+
+def test_sections_are_immutable_and_survive_the_round_trip() -> None:
+    recipes = check(VALID)
+    with pytest.raises(ValueError, match="frozen"):
+        recipes.seed = 2
+    assert validate(recipes.model_dump(by_alias=True), Recipes) == recipes
+
+
+def test_near_words_are_proposed_far_ones_listed_and_none_made_up() -> None:
+    assert did_you_mean("sparsty", ["scope", "sparsity"]) == "; did you mean 'sparsity'?"
+    assert did_you_mean("zzz", ["b", "a"]) == "; known are a, b"
+    assert did_you_mean("zzz", []) == ""
+
+
+# --- seeds
+
+
+@given(st.integers(0, 2**64), st.text())
+def test_a_seed_fits_every_generator_and_is_a_function_of_its_arguments(seed: int, name: str) -> None:
+    derived = derive_seed(seed, name)
+    assert 0 <= derived < 2**63
+    assert derived == derive_seed(seed, name)
+    assert derived != derive_seed(seed + 1, name)
+    assert derived != derive_seed(seed, name + "x")
+
+
+def test_seeds_never_change_from_release_to_release() -> None:
+    assert derive_seed(1, "teacher") == 5064975169101656172
+
+
+def test_models_with_near_names_get_far_seeds() -> None:
+    seeds = {derive_seed(seed, f"model-{index}") for seed in range(30) for index in range(30)}
+    assert len(seeds) == 900
+    # 16 cells of the upper bits: chance puts 56 of 900 in each, give or take 7.
+    cells = [sum(derived >> 59 == cell for derived in seeds) for cell in range(16)]
+    assert min(cells) > 25
+    assert max(cells) < 95
+
+
+# --- the stage
+
+
+def run_validate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tasks.validate", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_the_stage_leaves_its_output_alone_when_something_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, yaml.safe_dump(VALID))
+    stage.main()
+    before = stage.VALID.read_bytes()
+    stage.main()
+    written(tmp_path, yaml.safe_dump(changed("models/cut/from", "tacher")))
+    with pytest.raises(DecantError, match="there is no model 'tacher'"):
+        stage.main()
+    assert stage.VALID.read_bytes() == before
+    assert [path.name for path in stage.VALID.parent.iterdir()] == ["params.valid"]
+
+
+def test_a_bad_file_on_a_fresh_machine_leaves_nothing_but_words(tmp_path: Path) -> None:
+    written(tmp_path, yaml.safe_dump(changed("models/cut/from", "tacher")))
+    done = run_validate(tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: params.yaml is not valid:\n"
+        "  models.cut.from: there is no model 'tacher'; did you mean 'teacher'?\n"
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_too_many_words_get_the_usage(tmp_path: Path) -> None:
+    done = run_validate(tmp_path, "params.yaml")
+    assert (done.returncode, done.stderr) == (1, "usage: python -m tasks.validate\n")
