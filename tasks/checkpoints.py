@@ -9,6 +9,7 @@ models/<name>/
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from tasks.constraints import Constraints, InputGrid, Levels, Range, attach_
@@ -32,6 +33,17 @@ DEPLOYED = ("model.safetensors", "model.json")
 """The files that rebuild the function: what ships, and what is counted."""
 
 FORMAT = 1
+
+BROKEN = (
+    AttributeError,  # a layer that there is not
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,  # pydantic's ValidationError is one, and json's
+    safetensors.SafetensorError,
+)
+"""What reading a damaged file can raise."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +119,13 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
             continue
         parts, described[name] = _encode(tensor, checkpoint.constraints[name])
         tensors |= {f"{name}.{part}": value for part, value in parts.items()}
-    (folder / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
+    weights = safetensors.torch.save(tensors)
+    (folder / "model.safetensors").write_bytes(weights)
     write_json(
         folder / "model.json",
         {
             "format": FORMAT,
+            "sha256": hashlib.sha256(weights).hexdigest(),
             "architecture": checkpoint.architecture.model_dump(),
             "shape": checkpoint.shape,
             "classes": checkpoint.classes,
@@ -136,20 +150,15 @@ def load(folder: Path) -> Checkpoint:
     try:
         described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         lineage = tuple(json.loads((folder / "lineage.json").read_text(encoding="utf-8")))
-        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        weights = (folder / "model.safetensors").read_bytes()
         if described["format"] != FORMAT:
             raise DecantError(f"{folder} has format {described['format']}, this code reads {FORMAT}")
-        return _rebuild(described, tensors, lineage)
+        if described["sha256"] != hashlib.sha256(weights).hexdigest():
+            raise ValueError("model.safetensors has not the sum that model.json names")
+        return _rebuild(described, safetensors.torch.load(weights), lineage)
     except FileNotFoundError as error:
         raise DecantError(f"No model at {error.filename or folder}; run `dvc repro` or `dvc pull`") from None
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        ValidationError,
-        RuntimeError,
-        safetensors.SafetensorError,
-    ) as error:
+    except BROKEN as error:
         raise DecantError(
             f"{folder} does not hold a whole model ({type(error).__name__}: {error}); "
             f"delete the folder and run `dvc repro`"

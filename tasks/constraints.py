@@ -22,6 +22,11 @@ class Range:
     low: float = -math.inf
     high: float = math.inf
 
+    def __post_init__(self) -> None:
+        """Refuse a range with nothing in it."""
+        if not self.low <= self.high:
+            raise ValueError(f"A range from {self.low:g} to {self.high:g} holds no number")
+
     def project(self, weight: Tensor) -> Tensor:
         """Return the weight cut to the range."""
         return weight.clamp(self.low, self.high)
@@ -98,7 +103,7 @@ class Constraints:
         """Return these constraints with another one added: ranges and masks intersect.
 
         Raises:
-            ValueError: There are levels already; rounding twice adds both errors.
+            ValueError: There are levels already; rounding twice adds both errors. Or two ranges do not meet.
         """
         if levels is not None and self.levels is not None:
             raise ValueError("The weight has quantization levels already")

@@ -65,7 +65,8 @@ def compare(parent: Checkpoint, child: Checkpoint, untouched: Mapping[str, str])
     """Return one entry for each parameter of the child, whose architecture is the parent's.
 
     Raises:
-        DecantError: Nothing changed: no weight, no constraint, no rounding of inputs.
+        DecantError: Nothing changed: no weight, no levels, no mask, no rounding of inputs. A range that
+            cuts nothing is no change.
     """
     before, weights = dict(parent.module.named_parameters()), compressible(child.module)
     entries = [
@@ -80,10 +81,9 @@ def compare(parent: Checkpoint, child: Checkpoint, untouched: Mapping[str, str])
         )
         for name, parameter in child.module.named_parameters()
     ]
-    held = {name: _holds(parent, name) for name in before}
-    if not any(entry.changed or entry.holds != held[entry.name] for entry in entries):
+    if not (any(entry.changed for entry in entries) or _binds(parent, child)):
         raise DecantError(
-            "The operation changed nothing: no weight has another value and no new constraint; "
+            "The operation changed nothing: no weight has another value, no new levels, no new zero held; "
             "ask for more (a higher sparsity, a narrower range, fewer bits) or remove the model's block"
         )
     return entries
@@ -141,6 +141,21 @@ def show(title: str, entries: Sequence[Entry]) -> None:
         left = [entry for entry in entries if entry.untouched == reason]
         names = ", ".join(entry.name for entry in left[:3]) + (" …" if len(left) > 3 else "")
         print(f"  untouched: {len(left)} ({sum(e.count for e in left):,} parameters), {reason}: {names}")
+
+
+def _binds(parent: Checkpoint, child: Checkpoint) -> bool:
+    """Say whether the child is bound where the parent was free, though no weight has another value."""
+    if child.grids != parent.grids:
+        return True
+    for name, held in child.constraints.items():
+        earlier = parent.constraints.get(name, FREE)
+        if held.levels is not None and not held.levels.equals(earlier.levels):
+            return True
+        if held.mask is not None and bool(
+            (~held.mask if earlier.mask is None else earlier.mask & ~held.mask).any()
+        ):
+            return True
+    return False
 
 
 def _holds(checkpoint: Checkpoint, name: str) -> str:

@@ -26,9 +26,12 @@ class Softmax(Section):
     kind: Literal["softmax"] = "softmax"
     hard: Fraction = 0.0
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    def __call__(
+        self, student: Tensor, teacher: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
         """Return `hard` times cross entropy plus the rest times the divergence; shape [], in nats."""
-        return _mixed(self.hard, student, labels, softened_kl(student, teacher, 1.0))
+        hard = F.cross_entropy(student, labels, label_smoothing=label_smoothing)
+        return self.hard * hard + (1 - self.hard) * softened_kl(student, teacher, 1.0)
 
 
 class Temperature(Section):
@@ -45,21 +48,26 @@ class Temperature(Section):
     temperature: PositiveFloat = 4.0
     hard: Fraction = 0.1
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    def __call__(
+        self, student: Tensor, teacher: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
         """Return `hard` times cross entropy plus the rest times the divergence; shape [], in nats."""
-        return _mixed(self.hard, student, labels, softened_kl(student, teacher, self.temperature))
+        hard = F.cross_entropy(student, labels, label_smoothing=label_smoothing)
+        return self.hard * hard + (1 - self.hard) * softened_kl(student, teacher, self.temperature)
 
 
 SoftTargets = Annotated[Softmax | Temperature, Field(discriminator="kind")]
 
 
-def against_teacher(loss: SoftTargets, teacher: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def against_teacher(
+    loss: SoftTargets, teacher: nn.Module, label_smoothing: float = 0.0
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Return the loss over (inputs, logits, labels) for which the teacher answers each batch as augmented."""
 
     def batch_loss(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             targets = teacher(inputs)
-        return loss(logits, targets, labels)
+        return loss(logits, targets, labels, label_smoothing)
 
     return batch_loss
 
@@ -91,7 +99,3 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_p = F.log_softmax(teacher.detach() / temperature, dim=1)
     log_q = F.log_softmax(student / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
-
-
-def _mixed(hard: float, student: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
-    return hard * F.cross_entropy(student, labels) + (1 - hard) * soft

@@ -24,8 +24,9 @@ class Resnet(Section):
     """A small residual network whose stem halves the picture, so that every later layer costs a quarter.
 
     Stage i has `blocks[i]` residual blocks of `widths[i]` channels; the first block of each stage but the
-    first halves the picture again. A stage of 0 blocks is left out, its width is still the stem's where it
-    is the first.
+    first halves the picture again. A stage of 0 blocks is left out; the first width is still the stem's.
+    The picture is averaged down to `pool` x `pool` before the last layer: 1 forgets where a feature was,
+    which helps where objects move about; 2 keeps the corner, which helps where they are centred.
 
     References:
         He et al., Deep Residual Learning for Image Recognition, 2015. https://arxiv.org/abs/1512.03385
@@ -34,6 +35,7 @@ class Resnet(Section):
     kind: Literal["resnet"] = "resnet"
     widths: tuple[PositiveInt, ...] = Field(min_length=1)
     blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    pool: PositiveInt = 1
 
     @model_validator(mode="after")
     def _paired(self) -> Resnet:
@@ -49,20 +51,22 @@ class Resnet(Section):
             nn.ReLU(),
         )
         stages: list[nn.Module] = []
-        channels = self.widths[0]
+        channels, sides = self.widths[0], [_half(side) for side in shape[1:]]
         for index, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for block in range(count):
                 stride = 2 if index > 0 and block == 0 else 1
+                sides = [_half(side) for side in sides] if stride == 2 else sides
                 stages.append(ResidualBlock(channels, width, stride))
                 channels = width
+        height, width = (min(side, self.pool) for side in sides)
         return nn.Sequential(
             _named(
                 normalize=Normalize(shape[0]),
                 stem=stem,
                 stages=nn.Sequential(*stages),
-                pool=nn.AdaptiveAvgPool2d(1),
+                pool=nn.AdaptiveAvgPool2d((height, width)),
                 flatten=nn.Flatten(),
-                head=nn.Linear(channels, classes),
+                head=nn.Linear(channels * height * width, classes),
             )
         )
 
@@ -208,6 +212,11 @@ def predict(module: Callable[[Tensor], Tensor], images: Tensor, batch_size: int 
     """
     with torch.no_grad():
         return torch.cat([module(pixels(batch)) for batch in images.split(batch_size)])
+
+
+def _half(side: int) -> int:
+    """Return the side of a picture after a 3 x 3 convolution of stride 2 with padding."""
+    return (side + 1) // 2
 
 
 def _named(**layers: nn.Module) -> OrderedDict[str, nn.Module]:

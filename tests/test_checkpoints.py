@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,7 +144,33 @@ def test_files_of_two_models_are_told_apart(tmp_path: Path) -> None:
     content = (tmp_path / "model.json").read_bytes()
     save(make(), tmp_path)
     (tmp_path / "model.json").write_bytes(content)
-    with pytest.raises(DecantError, match="missing or too many"):
+    with pytest.raises(DecantError, match="has not the sum that"):
+        load(tmp_path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    save(make(), tmp_path)
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(DecantError, match="has not the sum"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": {"no.such.layer": {"bits": 8, "scale": 0.1, "zero_point": 0}}},
+        {"weights": {CONV: {"shape": [4, 4, 3, 3], "bits": 8}}},
+        {"architecture": {"kind": "transformer"}},
+        {"shape": [1, 16]},
+    ],
+)
+def test_a_description_that_does_not_fit_is_told_in_words(change: dict[str, Any], tmp_path: Path) -> None:
+    save(make(), tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(described | change))
+    with pytest.raises(DecantError, match="does not hold a whole model"):
         load(tmp_path)
 
 

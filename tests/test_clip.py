@@ -207,3 +207,18 @@ def test_a_range_that_leaves_zero_out_does_not_move_what_a_mask_holds() -> None:
     clipped = held.project(WEIGHT)
     assert clipped.flatten().tolist() == pytest.approx([0.6, 0, 0, 0.2, 0, 0.3, 0.2, 0])
     assert earlier.broken_by(clipped, held) == []
+
+
+def test_zeros_under_a_mask_do_not_count_into_the_range() -> None:
+    weight, mask = torch.zeros(100), torch.arange(100) >= 95
+    weight[mask] = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0])
+    assert Percentile(keep=0.5).constrain(weight, mask).range == Range(-1.0, 1.0)
+    assert Percentile(keep=0.5).constrain(weight).range == Range(0.0, 0.0)
+    held = Deviation(multiple=1.0).constrain(weight, mask).range
+    assert held is not None
+    assert held.high == pytest.approx(2.0)  # sqrt((9 + 1 + 0 + 1 + 9) / 5)
+
+
+def test_ranges_that_do_not_meet_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"from 0\.2 to 0\.1 holds no number"):
+        Constraints(range=Range(-1, 0.1)).narrow(range=Range(0.2, 1))

@@ -114,6 +114,30 @@ def interrupt_after(epochs: int, original: Callable[..., Any]) -> Callable[..., 
     return epoch
 
 
+@pytest.mark.parametrize("widths", [(4, 8), (6, 10), (8, 16), (32, 64)])
+def test_gradients_in_the_chosen_layout_are_those_of_double_precision(widths: tuple[int, int]) -> None:
+    module = build(Resnet(widths=widths, blocks=(1, 1)), (1, 8, 8), 3, seed=1)
+    exact = copy.deepcopy(module).double()
+    layout = fit_module._layout(module)
+    fit_module._lay_out_(module, layout)
+    inputs = TRAIN.images[:16].float() / 255
+    F.cross_entropy(exact(inputs.double()), TRAIN.labels[:16]).backward()
+    for _ in range(10):  # a race shows now and then
+        module.zero_grad()
+        F.cross_entropy(module(inputs.contiguous(memory_format=layout)), TRAIN.labels[:16]).backward()
+        for parameter, reference in zip(module.parameters(), exact.parameters(), strict=True):
+            assert parameter.grad is not None
+            assert reference.grad is not None
+            torch.testing.assert_close(parameter.grad.double(), reference.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_channels_lie_last_only_where_that_is_safe() -> None:
+    safe = build(Resnet(widths=(8, 16), blocks=(1, 1)), (1, 8, 8), 3, seed=1)
+    assert fit_module._layout(safe) == torch.channels_last
+    assert fit_module._layout(resnet()) == torch.contiguous_format
+    assert fit_module._layout(build(Mlp(hidden=(8,)), (1, 8, 8), 3, seed=1)) == torch.contiguous_format
+
+
 def test_a_broken_state_is_passed_over_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, again = resnet(), resnet()
     train(whole, tmp_path / "whole")
@@ -258,7 +282,9 @@ def test_schedules_by_hand() -> None:
 
 def test_the_average_is_the_one_of_a_loop() -> None:
     module = build(Mlp(hidden=(2,)), (1, 2, 2), 2, seed=0)
-    progress = fit_module._Progress(module, Sgd().build([{"params": module.parameters()}]), {}, [], {})
+    progress = fit_module._Progress(
+        module, Sgd().build([{"params": module.parameters()}]), torch.contiguous_format, {}, [], {}
+    )
     progress.averaged = fit_module._copy(state(module))
     expected = copy.deepcopy(progress.averaged)
     for step in range(5):

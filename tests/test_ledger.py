@@ -88,10 +88,22 @@ def test_counts_are_exact() -> None:
     assert entries["layers.0.bias"].untouched == "because"
 
 
-def test_a_new_constraint_alone_is_a_change() -> None:
+def test_zeros_that_are_held_from_now_on_are_a_change() -> None:
+    parent = checkpoint()
+    with torch.no_grad():
+        parent.module.get_parameter(FIRST).copy_(masked(2).project(parent.module.get_parameter(FIRST)))
+    (first, *_) = compare(parent, parent.narrowed({FIRST: masked(2)}), {})
+    assert (first.changed, first.holds) == (0, "mask 40.00% zero")
+
+
+def test_a_range_that_cuts_nothing_and_a_mask_that_holds_nothing_are_no_change() -> None:
     parent = checkpoint().narrowed({FIRST: masked(2)})
-    (first, *_) = compare(parent, parent.narrowed({FIRST: replace(masked(2), range=Range(-9, 9))}), {})
-    assert (first.changed, first.holds) == (0, "range [-9, 9], mask 40.00% zero")
+    for same in (replace(masked(2), range=Range(-9, 9)), masked(2)):
+        with pytest.raises(DecantError, match="changed nothing"):
+            compare(parent, parent.narrowed({FIRST: same}), {})
+    whole = Constraints(mask=torch.ones_like(checkpoint().module.get_parameter(LAST), dtype=torch.bool))
+    with pytest.raises(DecantError, match="changed nothing"):
+        compare(parent, parent.narrowed({LAST: whole}), {})
 
 
 def test_rounded_inputs_alone_are_a_change() -> None:

@@ -456,3 +456,38 @@ def test_a_bad_file_on_a_fresh_machine_leaves_nothing_but_words(tmp_path: Path) 
 def test_too_many_words_get_the_usage(tmp_path: Path) -> None:
     done = run_validate(tmp_path, "params.yaml")
     assert (done.returncode, done.stderr) == (1, "usage: python -m tasks.validate\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (
+            "models/prune-80/skip",
+            ["haed"],
+            "models.prune-80.skip: skip names no layer 'haed'; did you mean 'head'?",
+        ),
+        (
+            "models/again",
+            {"op": "quantize", "from": "int8", "scheme": {"kind": "binary"}},
+            "models.again.from: int8 is quantized already; start from its ancestor",
+        ),
+        (
+            "models/student/student",
+            {"kind": "lenet-5"},
+            "models.student.student: lenet-5 needs images of at least 16 x 16, these are 8 x 8",
+        ),
+    ],
+)
+def test_what_would_fail_only_after_the_training_is_told_before(path: str, value: Any, told: str) -> None:
+    content = changed(path, value)
+    content["data"]["source"] = "digits"
+    content["teacher"]["architecture"] = {"kind": "resnet", "widths": [4, 8], "blocks": [1, 1]}
+    with pytest.raises(DecantError) as failure:
+        check(content)
+    assert str(failure.value).splitlines()[1:] == [f"  {told}"]
+
+
+def test_a_student_of_a_quantized_teacher_may_be_quantized() -> None:
+    content = changed("models/student/from", "int8")
+    content["models"]["small"] = {"op": "quantize", "from": "student", "scheme": {"kind": "binary"}}
+    assert check(content).models["small"].from_ == "student"

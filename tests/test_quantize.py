@@ -92,8 +92,10 @@ def test_no_other_scale_gives_signs_a_smaller_squared_error() -> None:
 
 
 def test_binary_does_not_count_masked_zeros() -> None:
-    masked = torch.tensor([[0.4, 0.0, 0.0, -0.2]])
-    assert Binary().levels(masked).scale.item() == pytest.approx(0.3)
+    weight = torch.tensor([[0.4, 0.0, 0.0, -0.2]])
+    mask = torch.tensor([[True, False, True, True]])
+    assert Binary().levels(weight).scale.item() == pytest.approx(0.6 / 4)
+    assert Binary().levels(weight, mask).scale.item() == pytest.approx(0.6 / 3)
 
 
 @given(st.floats(-50, 50), st.floats(0, 50), st.integers(2, 8))
@@ -114,6 +116,11 @@ def test_an_affine_grid_by_hand() -> None:
 def test_constant_activations_get_a_grid() -> None:
     grid = affine_grid(0.0, 0.0, 8)
     assert grid(torch.tensor([0.0])).item() == 0.0
+
+
+@pytest.mark.parametrize(("low", "high", "bits"), [(9.5e-42, 1.9e-41, 2), (-1e-38, 1e-38, 8)])
+def test_inputs_of_almost_nothing_keep_an_exact_zero(low: float, high: float, bits: int) -> None:
+    assert affine_grid(low, high, bits)(torch.tensor([0.0, low, high])).tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(("low", "high"), [(float("nan"), 1.0), (0.0, float("inf")), (1.0, 0.0)])

@@ -3,6 +3,7 @@
 from tasks.checkpoints import load_model
 from tasks.clip.params import ClipParams
 from tasks.constraints import FREE
+from tasks.errors import DecantError
 from tasks.ledger import select
 from tasks.stages import run
 from tasks.steps import begin_model, finish
@@ -15,8 +16,12 @@ def main(model: str) -> None:
     chosen, untouched = select(parent.module, step.block.skip)
     changes = {}
     for name in chosen:
-        cut = step.block.cut.constrain(parent.module.get_parameter(name))
-        changes[name] = parent.constraints.get(name, FREE).narrow(range=cut.range, mask=cut.mask)
+        earlier = parent.constraints.get(name, FREE)
+        cut = step.block.cut.constrain(parent.module.get_parameter(name), earlier.mask)
+        try:
+            changes[name] = earlier.narrow(range=cut.range, mask=cut.mask)
+        except ValueError as error:
+            raise DecantError(f"{name} of {step.block.from_}: {error}") from None
     finish(step, parent, parent.narrowed(changes), untouched)
 
 

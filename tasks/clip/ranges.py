@@ -31,7 +31,7 @@ class Bounds(Section):
             raise ValueError(f"minimum {self.minimum} is not below maximum {self.maximum}")
         return self
 
-    def constrain(self, weight: Tensor) -> Constraints:
+    def constrain(self, weight: Tensor, mask: Tensor | None = None) -> Constraints:
         """Return the range; a bound that is not given is infinite."""
         low = -torch.inf if self.minimum is None else _float32(self.minimum)
         high = torch.inf if self.maximum is None else _float32(self.maximum)
@@ -48,9 +48,9 @@ class Percentile(Section):
     kind: Literal["percentile"] = "percentile"
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
-    def constrain(self, weight: Tensor) -> Constraints:
-        """Return the range between two quantiles, linearly interpolated."""
-        values = weight.detach().flatten().double().sort().values
+    def constrain(self, weight: Tensor, mask: Tensor | None = None) -> Constraints:
+        """Return the range between two quantiles of the surviving weights, linearly interpolated."""
+        values = _survivors(weight, mask).sort().values
         tail = (1 - self.keep) / 2
         return Constraints(range=Range(_quantile(values, tail), _quantile(values, 1 - tail)))
 
@@ -64,9 +64,9 @@ class Deviation(Section):
     kind: Literal["deviation"] = "deviation"
     multiple: PositiveFloat = 3.0
 
-    def constrain(self, weight: Tensor) -> Constraints:
-        """Return mean - k * sigma and mean + k * sigma, with sigma over all the weights (no sample)."""
-        values = weight.detach().double()
+    def constrain(self, weight: Tensor, mask: Tensor | None = None) -> Constraints:
+        """Return mean - k * sigma and mean + k * sigma over all surviving weights (not a sample)."""
+        values = _survivors(weight, mask)
         mean, sigma = values.mean().item(), values.std(correction=0).item()
         reach = self.multiple * sigma
         return Constraints(range=Range(_float32(mean - reach), _float32(mean + reach)))
@@ -81,12 +81,18 @@ class Threshold(Section):
     kind: Literal["threshold"] = "threshold"
     threshold: PositiveFloat
 
-    def constrain(self, weight: Tensor) -> Constraints:
+    def constrain(self, weight: Tensor, mask: Tensor | None = None) -> Constraints:
         """Return a mask of the weights that are larger than the threshold."""
         return Constraints(mask=weight.detach().abs() > self.threshold)
 
 
 Cut = Annotated[Bounds | Percentile | Deviation | Threshold, Field(discriminator="kind")]
+
+
+def _survivors(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the weights [N] that no mask holds at zero: zeros say nothing of how the others spread."""
+    survivors = weight.detach().flatten() if mask is None else weight.detach()[mask]
+    return survivors.double() if len(survivors) else torch.zeros(1, dtype=torch.double)
 
 
 def _quantile(ordered: Tensor, share: float) -> float:

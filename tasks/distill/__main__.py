@@ -21,7 +21,7 @@ def main(model: str) -> None:
     curve = fit_(
         module,
         step.block.training,
-        against_teacher(step.block.loss, teacher.module),
+        against_teacher(step.block.loss, teacher.module, step.block.training.label_smoothing),
         train,
         validation,
         scratch=(scratch := step.scratch(step.block.from_)),

@@ -16,12 +16,16 @@ def main(model: str) -> None:
     """Read the parent; train it with its masks, levels and ranges held; write the model."""
     step = begin_model(model, FinetuneParams)
     parent, teacher = load_model(step.block.from_), load_model("teacher")
-    hard, soft = step.block.training.hard_loss(), step.block.loss
+    training, soft = step.block.training, step.block.loss
+    if soft is None:
+        loss = training.hard_loss()
+    else:
+        loss = against_teacher(soft, teacher.module, training.label_smoothing)
     child = replace(parent, module=copy.deepcopy(parent.module))
     curve = fit_(
         child.module,
-        step.block.training,
-        hard if soft is None else against_teacher(soft, teacher.module),
+        training,
+        loss,
         data.read(data.TRAIN),
         data.read(data.VALIDATION),
         scratch=(scratch := step.scratch(step.block.from_, "teacher")),

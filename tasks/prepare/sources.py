@@ -22,6 +22,7 @@ class IdxSource:
             are packed in more than one way.)
         address: Where the authors publish the .gz files, ending in a slash.
         package: Debian's package of the same files, which puts them in /usr/share/datasets/<name>.
+        shape: One image [C, H, W].
     """
 
     name: str
@@ -29,6 +30,7 @@ class IdxSource:
     sums: Mapping[str, str]
     address: str
     package: str | None = None
+    shape: tuple[int, int, int] = (1, 28, 28)
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,13 @@ class DigitsSource:
         name: What params.yaml calls it.
         classes: The classes' names, in the order of their labels.
         test: How many of the images, drawn by the seed, are the test set; the source has none of its own.
+        shape: One image [C, H, W].
     """
 
     name: str
     classes: tuple[str, ...]
     test: int
+    shape: tuple[int, int, int] = (1, 8, 8)
 
 
 Source = IdxSource | DigitsSource

@@ -23,7 +23,7 @@ def main(model: str) -> None:
             raise DecantError(
                 f"{name} of {step.block.from_} is quantized already; quantize one of its ancestors instead"
             )
-        levels = step.block.scheme.levels(parent.module.get_parameter(name))
+        levels = step.block.scheme.levels(parent.module.get_parameter(name), earlier.mask)
         changes[name] = earlier.narrow(levels=levels)
     child = parent.narrowed(changes)
     if step.block.activations is not None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from tasks.constraints import InputGrid
 from tasks.models import predict
 
+TINY = 1e-30
+
 
 def input_ranges(module: nn.Module, layers: Sequence[str], images: Tensor) -> dict[str, tuple[float, float]]:
     """Return the least and largest value that each layer receives over uint8 images [N, C, H, W]."""
@@ -43,5 +45,7 @@ def affine_grid(low: float, high: float, bits: int) -> InputGrid:
     if not (torch.isfinite(torch.tensor([low, high])).all() and low <= high):
         raise ValueError(f"A range of inputs must be finite and ordered, got [{low}, {high}]")
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / (2**bits - 1) or 1.0
+    scale = (high - low) / (2**bits - 1)
+    if scale < TINY:  # constant inputs, or so near to it that 1 / scale is infinite in float32
+        scale = 1.0
     return InputGrid(bits, torch.tensor(scale, dtype=torch.float32).item(), round(-low / scale))

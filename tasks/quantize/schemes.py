@@ -30,7 +30,7 @@ class Integer(Section):
     bits: Bits = 8
     per_channel: bool = True
 
-    def levels(self, weight: Tensor) -> Levels:
+    def levels(self, weight: Tensor, mask: Tensor | None = None) -> Levels:
         """Return 2^bits - 1 integer levels with a step per output channel [O, 1, ...], or one [].
 
         A channel of zeros gets the step 1: any step rounds it to zero.
@@ -53,10 +53,11 @@ class Binary(Section):
 
     kind: Literal["binary"] = "binary"
 
-    def levels(self, weight: Tensor) -> Levels:
+    def levels(self, weight: Tensor, mask: Tensor | None = None) -> Levels:
         """Return the levels -1 and 1 with a scale per output channel [O, 1, ...]."""
-        size = weight.detach().abs().double().flatten(1)
-        alpha = size.sum(1) / torch.count_nonzero(size, dim=1).clamp(min=1)
+        kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+        size = (weight.detach().abs().double() * kept).flatten(1)
+        alpha = size.sum(1) / kept.flatten(1).sum(1).clamp(min=1)
         return Levels(torch.tensor([-1.0, 1.0]), _column(_positive(alpha.float()), weight))
 
 

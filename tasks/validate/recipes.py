@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import nn
 
 from tasks.benchmark.params import BenchmarkParams
 from tasks.clip.params import ClipParams
 from tasks.distill.params import DistillParams
 from tasks.errors import DecantError
 from tasks.finetune.params import FinetuneParams
+from tasks.ledger import select
 from tasks.params import PARAMS, Name, Section, did_you_mean, mistakes, validate
 from tasks.prepare.params import PrepareParams
+from tasks.prepare.sources import SOURCES
 from tasks.prune.params import PruneParams
 from tasks.quantize.params import QuantizeParams
 from tasks.teacher.params import TeacherParams
@@ -39,12 +43,63 @@ def check(content: dict[str, Any]) -> Recipes:
     """Return the recipes, or say everything that is wrong with them and where.
 
     Raises:
-        DecantError: An unknown key or kind, a value out of range, a `from` that names no model, a cycle.
+        DecantError: An unknown key or kind, a value out of range, a `from` that names no model, a cycle, a
+            layer to skip that there is not, quantizing twice, a network too large for the images.
     """
     if wrong := [*mistakes(content, Recipes), *_broken_lineages(content.get("models"))]:
         raise DecantError(f"{PARAMS} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
     recipes: Recipes = validate(content, Recipes)
+    if wrong := _impossible(recipes):
+        raise DecantError(f"{PARAMS} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
     return recipes
+
+
+def _impossible(recipes: Recipes) -> list[str]:
+    """Return what would fail only when its stage runs, perhaps minutes later, behind the teacher."""
+    networks, wrong = _build_all(recipes)
+    for name, block in recipes.models.items():
+        line = _line_of(name, recipes)
+        quantized = [other for other in line[1:] if _op(other, recipes) == "quantize"]
+        if block.op == "quantize" and quantized:
+            wrong.append(f"models.{name}.from: {quantized[0]} is quantized already; start from its ancestor")
+        if line[-1] in networks:
+            try:
+                select(networks[line[-1]], getattr(block, "skip", ()))
+            except DecantError as error:
+                wrong.append(f"models.{name}.skip: {error}")
+    return wrong
+
+
+def _build_all(recipes: Recipes) -> tuple[dict[str, nn.Module], list[str]]:
+    """Return every network that is trained from fresh weights, and what keeps others from being built."""
+    source = SOURCES[recipes.data.source]
+    architectures = {f"{TEACHER}.architecture": recipes.teacher.architecture} | {
+        f"models.{name}.student": block.student
+        for name, block in recipes.models.items()
+        if isinstance(block, DistillParams)
+    }
+    networks, wrong = {}, []
+    for place, architecture in architectures.items():
+        try:
+            with torch.device("meta"):  # shapes alone, no memory
+                network = architecture.build(source.shape, len(source.classes))
+        except DecantError as error:
+            wrong.append(f"{place}: {error}")
+        else:
+            networks[place.removeprefix("models.").rpartition(".")[0]] = network
+    return networks, wrong
+
+
+def _line_of(name: str, recipes: Recipes) -> list[str]:
+    """Return the model and its ancestors up to the one that was trained from fresh weights."""
+    line = [name]
+    while _op(line[-1], recipes) not in (TEACHER, "distill"):
+        line.append(recipes.models[line[-1]].from_)
+    return line
+
+
+def _op(name: str, recipes: Recipes) -> str:
+    return TEACHER if name == TEACHER else recipes.models[name].op
 
 
 def _broken_lineages(models: Any) -> list[str]:
