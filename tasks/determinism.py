@@ -16,5 +16,6 @@ def make_deterministic() -> int:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # It also fills fresh memory with NaN, to show who reads it too early; a training slows down by a tenth.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # (The attribute is a property that torch hangs onto the module at run time, which mypy cannot see.)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return threads
