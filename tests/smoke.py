@@ -1,5 +1,6 @@
 """The whole default pipeline on the digits in a throw-away clone: python -m tests.smoke"""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 from tests.clones import clone, isolated, shrink
+from tests.warm import warm_python
 
 
 def main() -> int:
@@ -15,7 +17,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="decant-smoke-") as temporary:
         folder = clone(Path(temporary) / "decant")
         shrink(folder)
-        done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=isolated())
+        with warm_python() as warm:
+            environment = isolated()
+            environment["PATH"] = f"{warm}{os.pathsep}{environment['PATH']}"
+            done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment)
         if done.returncode == 0:
             print((folder / "report" / "README.md").read_text(encoding="utf-8"))
         words = "finished" if done.returncode == 0 else "failed"

@@ -2,12 +2,17 @@
 
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.clones import clone, commit, dvc, read_params, run, shrink, write_params
+from tests.clones import clone, commit, dvc, isolated, read_params, run, shrink, write_params
 
 MODELS = [
     "clip-percentile",
@@ -101,6 +106,28 @@ def test_forcing_everything_again_gives_the_same_bytes(built: Path) -> None:
     ran = stages_run(dvc(built, "repro", "--force"))
     assert {"teacher", "compress@student", "evaluate@binary", "report", "prepare"} <= ran
     assert sums(built) == before
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(built: Path, tmp_path: Path) -> None:
+    whole, killed = (tmp_path / name for name in ("whole", "killed"))
+    for folder in (whole, killed):
+        shutil.copytree(built, folder, ignore=shutil.ignore_patterns(".git", ".dvc", "models", "onnx"))
+        params = read_params(folder)
+        params["teacher"]["training"]["epochs"] = 12
+        write_params(folder, params)
+    command = [sys.executable, "-m", "tasks.teacher"]
+    run(command, whole)
+    process = subprocess.Popen(command, cwd=killed, env=isolated(), stderr=subprocess.DEVNULL)
+    while not list((killed / ".scratch").rglob("*.pt")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "models").exists()
+    run(command, killed)
+    for file in ("model.safetensors", "curve.csv", "lineage.json"):
+        one, other = (folder / "models" / "teacher" / file for folder in (whole, killed))
+        assert one.read_bytes() == other.read_bytes()
+    assert not (killed / ".scratch" / "teacher").exists()
 
 
 def test_a_mistake_in_params_stops_before_anything_runs(built: Path) -> None:
