@@ -15,10 +15,11 @@ from tasks.checkpoints import state
 from tasks.constraints import Constraints
 from tasks.data import Examples
 from tasks.errors import DecantError
-from tasks.fit import Adamw, Augmentation, Cosine, OneCycle, Sgd, Training, fit_
+from tasks.fit import fit_
 from tasks.models import Mlp, Resnet, build
 from tasks.quantize.schemes import Binary, Integer
 from tasks.scratch import Scratch
+from tasks.training import Adamw, Augmentation, Cosine, OneCycle, Sgd, Training
 
 
 def examples(seed: int, count: int = 96) -> Examples:

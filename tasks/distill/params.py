@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tasks.fit import Training
 from tasks.losses import SoftTargets
 from tasks.models import Architecture
 from tasks.params import Block
+from tasks.training import Training
 
 
 class DistillParams(Block):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tasks.fit import Training
 from tasks.losses import SoftTargets
 from tasks.params import Block
+from tasks.training import Training
 
 
 class FinetuneParams(Block):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tasks.fit import Training
 from tasks.models import Architecture
 from tasks.params import Section
+from tasks.training import Training
 
 
 class TeacherParams(Section):
