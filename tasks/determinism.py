@@ -14,7 +14,8 @@ def make_deterministic() -> int:
     """
     threads = read_section("threads", int)
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # The same as use_deterministic_algorithms(True), which also imports torch's compiler: a second per stage.
+    torch.set_deterministic_debug_mode("error")
     # It also fills fresh memory with NaN, to show who reads it too early; a training slows down by a tenth.
     # (The attribute is a property that torch hangs onto the module at run time, which mypy cannot see.)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
