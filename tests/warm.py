@@ -62,7 +62,7 @@ def serve(address: str) -> None:
     import pyarrow.parquet  # noqa: F401  for the forks
     import pydantic  # noqa: F401
     import safetensors.torch  # noqa: F401
-    import torch  # noqa: F401
+    import torch._dynamo  # noqa: F401  what optimizers import at their first step
     import tqdm  # noqa: F401
     import yaml  # noqa: F401
 
