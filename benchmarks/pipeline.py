@@ -102,10 +102,13 @@ def lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
 
 
 def read_stages(printed: Iterator[str]) -> Iterator[Stage]:
-    """Yield a stage as soon as DVC says that it saves its outputs."""
+    """Yield a stage as soon as DVC says that it saves new outputs, or begins with the next stage."""
     stage, began = None, 0.0
     for line in printed:
         if match := re.match(r"Running stage '(.+)':", line):
+            if stage:  # its outputs were the ones in dvc.lock, so DVC had no line to say
+                stage.seconds = time.monotonic() - began
+                yield stage
             stage, began = Stage(match[1]), time.monotonic()
         elif stage and not stage.command and line.startswith("> "):
             stage.command = line[2:]
@@ -116,6 +119,9 @@ def read_stages(printed: Iterator[str]) -> Iterator[Stage]:
             stage.seconds = time.monotonic() - began
             yield stage
             stage = None
+    if stage:
+        stage.seconds = time.monotonic() - began
+        yield stage
 
 
 class Memory:
