@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -23,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import yaml
 
-from tests.clones import clone, isolated
+from tasks.benchmark.measure import describe_machine
+from tests.clones import clone, isolated, sums
 from tests.imports import ROOT
 
 STARTS = 3
@@ -102,23 +101,23 @@ def lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
 
 
 def read_stages(printed: Iterator[str]) -> Iterator[Stage]:
-    """Yield a stage as soon as DVC says that it saves new outputs, or begins with the next stage."""
+    """Yield each stage when it ends: DVC saves new outputs, begins with another stage, or has no more to say.
+
+    Where the outputs are the ones that dvc.lock names, DVC has no line for the end.
+    """
     stage, began = None, 0.0
     for line in printed:
+        if stage and re.match(r"Running stage '|Updating lock file|Generating lock file", line):
+            stage.seconds = time.monotonic() - began
+            yield stage
+            stage = None
         if match := re.match(r"Running stage '(.+)':", line):
-            if stage:  # its outputs were the ones in dvc.lock, so DVC had no line to say
-                stage.seconds = time.monotonic() - began
-                yield stage
             stage, began = Stage(match[1]), time.monotonic()
         elif stage and not stage.command and line.startswith("> "):
             stage.command = line[2:]
         elif stage and (match := re.search(r"\[(?:(\d+):)?(\d+):(\d+)<.*images/s", line)):
             hours, minutes, seconds = (int(part or 0) for part in match.groups())
             stage.training = 3600 * hours + 60 * minutes + seconds
-        elif stage and re.match(r"(Updating|Generating) lock file", line):
-            stage.seconds = time.monotonic() - began
-            yield stage
-            stage = None
     if stage:
         stage.seconds = time.monotonic() - began
         yield stage
@@ -160,21 +159,11 @@ def start_seconds(folder: Path, operation: str) -> float:
     return statistics.median(times)
 
 
-def sums(folder: Path) -> dict[str, str]:
-    """Return the md5 of every output that must be reproducible, from the clone's dvc.lock."""
-    lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    return {
-        out["path"]: out["md5"]
-        for name, entry in lock.items()
-        for out in entry.get("outs", [])
-        if name != "benchmark" or out["path"] == "onnx"
-    }
-
-
 def tables(
     stages: list[Stage], starts: dict[str, float], total: float, peak: int, differing: list[str]
 ) -> str:
     """Return the page: where the time goes as a whole, then stage by stage."""
+    machine = describe_machine(threads=1)
     in_stages = sum(stage.seconds for stage in stages)
     training = sum(stage.training for stage in stages)
     start = sum(starts[stage.operation] for stage in stages)
@@ -185,9 +174,7 @@ def tables(
         "DVC: hashing, copying, locking": total - in_stages,
     }
     rows = [f"| {name} | {value:.0f} | {value / total:.0%} |" for name, value in parts.items()]
-    each = [
-        f"| {s.name} | {s.seconds:.1f} | {starts[s.operation]:.1f} | {s.training or 0:.0f} |" for s in stages
-    ]
+    each = [f"| {s.name} | {s.seconds:.1f} | {starts[s.operation]:.1f} | {s.training:.0f} |" for s in stages]
     same = "the same bytes as in dvc.lock" if not differing else f"DIFFERENT BYTES: {', '.join(differing)}"
     return "\n".join(
         [
@@ -195,7 +182,7 @@ def tables(
             "",
             f"{len(stages)} stages in {total:.0f} s, {peak / 1e9:.2f} GB of memory at the peak"
             f" (all processes), {same}.",
-            f"Machine: {os.cpu_count()} cores, {processor()}, Python {platform.python_version()}.",
+            f"Machine: {os.cpu_count()} cores, {machine['processor']}, Python {machine['python']}.",
             f"Neither training nor other work of a stage, so not the mathematics: "
             f"{(start + total - in_stages) / total:.0%}.",
             "",
@@ -209,15 +196,6 @@ def tables(
             "",
         ]
     )
-
-
-def processor() -> str:
-    """Return the processor's name as Linux tells it, elsewhere what Python knows."""
-    try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        match = None
-    return match[1] if match else platform.processor()
 
 
 if __name__ == "__main__":

@@ -50,6 +50,17 @@ def write_params(folder: Path, content: dict[str, Any]) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
+def sums(folder: Path) -> dict[str, str]:
+    """Return the md5 of every output in the clone's dvc.lock that must be reproducible: all but latencies."""
+    lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    return {
+        out["path"]: out["md5"]
+        for stage, entry in lock.items()
+        for out in entry.get("outs", [])
+        if stage != "benchmark" or out["path"] == "onnx"
+    }
+
+
 def commit(folder: Path, message: str) -> None:
     """Commit everything in the clone; nothing to commit is no error."""
     run(["git", "add", "--all"], folder)

@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.clones import clone, commit, dvc, isolated, read_params, run, shrink, write_params
+from tests.clones import clone, commit, dvc, isolated, read_params, run, shrink, sums, write_params
 
 MODELS = [
     "clip-percentile",
@@ -37,17 +36,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stages_run(output: str) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", output))
-
-
-def sums(folder: Path) -> dict[str, str]:
-    """Return the md5 of every output that must be reproducible, from dvc.lock."""
-    lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    return {
-        out["path"]: out["md5"]
-        for stage, entry in lock.items()
-        if stage != "benchmark"
-        for out in entry.get("outs", [])
-    }
 
 
 def test_every_model_is_there_and_measured_by_the_same_keys(built: Path) -> None:
