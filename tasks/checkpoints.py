@@ -22,7 +22,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from tasks.constraints import Constraints, InputGrid, Levels, Range, attach_
+from tasks.constraints import Constraints, InputGrid, Levels, Range, attach_, project_
 from tasks.errors import DecantError
 from tasks.models import Architecture, Shape, build
 from tasks.packing import decode_mask, encode_mask, pack, unpack
@@ -76,10 +76,7 @@ class Checkpoint:
         This checkpoint is untouched.
         """
         module = copy.deepcopy(self.module)
-        with torch.no_grad():
-            for name, constraints in changes.items():
-                weight = module.get_parameter(name)
-                weight.copy_(constraints.project(weight))
+        project_(module, changes)
         attach_(module, grids or {})
         return replace(
             self,

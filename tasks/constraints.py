@@ -182,6 +182,14 @@ class _Rounding:
         return (self.grid(inputs[0]), *inputs[1:])
 
 
+def project_(module: nn.Module, constraints: Mapping[str, Constraints]) -> None:
+    """Make the named weights obey, in place."""
+    with torch.no_grad():
+        for name, constraint in constraints.items():
+            weight = module.get_parameter(name)
+            weight.copy_(constraint.project(weight))
+
+
 def straight_through(weight: Tensor, constraints: Constraints) -> Tensor:
     """Return the projected weight, exactly; its gradient goes to `weight` unchanged, and not through masks.
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tasks.checkpoints import state
-from tasks.constraints import Constraints, straight_through
+from tasks.constraints import Constraints, project_, straight_through
 from tasks.data import Examples, pixels
 from tasks.errors import DecantError
 from tasks.models import compressible, predict
@@ -103,10 +103,7 @@ def fit_(
                 progress.best = _copy(_final(progress, training))
             scratch.write(progress.content())
     module.load_state_dict(progress.best if training.patience else _final(progress, training), strict=False)
-    with torch.no_grad():
-        for name, constraint in constraints.items():
-            weight = module.get_parameter(name)
-            weight.copy_(constraint.project(weight))
+    project_(module, constraints)
     _lay_out_(module, torch.contiguous_format)
     module.eval()
     return progress.curve

@@ -53,9 +53,9 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     return torch.zeros(bins, dtype=torch.double).index_add_(0, bin_of, gap).abs().sum().item() / len(labels)
 
 
-def agreement(logits: Tensor, reference: Tensor) -> float:
-    """Return the fraction in [0, 1] of examples for which two models predict the same class."""
-    return (logits.argmax(1) == reference.argmax(1)).double().mean().item()
+def agreement(logits: Tensor, classes: Tensor) -> float:
+    """Return the fraction in [0, 1] of logits [N, C] whose largest is the class [N] of another model."""
+    return (logits.argmax(1) == classes).double().mean().item()
 
 
 def parameters(module: nn.Module) -> int:

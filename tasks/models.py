@@ -205,7 +205,7 @@ def compressible(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def predict(module: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 1000) -> Tensor:
+def predict(module: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 250) -> Tensor:
     """Return logits [N, K] of uint8 images [N, C, H, W], without gradients; the caller sets eval mode.
 
     The batch size is fixed because the last bits of a sum depend on it.

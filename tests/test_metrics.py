@@ -150,8 +150,8 @@ def test_a_calibrated_model_errs_little_and_an_overconfident_one_much() -> None:
 def test_agreement_by_hand() -> None:
     one = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 1.0]])
     other = torch.tensor([[9.0, 8.0], [0.0, 0.1], [0.0, 1.0]])
-    assert metrics.agreement(one, other) == pytest.approx(2 / 3)
-    assert metrics.agreement(one, one) == 1.0
+    assert metrics.agreement(one, other.argmax(1)) == pytest.approx(2 / 3)
+    assert metrics.agreement(one, one.argmax(1)) == 1.0
 
 
 # --- counts
@@ -231,7 +231,7 @@ def test_a_row_has_the_same_keys_in_the_same_order_and_six_digits() -> None:
     mask = torch.ones(5, 4).bool()
     mask[:3] = False
     model = checkpoint(5).narrowed({"layers.0.weight": Constraints(mask=mask)})
-    row = measure(model, teacher, answers, logits(2, 37, 3), truth, size=111)
+    row = measure(model, teacher, answers, logits(2, 37, 3).argmax(1), truth, size=111)
     assert list(row) == KEYS
     assert row["size_bytes"] == 111
     assert row["ratio"] == pytest.approx(4 * (4 * 10 + 10 + 30 + 3) / 111, rel=1e-5)
@@ -248,10 +248,12 @@ def test_a_row_has_the_same_keys_in_the_same_order_and_six_digits() -> None:
 
 def test_the_teacher_agrees_with_itself() -> None:
     teacher, answers = checkpoint(), logits(0, 20, 3)
-    row = measure(teacher, teacher, answers, answers, labels(1, 20, 3), size=4 * 43)
+    row = measure(teacher, teacher, answers, answers.argmax(1), labels(1, 20, 3), size=4 * 43)
     assert (row["agreement"], row["ratio"], row["bits_per_weight"], row["sparsity"]) == (1.0, 1.0, 32.0, 0.0)
 
 
 def test_large_integers_are_not_rounded() -> None:
-    row = measure(checkpoint(), checkpoint(), logits(0, 5, 3), logits(1, 5, 3), labels(1, 5, 3), 123_456_789)
+    row = measure(
+        checkpoint(), checkpoint(), logits(0, 5, 3), logits(1, 5, 3).argmax(1), labels(1, 5, 3), 123_456_789
+    )
     assert row["size_bytes"] == 123_456_789

@@ -105,7 +105,7 @@ def test_a_residual_network_s_size_by_hand() -> None:
 def test_a_stage_of_no_blocks_is_left_out() -> None:
     module = build(Resnet(widths=(4, 16, 8), blocks=(0, 0, 1)), LARGE, 5, seed=0)
     assert [name for name, _ in module.get_submodule("stages").named_children()] == ["0"]
-    assert module.get_submodule("stages.0.conv1").weight.shape == (8, 4, 3, 3)  # type: ignore[union-attr]
+    assert module.get_submodule("stages.0.conv1").weight.shape == (8, 4, 3, 3)  # type: ignore[union-attr]  # torch types every attribute as tensor or module
     only_stem = build(Resnet(widths=(4,), blocks=(0,)), LARGE, 5, seed=0)
     assert list(compressible(only_stem)) == ["stem.0.weight", "head.weight"]
 

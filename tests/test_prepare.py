@@ -483,7 +483,7 @@ def published(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: object) -> None:
-            super().__init__(*args, directory=str(folder))  # type: ignore[arg-type]
+            super().__init__(*args, directory=str(folder))  # type: ignore[arg-type]  # the base class wants three
 
         def log_message(self, *args: object) -> None:
             pass

@@ -22,7 +22,7 @@ def measure(
         model: What is measured.
         teacher: What it descends from.
         logits: The model's answers [N, C] on the test split.
-        reference: The teacher's answers [N, C].
+        reference: The classes [N] that the teacher predicts.
         labels: The truth [N].
         size: Bytes of the model on disk.
     """
