@@ -70,7 +70,8 @@ def measure(
 def describe_machine(threads: int) -> dict[str, Any]:
     """Return what the seconds depend on beside the models."""
     return {
-        "processor": _processor(),
+        # The bits of a training depend on the instructions that the kernels may use, more than on the name.
+        "processor": f"{_processor()} with {torch.backends.cpu.get_cpu_capability()}",
         "system": platform.system(),
         "threads": threads,
         "onnxruntime": onnxruntime.__version__,
