@@ -1,0 +1,249 @@
+"""Worker processes, and the assurance that none of them outlives the flow."""
+
+from __future__ import annotations
+
+import codecs
+import fcntl
+import json
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from flows.watchdog import end_groups
+from flows.worker import MARK
+from tasks.errors import DecantError
+
+Line = Callable[[str, bool], None]
+"""Takes a line of a stage's output; True where it will be overwritten, as a progress bar's is."""
+
+
+class StageError(DecantError):
+    """A stage failed; the message says how."""
+
+
+class StageTimeoutError(StageError):
+    """A stage took longer than its `timeout`."""
+
+
+class Hold:
+    """The hold on a workspace, for one flow at a time. It ends with the processes that have it."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / ".dvc" / "tmp" / "decant.flow"
+        if not (folder / ".dvc").is_dir():
+            raise DecantError(f"No DVC repository in {folder.resolve()}; run this in the folder of dvc.yaml")
+        path.parent.mkdir(exist_ok=True)
+        self.file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.seek(0)
+            holder = self.file.read().strip() or "another process"
+            self.file.close()
+            raise DecantError(
+                f"Another flow works in {folder.resolve()}: {holder}; wait for it, stop it, or take"
+                " another clone"
+            ) from None
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        self.file.flush()
+
+
+class Pool:
+    """Workers in one folder, started when they are needed and used again.
+
+    Leaving the context ends every process that is left, as does the end of this process, of whatever kind.
+
+    Raises:
+        DecantError: Another flow works in the folder, or there is no DVC repository.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self.stopped = False
+        hold = Hold(self.folder)
+        self._watchdog = subprocess.Popen(
+            [sys.executable, "-m", "flows.watchdog", str(self.folder / ".dvc" / "tmp" / "rwlock")],
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.PIPE,
+            pass_fds=[hold.file.fileno()],
+            start_new_session=True,
+        )
+        hold.file.close()  # the watchdog has it, and so as long as this process lives
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def warm(self) -> None:
+        """Start a worker now, because one will be wanted soon."""
+        self._idle.put(Worker(self))
+
+    def plan(self, targets: list[str]) -> list[dict[str, Any]]:
+        """Return what DVC knows of the stages that the targets need.
+
+        Raises:
+            StageError: DVC could not tell.
+        """
+        found: list[dict[str, Any]] = self.ask({"do": "plan", "targets": targets})
+        return found
+
+    def run(
+        self,
+        stage: str,
+        *,
+        force: bool = False,
+        environment: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        line: Line | None = None,
+    ) -> str:
+        """Run one stage and return what became of it: Ran, UpToDate or RestoredFromRunCache.
+
+        Args:
+            stage: Its address.
+            force: Run it although nothing has changed.
+            environment: Variables for its command alone.
+            timeout: Seconds after which its process group is ended.
+            line: Is given its output, line by line as it comes.
+
+        Raises:
+            StageTimeoutError: It took too long.
+            StageError: It failed.
+        """
+        request = {"do": "run", "stage": stage, "force": force, "environment": dict(environment or {})}
+        outcome: str = self.ask(request, timeout, line)
+        return outcome
+
+    def ask(self, request: dict[str, Any], timeout: float | None = None, line: Line | None = None) -> Any:
+        """Return a worker's answer to a request."""
+        try:
+            worker = self._idle.get_nowait()
+        except queue.Empty:
+            worker = Worker(self)
+        try:
+            answer = worker.ask(request, timeout, line)
+        except BaseException:
+            worker.end()
+            raise
+        self._idle.put(worker)
+        if "error" in answer:
+            raise StageError(answer["error"])
+        return answer["ok"]
+
+    def tell_watchdog(self, words: str) -> None:
+        """Tell of a process group that began (`+N`) or ended (`-N`)."""
+        with self._lock:
+            if self.stopped:
+                raise StageError("stopped")
+            assert self._watchdog.stdin is not None
+            self._watchdog.stdin.write(f"{words}\n".encode())
+            self._watchdog.stdin.flush()
+
+    def stop(self) -> None:
+        """End all workers and what they run; returns when they are gone, a few seconds later at most."""
+        with self._lock:
+            self.stopped = True
+            if self._watchdog.stdin is not None and not self._watchdog.stdin.closed:
+                self._watchdog.stdin.close()
+        self._watchdog.wait()
+
+
+class Worker:
+    """One process of `flows.worker`, in a process group of its own."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.worker"],
+            cwd=pool.folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            pool.tell_watchdog(f"+{self._process.pid}")
+        except BaseException:
+            self._process.kill()
+            raise
+
+    def ask(self, request: dict[str, Any], timeout: float | None, line: Line | None) -> dict[str, Any]:
+        """Return the answer to a request; what comes before it goes to `line`.
+
+        Raises:
+            StageTimeoutError: It did not come in time; the process group is ended.
+            StageError: The process ended without an answer.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        late = threading.Event()
+
+        def expire() -> None:
+            late.set()
+            end_groups([self._process.pid])
+
+        timer = threading.Timer(timeout or 0, expire)
+        timer.daemon = True
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            if timeout:
+                timer.start()
+            for text, passing in lines(self._process.stdout):
+                if text.startswith(MARK):
+                    if late.is_set():
+                        break
+                    answer: dict[str, Any] = json.loads(text[1:])
+                    return answer
+                if line and text.strip():
+                    line(text, passing)
+        except BrokenPipeError:
+            pass
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise StageTimeoutError(f"took longer than its timeout of {timeout:g} s and was ended")
+        raise StageError(f"its process ended without an answer ({ending(self._process.wait())})")
+
+    def end(self) -> None:
+        """End the process and all that it has started."""
+        end_groups([self._process.pid])
+        self._process.wait()
+        if not self._pool.stopped:
+            self._pool.tell_watchdog(f"-{self._process.pid}")
+
+
+def lines(stream: IO[bytes]) -> Iterator[tuple[str, bool]]:
+    """Yield what comes out of a stream, cut at line ends; True with those that end in a carriage return."""
+    decode, rest = codecs.getincrementaldecoder("utf-8")(errors="replace").decode, ""
+    while chunk := os.read(stream.fileno(), 65536):
+        *whole, rest = re.split(r"(\r\n|\n|\r)", rest + decode(chunk))
+        if whole and whole[-1] == "\r" and not rest:
+            rest = whole[-2] + whole[-1]  # a line end that came in halves would be two
+            whole = whole[:-2]
+        for text, end in zip(whole[::2], whole[1::2], strict=True):
+            yield text, end == "\r"
+    if rest:
+        yield rest.rstrip("\r"), False
+
+
+def ending(status: int) -> str:
+    """Return how a process ended, in words."""
+    if status == -9:
+        return "killed by signal 9; often the machine was out of memory"
+    return f"killed by signal {-status}" if status < 0 else f"exit code {status}"

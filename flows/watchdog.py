@@ -1,0 +1,97 @@
+"""The process that ends a flow's children, whatever ended the flow: python -m flows.watchdog
+
+It reads from a pipe whose other end the flow holds, and the flow alone: `+N` for a process group that was
+started, `-N` for one that is gone. The pipe ends with the flow, even when that is killed with signal 9. Then
+every group that is left is ended. So there is one way to stop, and it is taken every time.
+
+The flow's lock of the workspace is held here too, so that it is free only when nothing is left to disturb.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+GRACE = 2.0
+"""Seconds between asking a group to end (SIGINT) and ending it (SIGKILL)."""
+
+
+def main() -> None:
+    """Watch until the pipe ends, then end all groups and tidy DVC's list of readers and writers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # of the terminal's signals only the flow takes notice
+    groups: set[int] = set()
+    for line in sys.stdin:
+        group = int(line[1:])
+        (groups.add if line[0] == "+" else groups.discard)(group)
+    end_groups(groups)
+    release(Path(sys.argv[1]))
+
+
+def end_groups(groups: Collection[int], grace: float = GRACE) -> None:
+    """End process groups: SIGINT, and SIGKILL for those that are still there `grace` seconds later."""
+    left = [group for group in groups if send(group, signal.SIGINT)]
+    deadline = time.monotonic() + grace
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        left = [group for group in left if send(group, 0)]
+    for group in left:
+        send(group, signal.SIGKILL)
+
+
+def send(group: int, number: int) -> bool:
+    """Send a signal to a process group; say whether there was one."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def release(path: Path) -> None:
+    """Strike processes that are gone from DVC's list of readers and writers (.dvc/tmp/rwlock).
+
+    DVC would do it itself, path by path and with a warning for each, the next time that it meets them.
+    """
+    with contextlib.suppress(FileNotFoundError, BlockingIOError, json.JSONDecodeError):
+        guard = path.with_name("rwlock.lock").open("a")  # DVC's own, held for milliseconds
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kept = {
+            "write": {name: info for name, info in content.get("write", {}).items() if alive(info["pid"])},
+            "read": {
+                name: infos
+                for name, found in content.get("read", {}).items()
+                if (infos := [info for info in found if alive(info["pid"])])
+            },
+        }
+        if kept != content:
+            temporary = path.with_name("rwlock.decant")
+            temporary.write_text(json.dumps(kept), encoding="utf-8")
+            temporary.replace(path)
+
+
+def alive(pid: int) -> bool:
+    """Say whether there is such a process; one that ended and was not waited for is none."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not Path("/proc/self").exists()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The process that talks to DVC, for a flow: python -m flows.worker
+
+It reads requests from standard input, one line of JSON each, and answers on standard output with a line that
+begins with MARK; what a stage prints comes between. One process runs one stage at a time, so DVC's locks,
+which count processes, tell two of them apart. DVC is imported once, not once a stage.
+
+Used beside DVC's documented Python functions, and held by tests/test_worker.py: `Repo(_wait_for_lock=True)`,
+`Repo.lock`, `Repo.index`, `Repo.stage.collect`, `Stage.status`, `Stage.reproduce`, `Stage.dump`, and two
+messages of its log.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+MARK = "\x1e"
+"""Begins the line of an answer (ASCII's record separator): no program prints it by chance."""
+
+
+class Turn:
+    """DVC's lock of the workspace with a queue before it.
+
+    Whoever finds DVC's lock taken sleeps half a second and tries again; our own workers wait here for as
+    long as it takes and no longer. Other DVC commands are waited for in DVC's way.
+    """
+
+    def __init__(self, lock: Any, path: Path) -> None:
+        self._lock, self._file = lock, path.open("a")
+
+    def lock(self) -> None:
+        """Wait for both."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._lock.lock()
+
+    def unlock(self) -> None:
+        """Let go of both."""
+        try:
+            self._lock.unlock()
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def __enter__(self) -> Turn:
+        self.lock()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unlock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
+
+
+class Heard(logging.Handler):
+    """Which way DVC took for the stage, by its log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.outcome = "UpToDate"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take note of a message."""
+        message = record.getMessage()
+        if "is cached - skipping run" in message:
+            self.outcome = "RestoredFromRunCache"
+        elif message.startswith("Running stage '"):
+            self.outcome = "Ran"
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    workspace = Workspace()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"ok": getattr(workspace, request.pop("do"))(**request)}
+        except Exception as error:  # whatever it is, the flow has to tell it
+            answer = {"error": _words(error), "kind": type(error).__name__}
+        _print(f"\n{MARK}{json.dumps(answer)}")
+
+
+class Workspace:
+    """The DVC workspace of the current folder."""
+
+    def __init__(self) -> None:
+        self._repo: Repo | None = None
+        self._stages: dict[str, PipelineStage] = {}
+
+    def plan(self, targets: list[str]) -> list[dict[str, Any]]:
+        """Return the stages that the targets need, each after those it depends on.
+
+        Args:
+            targets: Stages, or files that stages write; none for all.
+        """
+        import networkx as nx
+        from dvc.exceptions import DvcException
+
+        repo = self._open()
+        with repo.lock:
+            graph = repo.index.graph
+            chosen = [stage for target in targets for stage in repo.stage.collect(target)] or list(graph)
+            for stage in chosen:
+                if stage not in graph:
+                    raise DvcException(f"{stage.addressing} is no stage of the DAG")
+            active = graph.copy()  # a frozen stage is taken as it is, whatever it depends on
+            active.remove_edges_from(
+                [edge for stage in graph if stage.frozen for edge in graph.out_edges(stage)]
+            )
+            needed = set(chosen).union(*(nx.descendants(active, stage) for stage in chosen))
+            order = list(nx.dfs_postorder_nodes(active.subgraph(needed)))
+            outs = {out.fs_path for stage in graph for out in stage.outs}
+            return [self._describe(stage, active, outs) for stage in order]
+
+    def run(self, stage: str, force: bool, environment: dict[str, str]) -> str:
+        """Run one stage if it must run, record it in dvc.lock, and return which way DVC took.
+
+        Args:
+            stage: Its address, such as `compress@int8`.
+            force: Run it although nothing has changed.
+            environment: Variables for its command alone.
+        """
+        heard, logger = Heard(), logging.getLogger("dvc")
+        logger.addHandler(heard)
+        logger.setLevel(logging.INFO)
+        before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
+        try:
+            repo = self._open()
+            with repo.lock:
+                found = self._stages.get(stage) or repo.stage.collect(stage)[0]
+                if found.reproduce(force=force):
+                    found.dump(update_pipeline=False)
+        finally:
+            logger.removeHandler(heard)
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        return heard.outcome
+
+    def _open(self) -> Repo:
+        """Return the repository, read once: a stage's own entry of dvc.lock changes by its own run alone."""
+        if self._repo is None:
+            from dvc.repo import Repo
+
+            repo = Repo(_wait_for_lock=True)
+            repo.lock = Turn(repo.lock, Path(repo.tmp_dir) / "decant.turn")
+            with repo.lock:
+                self._stages = {stage.addressing: stage for stage in repo.index.stages}
+            self._repo = repo
+        return self._repo
+
+    def _describe(self, stage: PipelineStage, graph: Any, outs: set[str]) -> dict[str, Any]:
+        status = stage.status()
+        return {
+            "name": stage.addressing,
+            "command": stage.cmd if isinstance(stage.cmd, str) else "; ".join(stage.cmd or []),
+            "upstream": sorted(other.addressing for other in graph.successors(stage)),
+            "stale": _reasons(status.get(stage.addressing, [])),
+            "meta": stage.meta or {},
+            "threads": _threads(stage),
+            "code": _code(stage, outs) if status else "",
+        }
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _reasons(status: list[Any]) -> list[str]:
+    """Return DVC's status of a stage as words, such as `modified tasks/fit.py`."""
+    words = []
+    for entry in status:
+        if isinstance(entry, str):
+            words.append(entry)
+            continue
+        for changes in entry.values():
+            for path, change in changes.items():
+                if isinstance(change, dict):  # params, by file and name
+                    words += [f"{how} {path}:{name}" for name, how in change.items()]
+                else:
+                    words.append(f"{change} {path}")
+    return words
+
+
+def _threads(stage: PipelineStage) -> int:
+    """Return the threads that a stage uses: its parameter `threads` where it has one, else one."""
+    from dvc.dependency import ParamsDependency
+
+    for dependency in stage.deps:
+        if isinstance(dependency, ParamsDependency) and "threads" in (dependency.params or []):
+            value = dependency.read_params().get("threads", 1)
+            return value if isinstance(value, int) and value > 0 else 1
+    return 1
+
+
+def _code(stage: PipelineStage, outs: set[str]) -> str:
+    """Return one sum over the deps that no stage writes: the code, as dvc.lock will have it after the run."""
+    from dvc.dependency import ParamsDependency
+
+    digest = hashlib.sha256()
+    for dependency in sorted(stage.deps, key=str):
+        if isinstance(dependency, ParamsDependency) or not dependency.exists or dependency.fs_path in outs:
+            continue
+        digest.update(f"{dependency} {dependency.get_hash().value}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _words(error: BaseException) -> str:
+    """Return what an error and its causes say, each once."""
+    words: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        text = str(current) or type(current).__name__
+        if text not in words:
+            words.append(text)
+        current = current.__cause__
+    return ": ".join(words)
+
+
+if __name__ == "__main__":
+    main()
