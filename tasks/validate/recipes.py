@@ -13,6 +13,7 @@ from tasks.clip.params import ClipParams
 from tasks.distill.params import DistillParams
 from tasks.errors import DecantError
 from tasks.finetune.params import FinetuneParams
+from tasks.gates import Gates
 from tasks.ledger import select
 from tasks.params import PARAMS, Name, Section, did_you_mean, mistakes, validate
 from tasks.prepare.params import PrepareParams
@@ -37,6 +38,7 @@ class Recipes(Section):
     teacher: TeacherParams
     models: dict[Name, AnyBlock] = Field(min_length=1)
     benchmark: BenchmarkParams
+    gates: Gates = Gates()
 
 
 def check(content: dict[str, Any]) -> Recipes:
@@ -44,7 +46,8 @@ def check(content: dict[str, Any]) -> Recipes:
 
     Raises:
         DecantError: An unknown key or kind, a value out of range, a `from` that names no model, a cycle, a
-            layer to skip that there is not, quantizing twice, a network too large for the images.
+            layer to skip that there is not, quantizing twice, a network too large for the images, a gate for
+            a model that there is not.
     """
     if wrong := [*mistakes(content, Recipes), *_broken_lineages(content.get("models"))]:
         raise DecantError(f"{PARAMS} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
@@ -55,8 +58,9 @@ def check(content: dict[str, Any]) -> Recipes:
 
 
 def _impossible(recipes: Recipes) -> list[str]:
-    """Return what would fail only when its stage runs, perhaps minutes later, behind the teacher."""
+    """Return what would fail only when it is used, perhaps minutes later, behind the teacher."""
     networks, wrong = _build_all(recipes)
+    wrong += recipes.gates.strangers({TEACHER, *recipes.models})
     for name, block in recipes.models.items():
         line = _line_of(name, recipes)
         quantized = [other for other in line[1:] if _op(other, recipes) == "quantize"]
