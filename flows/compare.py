@@ -1,0 +1,132 @@
+"""Compare every model here with a Git revision, and let the gates of params.yaml judge the difference.
+
+    python -m flows.compare [REV] [model …] [--md | --json]
+
+Exit code: 0 the gates hold, 1 a gate failed, 2 it could not be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from flows import tables
+from flows.judgement import TEACHER, Comparison, differing_settings, judge
+from flows.snapshots import CannotCompare, Revision, Snapshot, WorkingTree
+from flows.tables import markdown
+from tasks.errors import DecantError
+from tasks.gates import Gates
+from tasks.params import did_you_mean, validate
+
+__all__ = ["CannotCompare", "Comparison", "compare", "main", "markdown"]
+
+
+def compare(folder: Path, revision: str, models: Collection[str] = ()) -> Comparison:
+    """Return what differs between the working tree and a revision, judged by the gates of the working tree.
+
+    Args:
+        folder: The root of the project.
+        revision: Whatever Git takes for a commit: a branch, a tag, a hash, `HEAD~3`.
+        models: Which models; all where none is named.
+
+    Raises:
+        CannotCompare: A revision or model that there is not, a file that is missing or broken, a number that
+            is missing or NaN, a model that vanished, or no model that both sides have.
+    """
+    committed = Revision.find(folder, revision)
+    there = Snapshot.of(committed)
+    here = Snapshot.of(WorkingTree(folder))
+    gates = _gates(here)
+    chosen = _chosen(models, there, here)
+    removed = _removed(chosen, there, here, gates)
+    wanted = {TEACHER, *chosen}  # whether the teacher changed decides how surely two models differ
+    new = here.rows([model for model in here.models if model in wanted])
+    old = there.rows([model for model in there.models if model in wanted.intersection(new)])
+    common = [model for model in new if model in old and model in chosen]
+    if not common:
+        raise CannotCompare(f"Nothing to compare: no chosen model is both here and in {revision}")
+    return Comparison(
+        revision=revision,
+        commit=committed.commit,
+        models={model: judge(model, old, new, gates) for model in common},
+        new={model: row for model, row in new.items() if model in chosen and model not in old},
+        removed=removed,
+        settings=differing_settings(there.settings(), here.settings()),
+        gates=sum(len(gates.of(model)) for model in common),
+    )
+
+
+def _gates(here: Snapshot) -> Gates:
+    """Return the gates of the working tree; a change of them stands among the settings that differ."""
+    try:
+        gates: Gates = validate(here.params.get("gates", {}), Gates, "gates")
+    except DecantError as error:
+        raise CannotCompare(str(error)) from None
+    if wrong := gates.strangers(here.models):
+        raise CannotCompare("params.yaml is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
+    return gates
+
+
+def _chosen(models: Collection[str], there: Snapshot, here: Snapshot) -> list[str]:
+    """Return the models to compare, in the order of params.yaml, those that are only there last."""
+    known = list(dict.fromkeys([*here.models, *there.models]))
+    for model in models:
+        if model not in known:
+            raise CannotCompare(
+                f"There is no model {model!r}, neither here nor there{did_you_mean(model, known)}"
+            )
+    return [model for model in known if model in models or not models]
+
+
+def _removed(chosen: Collection[str], there: Snapshot, here: Snapshot, gates: Gates) -> tuple[str, ...]:
+    """Return the models that only the revision has; each must be allowed to be missing here."""
+    missing = [model for model in chosen if model not in here.models]
+    if vanished := [model for model in missing if model not in gates.removed]:
+        names = ", ".join(vanished)
+        raise CannotCompare(
+            f"Expected every model that is {there.label}, found no block here for {names}; put it back into "
+            f"params.yaml, or say that it is gone for good: `gates: {{removed: [{names}]}}`"
+        )
+    return tuple(missing)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the comparison that the command line asks for, and return the exit code."""
+    options = _parser().parse_args(arguments)
+    style = options.style
+    try:
+        comparison = compare(Path(), options.revision, options.models)
+    except CannotCompare as error:
+        print(f"error: {error}", file=sys.stderr)
+        print(tables.apology(options.revision, str(error), style), end="")
+        return 2
+    if style == "md":
+        print(markdown(comparison), end="")
+    elif style == "json":
+        print(tables.as_json(comparison), end="")
+    else:
+        tables.show(comparison)
+    return 0 if comparison.passed else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.compare",
+        description="Compare metrics and params of every model here with a Git revision, and judge the "
+        "difference by the gates of params.yaml.",
+        epilog="Exit code: 0 the gates hold, 1 a gate failed, 2 it could not be compared.",
+    )
+    parser.add_argument(
+        "revision", nargs="?", default="main", metavar="REV", help="branch, tag or commit (main)"
+    )
+    parser.add_argument("models", nargs="*", metavar="model", help="only these models")
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument("--md", dest="style", action="store_const", const="md", help="print GitHub's Markdown")
+    style.add_argument("--json", dest="style", action="store_const", const="json", help="print strict JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""What a change of the numbers means: pure verdicts over two rows of metrics. It reads nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from tasks.gates import BETTER_HIGHER, Gates, Tolerance
+
+Row = Mapping[str, float]
+"""The thirteen numbers of one model, as in metrics/<model>.json."""
+
+TEACHER = "teacher"
+Z = 1.959963984540054  # 95 % of a normal distribution, as in the intervals
+
+
+class Verdict(StrEnum):
+    """What a metric that differs is judged to be."""
+
+    BETTER = "better"
+    WORSE = "worse, no gate"
+    TOLERATED = "within tolerance"
+    NOISE = "within noise"
+    REGRESSION = "regression"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric of one model that differs.
+
+    Attributes:
+        metric: Its key in metrics/<model>.json.
+        old: The number in the revision.
+        new: The number here.
+        verdict: What that means.
+        tolerance: The gate, if there is one.
+        noise: How far the metric may drop by the choice of test images alone; None where that is not known.
+    """
+
+    metric: str
+    old: float
+    new: float
+    verdict: Verdict
+    tolerance: Tolerance | None = None
+    noise: float | None = None
+
+    @property
+    def difference(self) -> float:
+        """What the metric gained, in its own unit, without the dust of binary fractions."""
+        return float(_gain(self.old, self.new))
+
+
+def judge(
+    model: str, old: Mapping[str, Row], new: Mapping[str, Row], gates: Gates | None = None
+) -> tuple[Change, ...]:
+    """Return the changes of one model, in the order of the metrics; none where all numbers are the same.
+
+    A change for the worse is a regression if it is larger than the gate's tolerance and, for accuracy, larger
+    than what the choice of test images explains.
+
+    Args:
+        model: Its name; both sides have it.
+        old: Every model's numbers in the revision, the teacher's among them.
+        new: Every model's numbers here.
+        gates: The tolerances; without them nothing is a regression.
+    """
+    tolerances = gates.of(model) if gates else {}
+    noise = {"accuracy": reach_of_chance(model, old, new)}
+    return tuple(
+        Change(
+            metric,
+            before,
+            after,
+            _verdict(metric, before, after, tolerances.get(metric), noise.get(metric)),
+            tolerances.get(metric),
+            noise.get(metric),
+        )
+        for metric, before, after in _differing(old[model], new[model])
+    )
+
+
+def _differing(old: Row, new: Row) -> Iterator[tuple[str, float, float]]:
+    for metric in BETTER_HIGHER:
+        if old[metric] != new[metric]:
+            yield metric, old[metric], new[metric]
+
+
+def _verdict(
+    metric: str, old: float, new: float, tolerance: Tolerance | None, noise: float | None
+) -> Verdict:
+    gain = _gain(old, new)
+    loss = -gain if BETTER_HIGHER[metric] else gain
+    if loss <= 0:
+        return Verdict.BETTER
+    if tolerance is None:
+        return Verdict.WORSE
+    if loss <= tolerance.at(old):
+        return Verdict.TOLERATED
+    return Verdict.NOISE if noise is not None and loss <= noise else Verdict.REGRESSION
+
+
+def _gain(old: float, new: float) -> Decimal:
+    """In decimals: 0.93 - 0.925 is 0.005, where binary fractions say a little more and would fail a gate."""
+    return Decimal(str(new)) - Decimal(str(old))
+
+
+def reach_of_chance(model: str, old: Mapping[str, Row], new: Mapping[str, Row]) -> float:
+    """Return how large a drop of accuracy the choice of test images explains at 95 %, a fraction in [0, 1].
+
+    The metrics are aggregates, so which images changed is not known. Two bounds hold without it, each too
+    wide rather than too narrow; the smaller is returned. Newcombe's needs the two intervals alone. McNemar's
+    holds for the same teacher on both sides: then no more images can have changed than those on which one of
+    the two models disagrees with it. Where the accuracy moved by more than that, it was not measured on the
+    same images, and the intervals decide.
+    """
+    before, after = old[model], new[model]
+    unpaired = newcombe_reach(before, after)
+    same_teacher = TEACHER in old and TEACHER in new and dict(old[TEACHER]) == dict(new[TEACHER])
+    if not same_teacher or abs(after["accuracy"] - before["accuracy"]) > most_differing(before, after):
+        return unpaired
+    return min(unpaired, paired_reach(before, after))
+
+
+def newcombe_reach(old: Row, new: Row) -> float:
+    """Return the smallest drop whose 95 % interval excludes zero, for two shares of independent images.
+
+    The reach of the old accuracy downwards and of the new one upwards, added as independent errors are. That
+    two intervals overlap would be a laxer test than 95 %: each would have to move by its whole reach at once.
+
+    References:
+        Newcombe, Interval Estimation for the Difference Between Independent Proportions: Comparison of Eleven
+        Methods, 1998, Statistics in Medicine 17, method 10.
+    """
+    return math.hypot(old["accuracy"] - old["accuracy_low"], new["accuracy_high"] - new["accuracy"])
+
+
+def paired_reach(old: Row, new: Row) -> float:
+    """Return the smallest drop that McNemar's test calls real, for two models of the same teacher and images.
+
+    With n images of which a share d got another answer, the drop is real at 95 % if
+    (n drop - 1)^2 > z^2 n d. Aggregates bound d by the two disagreements with the teacher.
+
+    References:
+        McNemar, Note on the Sampling Error of the Difference Between Correlated Proportions, 1947,
+        Psychometrika 12; the correction by one: Edwards, 1948, Psychometrika 13.
+    """
+    images = min(examples(old), examples(new))
+    return (1 + Z * math.sqrt(images * most_differing(old, new))) / images
+
+
+def most_differing(old: Row, new: Row) -> float:
+    """Return the largest share of images, in [0, 1], on which two models of one teacher can differ."""
+    return min(1.0, (1 - old["agreement"]) + (1 - new["agreement"]))
+
+
+def examples(row: Row) -> float:
+    """Return how many images an accuracy was measured on, from its Wilson interval; about, for it is rounded.
+
+    Both ends q of the interval around p solve (p - q)^2 = z^2 q (1 - q) / n; the farther is the more exact.
+    """
+    share = row["accuracy"]
+    end = max(row["accuracy_low"], row["accuracy_high"], key=lambda bound: abs(share - bound))
+    return max(1.0, Z**2 * end * (1 - end) / (share - end) ** 2)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that differs here from a revision, judged.
+
+    Attributes:
+        revision: What the user called it.
+        commit: The hash that this stood for.
+        models: Every model that both sides have, with its changes; none where all its numbers are the same.
+        new: The numbers of models that only this side has.
+        removed: Models that only the revision has, as `gates.removed` allows.
+        settings: What differs in params.yaml by dotted place: the value there and here, one of them missing
+            where only the other side has the place.
+        gates: How many gates were applied.
+    """
+
+    revision: str
+    commit: str
+    models: Mapping[str, tuple[Change, ...]]
+    new: Mapping[str, Row]
+    removed: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, Any]]
+    gates: int
+
+    @property
+    def changed(self) -> dict[str, tuple[Change, ...]]:
+        """The models of which a number differs."""
+        return {model: changes for model, changes in self.models.items() if changes}
+
+    @property
+    def unchanged(self) -> list[str]:
+        """The models of which every number is the same."""
+        return [model for model, changes in self.models.items() if not changes]
+
+    def having(self, verdict: Verdict) -> list[tuple[str, Change]]:
+        """Return the changes with this verdict, and whose they are."""
+        pairs = [(model, change) for model, changes in self.models.items() for change in changes]
+        return [(model, change) for model, change in pairs if change.verdict is verdict]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate holds."""
+        return not self.having(Verdict.REGRESSION)
+
+
+def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return each place whose value differs, with `old` and `new`, one of them missing where it has none.
+
+    Values are equal if they are of one type too: 1, 1.0 and true are three.
+    """
+    found = {}
+    for place in dict.fromkeys([*old, *new]):
+        sides = {side: values[place] for side, values in (("old", old), ("new", new)) if place in values}
+        if len(sides) < 2 or repr(sides["old"]) != repr(sides["new"]):
+            found[place] = sides
+    return found
