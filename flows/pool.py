@@ -228,11 +228,11 @@ class Worker:
             self._pool.tell_watchdog(f"-{self._process.pid}")
 
 
-def lines(stream: IO[bytes]) -> Iterator[tuple[str, bool]]:
+def lines(stream: IO[bytes], chunk: int = 65536) -> Iterator[tuple[str, bool]]:
     """Yield what comes out of a stream, cut at line ends; True with those that end in a carriage return."""
     decode, rest = codecs.getincrementaldecoder("utf-8")(errors="replace").decode, ""
-    while chunk := os.read(stream.fileno(), 65536):
-        *whole, rest = re.split(r"(\r\n|\n|\r)", rest + decode(chunk))
+    while piece := os.read(stream.fileno(), chunk):
+        *whole, rest = re.split(r"(\r\n|\n|\r)", rest + decode(piece))
         if whole and whole[-1] == "\r" and not rest:
             rest = whole[-2] + whole[-1]  # a line end that came in halves would be two
             whole = whole[:-2]

@@ -4,9 +4,9 @@ It reads requests from standard input, one line of JSON each, and answers on sta
 begins with MARK; what a stage prints comes between. One process runs one stage at a time, so DVC's locks,
 which count processes, tell two of them apart. DVC is imported once, not once a stage.
 
-Used beside DVC's documented Python functions, and held by tests/test_worker.py: `Repo(_wait_for_lock=True)`,
-`Repo.lock`, `Repo.index`, `Repo.stage.collect`, `Stage.status`, `Stage.reproduce`, `Stage.dump`, and two
-messages of its log.
+DVC promises nothing of what is used here, so tests/test_pool.py holds it: `Repo(_wait_for_lock=True)` with
+`lock`, `index`, `stage.collect` and `find_outs_by_path`; `Stage.status`, `Stage.reproduce`, `Stage.dump`; and
+two messages of its log.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Workspace:
         repo = self._open()
         with repo.lock:
             graph = repo.index.graph
-            chosen = [stage for target in targets for stage in repo.stage.collect(target)] or list(graph)
+            chosen = [stage for target in targets for stage in _find(repo, target)] or list(graph)
             for stage in chosen:
                 if stage not in graph:
                     raise DvcException(f"{stage.addressing} is no stage of the DAG")
@@ -172,6 +172,19 @@ class Workspace:
             "threads": _threads(stage),
             "code": _code(stage, outs) if status else "",
         }
+
+
+def _find(repo: Repo, target: str) -> list[PipelineStage]:
+    """Return the stages of a name, or the one that writes a file."""
+    from dvc.exceptions import DvcException, OutputNotFoundError
+
+    try:
+        return list(repo.stage.collect(target))
+    except DvcException as unknown:
+        try:
+            return [out.stage for out in repo.find_outs_by_path(target)]
+        except OutputNotFoundError:
+            raise unknown from None
 
 
 def _print(line: str) -> None:
