@@ -130,7 +130,8 @@ def test_workers_at_the_same_time_lose_no_entry_of_dvc_lock(tmp_path: Path) -> N
 def test_a_lock_that_another_dvc_has_for_longer_than_dvc_waits_is_waited_for(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", CHAIN)
     (folder / ".dvc" / "tmp").mkdir()
-    hold = "import time, zc.lockfile; zc.lockfile.LockFile('.dvc/tmp/lock'); print('held', flush=True); time.sleep(5)"
+    take = "import time, zc.lockfile; zc.lockfile.LockFile('.dvc/tmp/lock')"
+    hold = f"{take}; print('held', flush=True); time.sleep(5)"
     other = subprocess.Popen([sys.executable, "-c", hold], cwd=folder, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
     with Pool(folder) as pool:
