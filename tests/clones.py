@@ -32,6 +32,10 @@ def shrink(folder: Path, models: list[str] | None = None) -> None:
     content["data"] = {"source": "digits", "validation": 200}
     content["threads"] = 1  # so small a network gains nothing from a second one
     content["models"] = {k: v for k, v in content["models"].items() if models is None or k in models}
+    gates = content.get("gates", {})
+    gates["models"] = {
+        k: v for k, v in gates.get("models", {}).items() if k in {*content["models"], "teacher"}
+    }
     for block in (content["teacher"], *content["models"].values()):
         if "training" in block:
             block["training"] |= {"epochs": min(2, block["training"]["epochs"]), "batch_size": 32}

@@ -186,7 +186,11 @@ def test_a_folder_without_dvc_is_told(tmp_path: Path) -> None:
 def test_when_the_flow_is_gone_nothing_is_left(number: signal.Signals, tmp_path: Path) -> None:
     stage = writes("a.out", cmd="echo $$ > noted.pid; sleep 60")
     folder = workspace(tmp_path / "w", {"a": stage})
-    script = "from pathlib import Path; from flows.pool import Pool\nwith Pool(Path()) as pool: pool.run('a')"
+    script = (
+        "import signal; from pathlib import Path; from flows.pool import Pool\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored\n"
+        "with Pool(Path()) as pool: pool.run('a')"
+    )
     flow = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=folder,
