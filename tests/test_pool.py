@@ -254,5 +254,5 @@ def test_output_is_cut_into_lines(pieces: list[bytes], found: list[tuple[str, bo
         for piece in pieces:
             os.write(write, piece)
         os.close(write)
-        collected = list(lines(stream, chunk=max(map(len, pieces), default=1)))  # type: ignore[arg-type]  # a raw file reads as well
+        collected = list(lines(stream, chunk=max(map(len, pieces), default=1)))
     assert collected == found

@@ -1,0 +1,324 @@
+"""The flow against a real Prefect server, with real stages: states, failures, and every way to be stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
+
+from flows.compress import StagesFailedError, compress
+from flows.watchdog import alive
+from tests.imports import ROOT
+from tests.test_pool import held, pid_in, until
+from tests.toys import rewrite, workspace, writes
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+DIAMOND = {
+    "a": writes("a.out"),
+    "b": writes("b.out", "a.out"),
+    "c": writes("c.out", "a.out"),
+    "d": writes("d.out", "b.out", "c.out"),
+}
+
+
+def run_of(state: Any) -> FlowRun:
+    """Return the flow run that a state belongs to."""
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(state.state_details.flow_run_id)
+
+
+def tasks_of(state: Any) -> dict[str, TaskRun]:
+    """Return the task runs of a flow run by their names."""
+    with get_client(sync_client=True) as client:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        deadline = time.monotonic() + 20
+        while True:  # the server takes note of task runs a moment later
+            found = {run.name: run for run in client.read_task_runs(flow_run_filter=wanted)}
+            if found and all(run.state and run.state.is_final() for run in found.values()):
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+
+
+def logs_of(state: Any, text: str) -> list[str]:
+    """Return what a flow run has logged, as soon as `text` is in it."""
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+    with get_client(sync_client=True) as client:
+        deadline = time.monotonic() + 20
+        while True:
+            messages = [log.message for log in client.read_logs(wanted)]
+            if text in messages or time.monotonic() > deadline:
+                return messages
+            time.sleep(0.3)
+
+
+def test_the_flow_leaves_what_dvc_repro_leaves(tmp_path: Path) -> None:
+    ours, theirs = workspace(tmp_path / "ours", DIAMOND), workspace(tmp_path / "theirs", DIAMOND)
+    state = compress(folder=ours, return_state=True)
+    assert state.is_completed()
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=theirs, check=True)
+    mine, other = (yaml.safe_load((folder / "dvc.lock").read_text()) for folder in (ours, theirs))
+    assert mine == other
+    assert (ours / "d.out").read_bytes() == (theirs / "d.out").read_bytes()
+
+
+def test_stages_are_task_runs_that_say_what_they_are(tmp_path: Path) -> None:
+    teacher = {**writes("a.out", cmd="echo a line"), "deps": ["x.py"]}
+    make = {"foreach": ["int8"], "do": writes("b-${item}.out", "a.out")}
+    folder = workspace(tmp_path / "w", {"teacher": teacher, "make": make})
+    (folder / "x.py").write_text("1")
+    state = compress(folder=folder, return_state=True)
+    found = tasks_of(state)
+    assert {name: run.state_name for name, run in found.items()} == {"teacher": "Ran", "make@int8": "Ran"}
+    assert set(found["make@int8"].tags) == {"operation:make", "model:int8"}
+    assert len(found["teacher"].task_version or "") == 12
+    assert "a line" in logs_of(state, "a line")
+    (folder / "x.py").write_text("2")  # teacher runs again and gives the same bytes
+    again = compress(folder=folder, return_state=True)
+    assert {name: run.state_name for name, run in tasks_of(again).items()} == {
+        "teacher": "Ran",
+        "make@int8": "UpToDate",
+    }
+    assert tasks_of(again)["teacher"].task_version != found["teacher"].task_version
+
+
+def test_what_was_lost_is_restored_and_what_is_there_is_left(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", DIAMOND)
+    assert compress(folder=folder, return_state=True).is_completed()
+    assert compress(folder=folder, return_state=True).is_completed()
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    del lock["stages"]["d"]
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
+    state = compress(folder=folder, return_state=True)
+    assert {name: run.state_name for name, run in tasks_of(state).items()} == {"d": "RestoredFromRunCache"}
+
+
+def test_a_failure_skips_its_descendants_and_the_others_finish(tmp_path: Path) -> None:
+    stages = {
+        "bad": writes("bad.out", cmd="echo because of this; false"),
+        "after": writes("after.out", "bad.out"),
+        "last": writes("last.out", "after.out"),
+        "good": writes("good.out"),
+    }
+    folder = workspace(tmp_path / "w", stages)
+    state = compress(folder=folder, return_state=True)
+    assert state.is_failed()
+    with pytest.raises(
+        StagesFailedError, match=r"(?s)bad failed.*because of this.*dvc repro --single-item bad"
+    ):
+        state.result()
+    found = tasks_of(state)
+    assert {name: run.state_name for name, run in found.items()} == {
+        "bad": "Failed",
+        "after": "Skipped",
+        "last": "Skipped",
+        "good": "Ran",
+    }
+    assert found["last"].state is not None and found["last"].state.message == "because of bad"
+    assert set(yaml.safe_load((folder / "dvc.lock").read_text())["stages"]) == {"good"}
+
+
+def test_retries_are_for_failures_and_not_for_timeouts(tmp_path: Path) -> None:
+    flaky = "echo x >> noted.tries; test $(wc -l < noted.tries) = 2"
+    slow = "echo x >> noted.slow; sleep 60"
+    stages = {
+        "flaky": writes("a.out", cmd=flaky, meta={"retries": 2, "retry_delay": 0.1}),
+        "slow": writes("b.out", cmd=slow, meta={"timeout": 1, "retries": 2}),
+    }
+    folder = workspace(tmp_path / "w", stages)
+    state = compress(folder=folder, return_state=True)
+    assert {name: run.state_name for name, run in tasks_of(state).items()} == {
+        "flaky": "Ran",
+        "slow": "Failed",
+    }
+    assert (folder / "noted.tries").read_text() == "x\nx\n"
+    assert (folder / "noted.slow").read_text() == "x\n"
+    assert not (folder / "b.out").exists()
+
+
+def test_jobs_and_targets_bound_what_runs(tmp_path: Path) -> None:
+    noting = "echo + >> noted.jobs; sleep 0.5; echo - >> noted.jobs"
+    folder = workspace(
+        tmp_path / "w", {name: writes(f"{name}.out", cmd=noting) for name in ("a", "b", "c", "d")}
+    )
+    compress(targets=["a", "b", "c"], jobs=2, folder=folder)
+    marks = (folder / "noted.jobs").read_text().split()
+    depth = [sum(1 if mark == "+" else -1 for mark in marks[: index + 1]) for index in range(len(marks))]
+    assert max(depth) == 2
+    assert len(marks) == 6
+    assert not (folder / "d.out").exists()
+
+
+def test_a_dry_run_runs_nothing(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", DIAMOND)
+    state = compress(dry_run=True, folder=folder, return_state=True)
+    assert state.is_completed()
+    assert state.message == "4 stages would run"
+    assert not (folder / "a.out").exists()
+
+
+def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """Start the command line on this session's server."""
+    from prefect.settings import PREFECT_API_URL
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.compress", *words],
+        cwd=folder,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+        | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(folder: Path, *words: str) -> tuple[int, str]:
+    """Return the exit status and the output of a whole run."""
+    process = start(folder, *words)
+    output, _ = process.communicate()
+    return process.returncode, output
+
+
+def test_the_command_line_from_first_run_to_no_op(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", DIAMOND)
+    status, output = finished(folder, "--dry-run")
+    assert (status, output.splitlines()[0]) == (0, "a: deleted a.out")
+    status, output = finished(folder)
+    assert status == 0, output
+    assert "4 Ran in" in output
+    status, output = finished(folder)
+    assert (status, output) == (0, "All 4 stages are up to date.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere"], "error: DVC cannot plan: .*nowhere"),
+        (["--jobs", "0"], "--jobs: expected 1 or more, found 0"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_a_wrong_word_is_told_without_a_trace(words: list[str], told: str, tmp_path: Path) -> None:
+    import re
+
+    status, output = finished(workspace(tmp_path / "w", DIAMOND), *words)
+    assert status != 0
+    assert re.search(told, output), output
+    assert "Traceback" not in output
+
+
+def test_a_failure_shows_its_last_lines_and_the_command_to_repeat_it(tmp_path: Path) -> None:
+    stages = {
+        "bad": writes("bad.out", cmd="echo because of this; false"),
+        "after": writes("c.out", "bad.out"),
+    }
+    status, output = finished(workspace(tmp_path / "w", stages))
+    assert status == 1
+    end = output[output.index("bad failed") :]
+    assert "because of this" in end
+    assert "dvc repro --single-item bad" in end
+    assert "1 Failed, 1 Skipped" in end
+    assert "Traceback" not in output
+
+
+def test_a_second_flow_leaves_and_says_who_has_the_workspace(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", {"a": writes("a.out", cmd="echo $$ > noted.pid; sleep 60")})
+    first = start(folder)
+    pid_in(folder / "noted.pid")
+    status, output = finished(folder)
+    assert status == 1
+    assert f"Another flow works in {folder}: process {first.pid}" in output
+    first.send_signal(signal.SIGTERM)
+    first.communicate()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str], int]]:
+    """Yield a workspace where `first` is done and `slow` runs, the flow, and the stage's process."""
+    stages = {
+        "first": writes("first.out"),
+        "slow": writes("slow.out", "first.out", cmd="echo $$ > noted.pid; sleep 60 & wait"),
+        "last": writes("last.out", "slow.out"),
+    }
+    folder = workspace(tmp_path / "w", stages)
+    flow = start(folder)
+    yield folder, flow, pid_in(folder / "noted.pid")
+    if flow.poll() is None:
+        flow.kill()
+    flow.communicate()
+
+
+def assert_clean(folder: Path, flow: subprocess.Popen[str], pid: int, seconds: float = 5.0) -> None:
+    """Assert that soon nothing is left of a stopped flow, and that the next one does only what is missing."""
+    began = time.monotonic()
+    flow.wait(seconds)
+    left = seconds - (time.monotonic() - began)
+    assert until(lambda: not alive(pid) and not held(folder), left)
+    rwlock = folder / ".dvc" / "tmp" / "rwlock"
+    assert not rwlock.exists() or all(not value for value in json.loads(rwlock.read_text()).values())
+    assert not (folder / "slow.out").exists()
+    assert "slow" not in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    entries = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    entries["slow"]["cmd"] = entries["slow"]["cmd"].replace("sleep 60", "sleep 0")
+    rewrite(folder, entries)
+    status, output = finished(folder)
+    assert status == 0, output
+    assert "1 UpToDate, 2 Ran in" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_leaves_nothing_behind(
+    number: signal.Signals, running: tuple[Path, subprocess.Popen[str], int]
+) -> None:
+    folder, flow, pid = running
+    flow.send_signal(number)
+    assert_clean(folder, flow, pid)
+    assert flow.returncode == (130 if number != signal.SIGKILL else -9)
+
+
+def test_a_cancel_in_the_ui_leaves_nothing_behind(running: tuple[Path, subprocess.Popen[str], int]) -> None:
+    folder, flow, pid = running
+    with get_client(sync_client=True) as client:
+        started = [run for run in client.read_flow_runs() if run.state and run.state.is_running()]
+        run = max(started, key=lambda run: str(run.start_time))  # one that was killed counts as running for long
+        client.set_flow_run_state(run.id, Cancelling())
+        assert_clean(folder, flow, pid)
+        state = client.read_flow_run(run.id).state
+    assert flow.returncode == 1
+    assert state is not None and state.is_cancelled()
+
+
+def test_artifacts_hold_what_the_ui_shows(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", {"a": writes("a.out")})
+    (folder / "report").mkdir()
+    (folder / "report" / "tradeoff.png").write_bytes(b"\x89PNG picture")
+    (folder / "metrics").mkdir()
+    (folder / "metrics" / "teacher.json").write_text('{"accuracy": 0.5}')
+    state = compress(folder=folder, return_state=True)
+    with get_client(sync_client=True) as client:
+        found = {}
+        for key in ("stages", "metrics", "tradeoff"):
+            try:
+                response = client._client.get(f"/artifacts/{key}/latest")
+            except ObjectNotFound:
+                continue
+            found[key] = response.json()
+    assert all(one["flow_run_id"] == str(state.state_details.flow_run_id) for one in found.values())
+    (row,) = json.loads(found["stages"]["data"])
+    assert (row["stage"], row["state"]) == ("a", "Ran")
+    assert json.loads(found["metrics"]["data"]) == [{"model": "teacher", "accuracy": 0.5}]
+    assert "](data:image/png;base64,iVBORyBwaWN0dXJl)" in found["tradeoff"]["data"]
