@@ -2,7 +2,7 @@
 
     python -m flows.compare [REV] [model …] [--md | --json]
 
-Exit code: 0 the gates hold, 1 a gate failed, 2 it could not be compared.
+Exit code: 0 the gates hold, 1 a gate failed, 2 it could not be compared, or only with numbers out of date.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from flows import tables
 from flows.judgement import TEACHER, Comparison, differing_settings, judge
 from flows.snapshots import CannotCompare, Revision, Snapshot, WorkingTree
+from flows.staleness import stale_models
 from flows.tables import markdown
 from tasks.errors import DecantError
 from tasks.gates import Gates
@@ -35,9 +36,8 @@ def compare(folder: Path, revision: str, models: Collection[str] = ()) -> Compar
         CannotCompare: A revision or model that there is not, a file that is missing or broken, a number that
             is missing or NaN, a model that vanished, or no model that both sides have.
     """
-    committed = Revision.find(folder, revision)
-    there = Snapshot.of(committed)
-    here = Snapshot.of(WorkingTree(folder))
+    committed, tree = Revision.find(folder, revision), WorkingTree(folder)
+    there, here = Snapshot.of(committed), Snapshot.of(tree)
     gates = _gates(here)
     chosen = _chosen(models, there, here)
     removed = _removed(chosen, there, here, gates)
@@ -55,6 +55,7 @@ def compare(folder: Path, revision: str, models: Collection[str] = ()) -> Compar
         removed=removed,
         settings=differing_settings(there.settings(), here.settings()),
         gates=sum(len(gates.of(model)) for model in common),
+        stale=tuple(model for model in stale_models(here.params, tree.lock()) if model in chosen),
     )
 
 
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(tables.as_json(comparison), end="")
     else:
         tables.show(comparison)
-    return 0 if comparison.passed else 1
+    return comparison.code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -180,6 +180,7 @@ class Comparison:
         settings: What differs in params.yaml by dotted place: the value there and here, one of them missing
             where only the other side has the place.
         gates: How many gates were applied.
+        stale: Models whose numbers were made with other values than params.yaml has now.
     """
 
     revision: str
@@ -189,6 +190,7 @@ class Comparison:
     removed: tuple[str, ...]
     settings: Mapping[str, Mapping[str, Any]]
     gates: int
+    stale: tuple[str, ...] = ()
 
     @property
     def changed(self) -> dict[str, tuple[Change, ...]]:
@@ -206,9 +208,14 @@ class Comparison:
         return [(model, change) for model, change in pairs if change.verdict is verdict]
 
     @property
+    def code(self) -> int:
+        """The exit code: 0 every gate holds, 1 one failed, 2 none failed, on numbers that are out of date."""
+        return 1 if self.having(Verdict.REGRESSION) else 2 if self.stale else 0
+
+    @property
     def passed(self) -> bool:
-        """Whether every gate holds."""
-        return not self.having(Verdict.REGRESSION)
+        """Whether every gate holds, on numbers that are up to date."""
+        return self.code == 0
 
 
 def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

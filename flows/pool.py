@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from flows import watchdog, worker
 from flows.watchdog import end_groups
-from flows.worker import MARK
 from tasks.errors import DecantError
 
 Line = Callable[[str, bool], None]
@@ -72,8 +72,7 @@ class Pool:
         self.stopped = False
         hold = Hold(self.folder)
         self._watchdog = subprocess.Popen(
-            [sys.executable, "-m", "flows.watchdog", str(self.folder / ".dvc" / "tmp" / "rwlock")],
-            cwd=Path(__file__).parent.parent,
+            [sys.executable, "-P", watchdog.__file__, str(self.folder / ".dvc" / "tmp" / "rwlock")],
             stdin=subprocess.PIPE,
             pass_fds=[hold.file.fileno()],
             start_new_session=True,
@@ -128,15 +127,15 @@ class Pool:
     def ask(self, request: dict[str, Any], timeout: float | None = None, line: Line | None = None) -> Any:
         """Return a worker's answer to a request."""
         try:
-            worker = self._idle.get_nowait()
+            found = self._idle.get_nowait()
         except queue.Empty:
-            worker = Worker(self)
+            found = Worker(self)
         try:
-            answer = worker.ask(request, timeout, line)
+            answer = found.ask(request, timeout, line)
         except BaseException:
-            worker.end()
+            found.end()
             raise
-        self._idle.put(worker)
+        self._idle.put(found)
         if "error" in answer:
             raise StageError(answer["error"])
         return answer["ok"]
@@ -164,14 +163,13 @@ class Worker:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-            "PYTHONPATH": str(Path(__file__).parent.parent),
-        }
+        # dvc.yaml's commands say `python`: they get this one.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.worker"],
+            # A file and no module: in a workspace of other code, `flows` is that code's.
+            [sys.executable, "-P", worker.__file__],
             cwd=pool.folder,
-            env=environment,
+            env=os.environ | {"PATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -205,7 +203,7 @@ class Worker:
             if timeout:
                 timer.start()
             for text, passing in lines(self._process.stdout):
-                if text.startswith(MARK):
+                if text.startswith(worker.MARK):
                     if late.is_set():
                         break
                     answer: dict[str, Any] = json.loads(text[1:])

@@ -61,6 +61,12 @@ class WorkingTree:
         except DecantError as error:
             raise CannotCompare(str(error)) from None
 
+    def lock(self) -> dict[str, Any]:
+        """Return dvc.lock; empty where nothing has run yet."""
+        if not (self.folder / "dvc.lock").exists():
+            return {}
+        return _mapping(self.text("dvc.lock"), f"dvc.lock {self.label}")
+
 
 @dataclass(frozen=True)
 class Revision:
@@ -115,14 +121,18 @@ class Revision:
 
     def mapping(self, path: str) -> dict[str, Any]:
         """Return the sections of a YAML file."""
-        try:
-            content = yaml.load(self.text(path), yaml.CSafeLoader)
-        except yaml.YAMLError as error:
-            raise CannotCompare(f"{path} {self.label} is not valid YAML: {error}") from None
-        if not isinstance(content, dict):
-            found = type(content).__name__
-            raise CannotCompare(f"{path} {self.label} must hold named sections, found {found}")
-        return content
+        return _mapping(self.text(path), f"{path} {self.label}")
+
+
+def _mapping(text: str, name: str) -> dict[str, Any]:
+    """Return the sections of a file that a program wrote, or that was checked when its numbers were made."""
+    try:
+        content = yaml.load(text, yaml.CSafeLoader)
+    except yaml.YAMLError as error:
+        raise CannotCompare(f"{name} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise CannotCompare(f"{name} must hold named sections, found {type(content).__name__}")
+    return content
 
 
 def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
@@ -180,7 +190,7 @@ class Snapshot:
     @property
     def models(self) -> list[str]:
         """The teacher, and every model in the order of params.yaml."""
-        return [TEACHER, *self.params["models"]]
+        return [TEACHER, *map(str, self.params["models"])]
 
     def rows(self, models: Collection[str]) -> dict[str, Row]:
         """Return the thirteen numbers of each of these models.

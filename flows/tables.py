@@ -40,6 +40,16 @@ def summary(comparison: Comparison) -> str:
     return f"{outcome}. {_count(len(comparison.models), 'model')} compared: {'; '.join(parts)}."
 
 
+def staleness(comparison: Comparison) -> str:
+    """Return what to do about numbers that are out of date."""
+    few = len(comparison.stale) <= 5
+    which = ", ".join(comparison.stale) if few else _count(len(comparison.stale), "model")
+    return (
+        f"Out of date: {which}. params.yaml has other values now than those that the numbers were made with, "
+        "says dvc.lock; run `dvc repro` and commit what it writes."
+    )
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -110,6 +120,8 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
         console.print(table)
     console.print()
     console.print(summary(comparison), style="" if comparison.passed else "bold red", markup=False)
+    if comparison.stale:
+        console.print(staleness(comparison), style="bold red", markup=False)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -117,6 +129,7 @@ def markdown(comparison: Comparison) -> str:
     mark = "✅" if comparison.passed else "❌"
     name, commit = _escaped(comparison.revision), comparison.commit[:7]
     parts = [f"### {mark} Models against {name}", f"{_escaped(summary(comparison))} ({commit})"]
+    parts += [f"**{_escaped(staleness(comparison))}**"] if comparison.stale else []
     urgent = (Verdict.REGRESSION, Verdict.NOISE)
     if rows := [
         [model, *cells(change)] for verdict in urgent for model, change in comparison.having(verdict)
@@ -165,6 +178,7 @@ def as_json(comparison: Comparison) -> str:
         "commit": comparison.commit,
         "passed": comparison.passed,
         "gates": comparison.gates,
+        "stale": comparison.stale,
         "models": states,
         "metrics": {
             model: {change.metric: _plain(change) for change in changes}

@@ -1,4 +1,4 @@
-"""The process that ends a flow's children, whatever ended the flow: python -m flows.watchdog
+"""The process that ends a flow's children, whatever ended the flow.
 
 It reads from a pipe whose other end the flow holds, and the flow alone: `+N` for a process group that was
 started, `-N` for one that is gone. The pipe ends with the flow, even when that is killed with signal 9. Then

@@ -1,4 +1,4 @@
-"""The process that talks to DVC, for a flow: python -m flows.worker
+"""The process that talks to DVC, for a flow.
 
 It reads requests from standard input, one line of JSON each, and answers on standard output with a line that
 begins with MARK; what a stage prints comes between. One process runs one stage at a time, so DVC's locks,

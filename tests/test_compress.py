@@ -294,7 +294,9 @@ def test_a_cancel_in_the_ui_leaves_nothing_behind(running: tuple[Path, subproces
     folder, flow, pid = running
     with get_client(sync_client=True) as client:
         started = [run for run in client.read_flow_runs() if run.state and run.state.is_running()]
-        run = max(started, key=lambda run: str(run.start_time))  # one that was killed counts as running for long
+        run = max(
+            started, key=lambda run: str(run.start_time)
+        )  # one that was killed counts as running for long
         client.set_flow_run_state(run.id, Cancelling())
         assert_clean(folder, flow, pid)
         state = client.read_flow_run(run.id).state
