@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro smoke test test-slow check lock
+.PHONY: help install repro smoke serve test test-slow check lock
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,10 @@ repro: $(STAMP) ## build what has changed: data, teacher, models, metrics, repor
 
 smoke: $(STAMP) ## the same pipeline on a small data set in a throw-away clone, in about two minutes
 	$(PYTHON) -m tests.smoke
+
+PORT := 4200
+serve: $(STAMP) ## a Prefect server, the deployments of prefect.yaml and a worker, until Ctrl-C (PORT=4200)
+	$(PYTHON) -m flows.serve --port $(PORT)
 
 test: $(STAMP) ## run the tests
 	$(PYTHON) -m pytest

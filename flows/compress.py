@@ -341,6 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.jobs is not None and chosen.jobs < 1:
         parser.error(f"argument --jobs: expected 1 or more, found {chosen.jobs}")
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _terminate)  # where it was started in the background it would be ignored
     console, folder = Console(soft_wrap=True), Path.cwd()
     try:
         with opened(folder, chosen.targets, chosen.force) as session:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from flows import watchdog, worker
 from flows.watchdog import end_groups
@@ -56,10 +56,64 @@ class Hold:
         self.file.flush()
 
 
-class Pool:
-    """Workers in one folder, started when they are needed and used again.
+class Watched:
+    """Processes that do not outlive this one.
 
-    Leaving the context ends every process that is left, as does the end of this process, of whatever kind.
+    Leaving the context ends all that are left, as does the end of this process, of whatever kind.
+    """
+
+    def __init__(self, rwlock: Path | None = None, hold: Hold | None = None) -> None:
+        self.stopped = False
+        self._lock = threading.Lock()
+        self._watchdog = subprocess.Popen(
+            [sys.executable, "-P", watchdog.__file__, *([str(rwlock)] if rwlock else [])],
+            stdin=subprocess.PIPE,
+            pass_fds=[hold.file.fileno()] if hold else [],
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, command: list[str], **settings: Any) -> subprocess.Popen[bytes]:
+        """Start a process in a session of its own, with the settings of subprocess.Popen."""
+        process = subprocess.Popen(command, start_new_session=True, **settings)
+        try:
+            self._tell(f"+{process.pid}")
+        except BaseException:
+            process.kill()
+            raise
+        return process
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """End a process and all that it has started."""
+        end_groups([process.pid])
+        process.wait()
+        if not self.stopped:
+            self._tell(f"-{process.pid}")
+
+    def stop(self) -> None:
+        """End all that is left; returns when it is gone, a few seconds later at most."""
+        with self._lock:
+            self.stopped = True
+            if self._watchdog.stdin is not None and not self._watchdog.stdin.closed:
+                self._watchdog.stdin.close()
+        self._watchdog.wait()
+
+    def _tell(self, words: str) -> None:
+        with self._lock:
+            if self.stopped:
+                raise StageError("stopped")
+            assert self._watchdog.stdin is not None
+            self._watchdog.stdin.write(f"{words}\n".encode())
+            self._watchdog.stdin.flush()
+
+
+class Pool(Watched):
+    """Workers in one folder, started when they are needed and used again.
 
     Raises:
         DecantError: Another flow works in the folder, or there is no DVC repository.
@@ -68,26 +122,9 @@ class Pool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self.stopped = False
         hold = Hold(self.folder)
-        self._watchdog = subprocess.Popen(
-            [sys.executable, "-P", watchdog.__file__, str(self.folder / ".dvc" / "tmp" / "rwlock")],
-            stdin=subprocess.PIPE,
-            pass_fds=[hold.file.fileno()],
-            start_new_session=True,
-        )
+        super().__init__(self.folder / ".dvc" / "tmp" / "rwlock", hold)
         hold.file.close()  # the watchdog has it, and so as long as this process lives
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def warm(self) -> None:
-        """Start a worker now, because one will be wanted soon."""
-        self._idle.put(Worker(self))
 
     def plan(self, targets: list[str]) -> list[dict[str, Any]]:
         """Return what DVC knows of the stages that the targets need.
@@ -140,23 +177,6 @@ class Pool:
             raise StageError(answer["error"])
         return answer["ok"]
 
-    def tell_watchdog(self, words: str) -> None:
-        """Tell of a process group that began (`+N`) or ended (`-N`)."""
-        with self._lock:
-            if self.stopped:
-                raise StageError("stopped")
-            assert self._watchdog.stdin is not None
-            self._watchdog.stdin.write(f"{words}\n".encode())
-            self._watchdog.stdin.flush()
-
-    def stop(self) -> None:
-        """End all workers and what they run; returns when they are gone, a few seconds later at most."""
-        with self._lock:
-            self.stopped = True
-            if self._watchdog.stdin is not None and not self._watchdog.stdin.closed:
-                self._watchdog.stdin.close()
-        self._watchdog.wait()
-
 
 class Worker:
     """One process of `flows.worker`, in a process group of its own."""
@@ -165,7 +185,7 @@ class Worker:
         self._pool = pool
         # dvc.yaml's commands say `python`: they get this one.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        self._process = subprocess.Popen(
+        self._process = pool.start(
             # A file and no module: in a workspace of other code, `flows` is that code's.
             [sys.executable, "-P", worker.__file__],
             cwd=pool.folder,
@@ -173,13 +193,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
-        try:
-            pool.tell_watchdog(f"+{self._process.pid}")
-        except BaseException:
-            self._process.kill()
-            raise
 
     def ask(self, request: dict[str, Any], timeout: float | None, line: Line | None) -> dict[str, Any]:
         """Return the answer to a request; what comes before it goes to `line`.
@@ -220,10 +234,7 @@ class Worker:
 
     def end(self) -> None:
         """End the process and all that it has started."""
-        end_groups([self._process.pid])
-        self._process.wait()
-        if not self._pool.stopped:
-            self._pool.tell_watchdog(f"-{self._process.pid}")
+        self._pool.end(self._process)
 
 
 def lines(stream: IO[bytes], chunk: int = 65536) -> Iterator[tuple[str, bool]]:

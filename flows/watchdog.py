@@ -2,7 +2,8 @@
 
 It reads from a pipe whose other end the flow holds, and the flow alone: `+N` for a process group that was
 started, `-N` for one that is gone. The pipe ends with the flow, even when that is killed with signal 9. Then
-every group that is left is ended. So there is one way to stop, and it is taken every time.
+every group that is left is ended, and DVC's lists of readers and writers that the arguments name are tidied.
+So there is one way to stop, and it is taken every time.
 
 The flow's lock of the workspace is held here too, so that it is free only when nothing is left to disturb.
 """
@@ -19,6 +20,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+import psutil
+
 GRACE = 2.0
 """Seconds between asking a group to end (SIGINT) and ending it (SIGKILL)."""
 
@@ -32,18 +35,35 @@ def main() -> None:
         group = int(line[1:])
         (groups.add if line[0] == "+" else groups.discard)(group)
     end_groups(groups)
-    release(Path(sys.argv[1]))
+    for path in sys.argv[1:]:
+        release(Path(path))
 
 
 def end_groups(groups: Collection[int], grace: float = GRACE) -> None:
-    """End process groups: SIGINT, and SIGKILL for those that are still there `grace` seconds later."""
+    """End process groups: SIGINT, and SIGKILL for what is still there `grace` seconds later.
+
+    Those are their members, and what these have started in groups of its own.
+    """
+    family = [child for group in groups for child in descendants(group)]
     left = [group for group in groups if send(group, signal.SIGINT)]
     deadline = time.monotonic() + grace
-    while left and time.monotonic() < deadline:
+    while (left or family) and time.monotonic() < deadline:
         time.sleep(0.05)
         left = [group for group in left if send(group, 0)]
+        family = [process for process in family if alive(process.pid) and process.is_running()]
     for group in left:
         send(group, signal.SIGKILL)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Return the processes that a process has started, and those that they have."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def send(group: int, number: int) -> bool:

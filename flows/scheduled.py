@@ -1,0 +1,163 @@
+"""Run the DAG in a clone of its own and leave the result on a branch of its own: what schedules start.
+
+Nobody's working tree is touched: the clone is a Git worktree below .dvc/tmp, which Git and DVC ignore, and
+it shares the DVC cache, so what is known already is not built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.compare import compare, markdown
+from flows.compress import compress
+from tasks.errors import DecantError
+
+
+class GateFailedError(DecantError):
+    """A metric became worse than its gate allows."""
+
+
+@flow(name="scheduled")
+def scheduled(
+    base: str = "main",
+    branch: str = "nightly",
+    targets: list[str] | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    gate: bool = True,
+    repository: Path = Path(),
+) -> State[Any]:
+    """Bring the DAG up to date as `base` has it, commit the result to `branch`, and judge it.
+
+    `branch` is moved to one commit on top of `base`, so `dvc metrics diff <base> <branch>` tells what this
+    run has changed. It is moved when all stages are well, whatever the gates say afterwards.
+
+    Args:
+        base: The Git revision whose code and params are taken, and that the metrics are compared with.
+        branch: The branch of the result; it must not be checked out anywhere.
+        targets: Stages, or files that stages write; none for all.
+        jobs: Stages at once; as many as there are cores where not given.
+        force: Run what is up to date too.
+        gate: Fail where a gate of params.yaml does.
+        repository: The Git repository.
+
+    Raises:
+        GateFailedError: A gate failed.
+        StagesFailedError: A stage failed; the branch is left as it was.
+        DecantError: The run could not begin, or the result cannot be compared with `base`.
+    """
+    logger, repository = get_run_logger(), root_of(repository)
+    with clone(repository, base, branch) as folder:
+        logger.info("Working on %s in %s", base, folder)
+        compress(targets=targets, jobs=jobs, force=force, folder=folder, base=base)
+        commit = keep(folder, branch, f"Rebuilt {', '.join(targets) if targets else 'everything'} on {base}")
+        told = (
+            f"{branch} is now {commit}" if commit else f"Nothing changed: {branch} is now the same as {base}"
+        )
+        logger.info("%s; see: dvc metrics diff %s %s", told, base, branch)
+        comparison = compare(folder, base)
+        create_markdown_artifact(key="gates", markdown=markdown(comparison))
+        if gate and not comparison.passed:
+            raise GateFailedError(f"{told}, and a gate failed against {base}; see the artifact `gates`")
+        return Completed(message=told)
+
+
+@contextlib.contextmanager
+def clone(repository: Path, base: str, branch: str) -> Iterator[Path]:
+    """Yield a worktree at `base` that shares the DVC cache and the downloads; it is removed at the end.
+
+    One that a killed run has left is removed at the beginning.
+
+    Raises:
+        DecantError: There is no such revision, the branch cannot be moved, or Git fails otherwise.
+    """
+    folder = repository / ".dvc" / "tmp" / "scheduled" / branch.replace("/", "-")
+    checked_out = git(repository, "worktree", "list", "--porcelain").splitlines()
+    if f"branch refs/heads/{branch}" in checked_out:
+        raise DecantError(
+            f"The branch {branch} is checked out: switch to another one, or name another `branch`"
+        )
+    _remove(repository, folder)
+    git(repository, "worktree", "add", "--quiet", "--detach", str(folder), base)
+    try:
+        share(repository, folder)
+        yield folder
+    finally:
+        _remove(repository, folder)
+
+
+def share(repository: Path, folder: Path) -> None:
+    """Give the clone the DVC cache, the user's settings, the downloads, and its outputs out of the cache."""
+    settings = repository / ".dvc" / "config.local"
+    if settings.exists():
+        shutil.copy2(settings, folder / ".dvc" / "config.local")
+    cache = dvc(repository, "cache", "dir").strip()
+    dvc(folder, "cache", "dir", "--local", str((repository / cache).resolve()))
+    if (downloads := repository / "data" / "raw").is_dir():
+        shutil.copytree(downloads, folder / "data" / "raw", dirs_exist_ok=True)
+    with contextlib.suppress(DecantError):  # what is missing will be built
+        dvc(folder, "checkout", "--quiet")
+
+
+def keep(folder: Path, branch: str, message: str) -> str | None:
+    """Commit what changed in the clone and move the branch there; return the commit, if there is one."""
+    git(folder, "add", "--all")
+    changed = bool(git(folder, "status", "--porcelain"))
+    if changed:
+        git(folder, *identity(folder), "commit", "--quiet", "--no-verify", "--message", message)
+    git(folder, "branch", "--force", branch)
+    return git(folder, "rev-parse", "--short", "HEAD").strip() if changed else None
+
+
+def identity(folder: Path) -> list[str]:
+    """Return options that name an author where Git knows none."""
+    known = (
+        subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], cwd=folder, capture_output=True).returncode == 0
+    )
+    return [] if known else ["-c", "user.name=Decant", "-c", "user.email=decant@localhost"]
+
+
+def root_of(folder: Path) -> Path:
+    """Return the top of the Git repository that a folder lies in."""
+    return Path(git(folder, "rev-parse", "--show-toplevel").strip())
+
+
+def git(folder: Path, *words: str) -> str:
+    """Return what `git …` prints.
+
+    Raises:
+        DecantError: It failed.
+    """
+    return _run(folder, ["git", *words])
+
+
+def dvc(folder: Path, *words: str) -> str:
+    """Return what `dvc …` prints.
+
+    Raises:
+        DecantError: It failed.
+    """
+    return _run(folder, [sys.executable, "-m", "dvc", *words])
+
+
+def _run(folder: Path, command: list[str]) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise DecantError(f"{' '.join(command)} in {folder} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _remove(repository: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    git(repository, "worktree", "prune")

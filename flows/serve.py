@@ -1,0 +1,129 @@
+"""Start all that schedules need, with one command: python -m flows.serve
+
+A Prefect server (with SQLite, unless it is told of another database), the deployments of prefect.yaml, and a
+worker that runs them. With PREFECT_API_URL set there is a server already, and only the worker is started.
+Ctrl-C ends everything, as does the end of this process by any other means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import NoReturn
+
+from flows.pool import Watched
+from tasks.errors import DecantError
+
+POOL = "decant"
+PATIENCE = 180.0
+"""Seconds that a server may take to answer; its first start makes a database."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until interrupted; return the exit status: 0 for an interruption, 1 for a failure."""
+    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__.partition("\n")[0])
+    parser.add_argument("--port", type=int, default=4200, help="of the server (default: 4200)")
+    port: int = parser.parse_args(arguments).port
+    signal.signal(signal.SIGINT, _interrupt)  # also where it was started in the background, and so ignored
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with Watched() as watched:
+            serve(watched, port)
+    except KeyboardInterrupt:
+        _say("Stopped: no server, no worker and no run is left")
+        return 0
+    except DecantError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def serve(watched: Watched, port: int) -> NoReturn:
+    """Start the server, the deployments and the worker, and wait.
+
+    Raises:
+        DecantError: The port is taken, or one of them ended.
+    """
+    processes = {}
+    url = os.environ.get("PREFECT_API_URL")
+    if url:
+        _say(f"Using the server at {url} (PREFECT_API_URL)")
+    else:
+        url = f"http://127.0.0.1:{port}/api"
+        require_free(port)
+        _say("Starting a Prefect server (the first time, it makes its database)")
+        command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        processes["the server"] = watched.start(prefect(command), stdout=subprocess.DEVNULL)
+    os.environ |= {"PREFECT_API_URL": url, "DECANT_HOME": str(Path.cwd())}
+    wait_for(url, processes)
+    for words in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
+        _say(f"prefect {' '.join(words)}")
+        if watched.start(prefect(["--no-prompt", *words]), stdout=subprocess.DEVNULL).wait():
+            raise DecantError(
+                f"`prefect {' '.join(words)}` failed; run it yourself with PREFECT_API_URL={url}"
+            )
+    processes["the worker"] = watched.start(prefect(["worker", "start", "--pool", POOL]))
+    _say(f"Serving the deployments of prefect.yaml at {url.removesuffix('/api')}; Ctrl-C ends it")
+    while True:
+        time.sleep(0.5)
+        _check(processes)
+
+
+def prefect(words: list[str]) -> list[str]:
+    """Return the command line of `prefect …` with this Python."""
+    return [sys.executable, "-m", "prefect", *words]
+
+
+def require_free(port: int) -> None:
+    """Raise a DecantError where something listens on the port."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            connection.bind(("127.0.0.1", port))
+        except OSError:
+            raise DecantError(
+                f"Port {port} is taken: if that is a Prefect server, set PREFECT_API_URL=http://127.0.0.1:{port}/api;"
+                " else take another with --port (make serve PORT=4300)"
+            ) from None
+
+
+def wait_for(url: str, processes: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        DecantError: It ended, or did not answer in time.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+            return
+        _check(processes)
+        time.sleep(0.5)
+    raise DecantError(
+        f"No answer from {url} within {PATIENCE:.0f} s; is the address right, and the server up?"
+    )
+
+
+def _check(processes: dict[str, subprocess.Popen[bytes]]) -> None:
+    for name, process in processes.items():
+        if (status := process.poll()) is not None:
+            raise DecantError(f"{name} ended with exit code {status}; see its lines above")
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
