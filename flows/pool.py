@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from flows import watchdog, worker
-from flows.watchdog import end_groups
+from flows.watchdog import GRACE, end_groups
 from tasks.errors import DecantError
 
 Line = Callable[[str, bool], None]
@@ -88,9 +88,9 @@ class Watched:
             raise
         return process
 
-    def end(self, process: subprocess.Popen[bytes]) -> None:
-        """End a process and all that it has started."""
-        end_groups([process.pid])
+    def end(self, process: subprocess.Popen[bytes], grace: float = GRACE) -> None:
+        """End a process and all that it has started, by force after `grace` seconds."""
+        end_groups([process.pid], grace)
         process.wait()
         if not self.stopped:
             self._tell(f"-{process.pid}")

@@ -71,9 +71,12 @@ def serve(watched: Watched, port: int) -> NoReturn:
             )
     processes["the worker"] = watched.start(prefect(["worker", "start", "--pool", POOL]))
     _say(f"Serving the deployments of prefect.yaml at {url.removesuffix('/api')}; Ctrl-C ends it")
-    while True:
-        time.sleep(0.5)
-        _check(processes)
+    try:
+        while True:
+            time.sleep(0.5)
+            _check(processes)
+    finally:  # before the server, so that it hears what became of the runs
+        watched.end(processes["the worker"], grace=4)
 
 
 def prefect(words: list[str]) -> list[str]:
