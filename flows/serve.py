@@ -69,6 +69,8 @@ def serve(watched: Watched, port: int) -> NoReturn:
             raise DecantError(
                 f"`prefect {' '.join(words)}` failed; run it yourself with PREFECT_API_URL={url}"
             )
+    if "the server" in processes:
+        close_lost_runs()
     processes["the worker"] = watched.start(prefect(["worker", "start", "--pool", POOL]))
     _say(f"Serving the deployments of prefect.yaml at {url.removesuffix('/api')}; Ctrl-C ends it")
     try:
@@ -77,6 +79,24 @@ def serve(watched: Watched, port: int) -> NoReturn:
             _check(processes)
     finally:  # before the server, so that it hears what became of the runs
         watched.end(processes["the worker"], grace=4)
+
+
+def close_lost_runs() -> None:
+    """Mark runs as crashed that an earlier server left as running: this worker is the only one it has.
+
+    Else they would keep their deployment's one slot for ever, and every new run would be cancelled.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    begun = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    lost = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun)))
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=lost):
+            _say(f"The run {run.name} of an earlier time was cut off")
+            client.set_flow_run_state(run.id, Crashed(message="Its process was gone when the server started"))
 
 
 def prefect(words: list[str]) -> list[str]:

@@ -45,17 +45,27 @@ def end_groups(groups: Collection[int], grace: float = GRACE) -> None:
     Those are their members, and what these have started in groups of its own.
     """
     family = [child for group in groups for child in descendants(group)]
-    left = [group for group in groups if send(group, signal.SIGINT)]
+    for group in groups:
+        send(group, signal.SIGINT)
     deadline = time.monotonic() + grace
-    while (left or family) and time.monotonic() < deadline:
+    while (members(groups) or family) and time.monotonic() < deadline:
         time.sleep(0.05)
-        left = [group for group in left if send(group, 0)]
-        family = [process for process in family if alive(process.pid) and process.is_running()]
-    for group in left:
+        family = [process for process in family if process.is_running() and alive(process.pid)]
+    for group in groups:
         send(group, signal.SIGKILL)
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def members(groups: Collection[int]) -> list[int]:
+    """Return the processes of these groups that are alive; one that only waits to be waited for is not."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(pid) in groups and alive(pid):
+                found.append(pid)
+    return found
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -66,13 +76,10 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def send(group: int, number: int) -> bool:
-    """Send a signal to a process group; say whether there was one."""
-    try:
+def send(group: int, number: int) -> None:
+    """Send a signal to a process group, if there still is one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
 
 
 def release(path: Path) -> None:
