@@ -56,6 +56,9 @@ def end_groups(groups: Collection[int], grace: float = GRACE) -> None:
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    deadline = time.monotonic() + 1
+    while members(groups) and time.monotonic() < deadline:  # the kernel takes a moment
+        time.sleep(0.02)
 
 
 def members(groups: Collection[int]) -> list[int]:

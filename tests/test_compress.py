@@ -150,9 +150,11 @@ def test_retries_are_for_failures_and_not_for_timeouts(tmp_path: Path) -> None:
 
 
 def test_jobs_and_targets_bound_what_runs(tmp_path: Path) -> None:
-    noting = "echo + >> noted.jobs; sleep 0.5; echo - >> noted.jobs"
+    meet = "until test $(grep -c + noted.jobs) -ge 2; do sleep 0.1; done"  # never, if one runs at a time
+    noting = f"echo + >> noted.jobs; {meet}; sleep 0.2; echo - >> noted.jobs"
     folder = workspace(
-        tmp_path / "w", {name: writes(f"{name}.out", cmd=noting) for name in ("a", "b", "c", "d")}
+        tmp_path / "w",
+        {name: writes(f"{name}.out", cmd=noting, meta={"timeout": 60}) for name in ("a", "b", "c", "d")},
     )
     compress(targets=["a", "b", "c"], jobs=2, folder=folder)
     marks = (folder / "noted.jobs").read_text().split()

@@ -1,0 +1,218 @@
+"""Scheduled runs work beside the user's tree and leave a branch; `make serve` serves them, and stops."""
+
+import inspect
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows import scheduled, serve
+from flows.watchdog import members
+from tasks.errors import DecantError
+from tasks.gates import BETTER_HIGHER
+from tests.imports import ROOT
+from tests.test_pool import until
+from tests.toys import git, workspace, writes
+
+KEYS = ("accuracy", "accuracy_low", "accuracy_high", *BETTER_HIGHER)
+ROW = dict.fromkeys(KEYS, 0.5) | {"size_bytes": 100, "parameters": 25, "nonzeros": 25, "macs": 10}
+
+
+def project(folder: Path) -> Path:
+    """Return a repository whose one stage writes the teacher's metrics, as `value` in params.yaml says."""
+    stage = {
+        "cmd": "grep accuracy params.yaml > /dev/null && cp source.json metrics/teacher.json",
+        "deps": ["source.json"],
+        "outs": [{"metrics/teacher.json": {"cache": False}}],
+    }
+    workspace(folder, {"measure": stage, "model": writes("model.out", "source.json")})
+    (folder / "params.yaml").write_text("models: {}\ngates: {all: {accuracy: {drop: 0.01}}}\n")
+    set_accuracy(folder, 0.5)
+    (folder / "metrics").mkdir()
+    (folder / "metrics" / "teacher.json").write_text((folder / "source.json").read_text())
+    commit(folder)
+    return folder
+
+
+def set_accuracy(folder: Path, value: float) -> None:
+    """Change what the stage will measure."""
+    row = ROW | {"accuracy": value, "accuracy_low": value - 0.001, "accuracy_high": value + 0.001}
+    (folder / "source.json").write_text(json.dumps(row))
+
+
+def commit(folder: Path) -> None:
+    """Commit everything in the folder."""
+    git(folder, "add", "--all")
+    git(folder, "-c", "user.name=D", "-c", "user.email=d@example.org", "commit", "--quiet", "-m", "change")
+
+
+def test_a_clone_shares_the_cache_and_goes_away(tmp_path: Path) -> None:
+    folder = project(tmp_path / "w")
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True)
+    commit(folder)
+    (folder / "data" / "raw").mkdir(parents=True)
+    (folder / "data" / "raw" / "x.gz").write_text("x")
+    with scheduled.clone(folder, "main", "some/branch") as clone:
+        assert (clone / "model.out").read_text() == (
+            folder / "model.out"
+        ).read_text()  # out of the shared cache
+        assert (clone / "data" / "raw" / "x.gz").exists()
+        assert git(clone, "rev-parse", "HEAD") == git(folder, "rev-parse", "main")
+        assert "scheduled" not in git(folder, "status", "--porcelain")
+    assert not clone.exists()
+    assert len(git(folder, "worktree", "list").splitlines()) == 1
+
+
+def test_a_clone_that_a_killed_run_has_left_is_replaced(tmp_path: Path) -> None:
+    folder = project(tmp_path / "w")
+    context = scheduled.clone(folder, "main", "nightly")
+    clone = context.__enter__()  # and never left
+    (clone / "litter").write_text("x")
+    with scheduled.clone(folder, "main", "nightly") as again:
+        assert again == clone
+        assert not (again / "litter").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "branch", "told"),
+    [
+        ("nowhere", "nightly", "nowhere"),
+        ("main", "main", "The branch main is checked out: switch to another one"),
+    ],
+)
+def test_what_cannot_begin_is_told(base: str, branch: str, told: str, tmp_path: Path) -> None:
+    folder = project(tmp_path / "w")
+    with pytest.raises(DecantError, match=told), scheduled.clone(folder, base, branch):
+        pass
+    assert len(git(folder, "worktree", "list").splitlines()) == 1
+
+
+def test_a_result_is_one_commit_on_top_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # nobody is known as an author
+    monkeypatch.setenv("EMAIL", "")
+    folder = project(tmp_path / "w")
+    with scheduled.clone(folder, "main", "nightly") as clone:
+        assert scheduled.keep(clone, "nightly", "nothing") is None
+        (clone / "new.txt").write_text("x")
+        hash_ = scheduled.keep(clone, "nightly", "Rebuilt")
+    assert git(folder, "rev-parse", "--short", "nightly").strip() == hash_
+    assert git(folder, "rev-list", "--count", "main..nightly").strip() == "1"
+    assert git(folder, "show", "--format=%s", "--name-only", "nightly").split() == ["Rebuilt", "new.txt"]
+    assert not (folder / "new.txt").exists()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_rebuilds_commits_and_gates(tmp_path: Path) -> None:
+    folder = project(tmp_path / "w")
+    set_accuracy(folder, 0.6)
+    commit(folder)  # better, and main has not been rebuilt
+    (folder / "unsaved.txt").write_text("the user's")
+    before = git(folder, "status", "--porcelain")
+    state = scheduled.scheduled(repository=folder, return_state=True)
+    assert state.is_completed(), state.message
+    assert git(folder, "status", "--porcelain") == before
+    changed = git(folder, "show", "--format=", "--name-only", "nightly").split()
+    assert changed == ["dvc.lock", "metrics/teacher.json"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "measure" in json.loads(shown.stdout)  # the user's tree is as stale as it was
+
+    set_accuracy(folder, 0.4)
+    commit(folder)
+    state = scheduled.scheduled(repository=folder, return_state=True)
+    assert state.is_failed()
+    with pytest.raises(
+        scheduled.GateFailedError, match=r"nightly is now \w+, and a gate failed against main"
+    ):
+        state.result()
+    assert json.loads(git(folder, "show", "nightly:metrics/teacher.json"))["accuracy"] == 0.4
+    assert scheduled.scheduled(repository=folder, gate=False, return_state=True).is_completed()
+
+
+def deployments() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    return found
+
+
+def test_deployments_name_parameters_that_the_flow_has() -> None:
+    known = inspect.signature(scheduled.scheduled.fn).parameters
+    for deployment in deployments():
+        assert deployment["entrypoint"] == "flows/scheduled.py:scheduled"
+        assert set(deployment["parameters"]) <= set(known)
+        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+        assert deployment["work_pool"]["name"] == serve.POOL
+    (schedule,) = deployments()[0]["schedules"]
+    assert schedule["timezone"]
+    assert schedule["slug"]
+
+
+def test_a_port_that_is_taken_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert serve.main(["--port", str(other.getsockname()[1])]) == 1
+    signal.signal(signal.SIGINT, handlers[0])
+    signal.signal(signal.SIGTERM, handlers[1])
+    assert "is taken" in capsys.readouterr().err
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+def test_serve_runs_what_is_due_and_stops_on_ctrl_c(tmp_path: Path) -> None:
+    folder = project(tmp_path / "w")
+    set_accuracy(folder, 0.6)
+    commit(folder)
+    port = free_port()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")} | {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PYTHONPATH": str(ROOT),
+    }
+    code = tmp_path / "code"  # another prefect.yaml than ours: due every minute, for the repository above
+    code.mkdir()
+    for name in ("flows", "tasks"):
+        (code / name).symlink_to(ROOT / name)
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    content["deployments"][0]["schedules"][0]["cron"] = "* * * * *"
+    content["deployments"][0]["parameters"]["repository"] = str(folder)
+    (code / "prefect.yaml").write_text(yaml.safe_dump(content))
+    log = (tmp_path / "serve.log").open("w+")
+    served = subprocess.Popen(
+        [sys.executable, "-m", "flows.serve", "--port", str(port)],
+        cwd=code, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        done = until(lambda: "nightly" in git(folder, "branch", "--list", "nightly"), 240)
+        assert done, (tmp_path / "serve.log").read_text()
+        assert json.loads(git(folder, "show", "nightly:metrics/teacher.json"))["accuracy"] == 0.6
+    finally:
+        began = time.monotonic()
+        served.send_signal(signal.SIGINT)
+        assert served.wait(20) == 0
+    assert time.monotonic() - began < 15
+    assert members([served.pid]) == []
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), 1)
+    assert "Stopped: no server, no worker and no run is left" in (tmp_path / "serve.log").read_text()
