@@ -1,0 +1,241 @@
+"""What the flow costs and saves beside plain `dvc repro`, in one run.
+
+    python -m benchmarks.flow [--write benchmarks/flow.md] [--only a b c d] [--rounds 3]
+
+(a) the default pipeline forced, (b) twelve stages that sleep five seconds, (c) a no-op, (d) graphs of 10, 50
+and 200 stages that do nothing. Ways are timed in turn, round by round, so that a slow minute of the machine
+meets all of them; (a) has one round. A Prefect server is up the whole time, as it is for whoever schedules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefect.testing.utilities import prefect_test_harness
+
+from benchmarks.pipeline import share_downloads
+from flows.plan import Plan
+from flows.pool import Pool
+from tasks.benchmark.measure import describe_machine
+from tests.clones import clone, isolated, sums
+from tests.imports import ROOT
+from tests.toys import workspace, writes
+
+JOBS = (1, 2, 4)
+Times = dict[str, list[float]]
+
+
+def main() -> None:
+    """Measure, print the tables, and exit with 1 where the flow and `dvc repro` left different bytes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--write", type=Path, help="write the page to this file too")
+    parser.add_argument("--only", nargs="*", default=list("abcd"), choices=list("abcd"))
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    parts = {"a": whole_pipeline, "b": sleepers, "c": no_op, "d": graphs}
+    with tempfile.TemporaryDirectory(prefix="decant-benchmark-") as temporary, server():
+        pages = [parts[name](Path(temporary), arguments.rounds) for name in arguments.only]
+    machine = describe_machine(threads=1)
+    told = f"Machine: {os.cpu_count()} cores, {machine['processor']}, Python {machine['python']}."
+    page = "\n".join(
+        ["Written by `python -m benchmarks.flow --write benchmarks/flow.md`.", "", told, "", *pages]
+    )
+    print(page)
+    if arguments.write:
+        arguments.write.write_text(page, encoding="utf-8")
+    sys.exit("DIFFERENT BYTES" in page)
+
+
+@contextlib.contextmanager
+def server() -> Iterator[None]:
+    """Have a Prefect server whose address children find in PREFECT_API_URL."""
+    from prefect.settings import PREFECT_API_URL
+
+    with prefect_test_harness(server_startup_timeout=120):
+        os.environ["PREFECT_API_URL"] = str(PREFECT_API_URL.value())
+        yield
+
+
+def whole_pipeline(temporary: Path, _: int) -> str:
+    """Return part (a): every stage of the default pipeline forced, and what eight cores would make of it."""
+    folder = clone(temporary / "decant")
+    share_downloads(folder)
+    committed = sums(folder)
+    seconds: dict[str, float] = {}
+    for way in ways():
+        seconds[way] = timed(command(way, "--force"), folder)
+    same = "The same bytes as in dvc.lock each time."
+    if any(committed.get(path) != md5 for path, md5 in sums(folder).items()):
+        same = "DIFFERENT BYTES from those in dvc.lock."
+    each = stage_seconds(folder)
+    plan = planned(folder)
+    predicted = {cores: makespan(plan, each, cores) for cores in (1, 2, 4, 8)}
+    chain = longest_chain(plan, each)
+    lines = [f"## (a) The default pipeline, {len(plan.stages)} stages, forced", "", same, "", *table(seconds)]
+    lines += [
+        "",
+        "What the stage times predict (each stage timed alone, no other overhead, threads as in its recipe):",
+        "",
+        "| cores | s |",
+        "|---:|---:|",
+        *(f"| {cores} | {value:.0f} |" for cores, value in predicted.items()),
+        "",
+        f"The longest chain of stages takes {chain:.0f} s: no number of cores goes below it.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def sleepers(temporary: Path, rounds: int) -> str:
+    """Return part (b): twelve stages of five seconds that do not depend on each other."""
+    stages = {f"s{index}": writes(f"s{index}.out", cmd="sleep 5") for index in range(12)}
+    times = compared({way: workspace(temporary / f"b-{way}", stages) for way in ways()}, rounds, "--force")
+    ideal = {"dvc repro": 60, "flow, 1 job": 60, "flow, 2 jobs": 30, "flow, 4 jobs": 15}
+    rows = [
+        f"| {way} | {spread(values)} | {ideal[way]} | {statistics.median(values) / ideal[way]:.2f} |"
+        for way, values in times.items()
+    ]
+    head = ["| way | s | critical path, s | ratio |", "|---|---:|---:|---:|"]
+    return "\n".join(["## (b) Twelve stages that sleep 5 s", "", *head, *rows, ""])
+
+
+def no_op(temporary: Path, rounds: int) -> str:
+    """Return part (c): nothing to do, in the default pipeline."""
+    folder = clone(temporary / "no-op")
+    share_downloads(folder)
+    cache = folder / ".dvc" / "cache"
+    shutil.copytree(ROOT / ".dvc" / "cache", cache, dirs_exist_ok=True)
+    subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], cwd=folder, env=isolated(), check=True)
+    times: Times = {}
+    for _ in range(rounds):
+        for way in ("dvc repro", "flow, 2 jobs"):
+            times.setdefault(way, []).append(timed(command(way), folder))
+    return "\n".join(["## (c) Nothing to do in the default pipeline", "", *table(times), ""])
+
+
+def graphs(temporary: Path, rounds: int) -> str:
+    """Return part (d): the overhead of a stage, and how it grows with the graph."""
+    lines = [
+        "## (d) Stages that do nothing, each after the first one",
+        "",
+        "Seconds a stage, all in all:",
+        "",
+    ]
+    lines += [f"| stages | {' | '.join(ways())} |", f"|---:|{'---:|' * len(ways())}"]
+    for count in (10, 50, 200):
+        stages = {"s0": writes("s0.out")}
+        stages |= {f"s{index}": writes(f"s{index}.out", "s0.out") for index in range(1, count)}
+        folders = {way: workspace(temporary / f"d{count}-{way}", stages) for way in ways()}
+        times = compared(folders, 1 if count > 50 else rounds, "--force")
+        each = (statistics.median(values) / count for values in times.values())
+        lines.append(f"| {count} | {' | '.join(f'{value:.3f}' for value in each)} |")
+    return "\n".join([*lines, ""])
+
+
+def ways() -> list[str]:
+    """Return what is compared."""
+    return ["dvc repro", *(f"flow, {jobs} job{'s' if jobs > 1 else ''}" for jobs in JOBS)]
+
+
+def command(way: str, *words: str) -> list[str]:
+    """Return the command line of a way."""
+    if way == "dvc repro":
+        return [sys.executable, "-m", "dvc", "repro", *words]
+    return [sys.executable, "-m", "flows.compress", "--jobs", way.split()[1], *words]
+
+
+def compared(folders: dict[str, Path], rounds: int, *words: str) -> Times:
+    """Return the seconds of each way, one for each round, in folders of its own."""
+    times: Times = {way: [] for way in folders}
+    for _ in range(rounds):
+        for way, folder in folders.items():
+            times[way].append(timed(command(way, *words), folder))
+    return times
+
+
+def timed(words: list[str], folder: Path) -> float:
+    """Return how long a command takes; its lines go to a file beside the folder."""
+    environment = isolated() | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": os.environ["PREFECT_API_URL"]}
+    print(f"{time.strftime('%H:%M:%S')} {folder.name}: {' '.join(words[1:])}", file=sys.stderr, flush=True)
+    with (folder.parent / "log").open("w+") as log:
+        began = time.monotonic()
+        done = subprocess.run(words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        seconds = time.monotonic() - began
+        if done.returncode:
+            log.seek(0)
+            sys.exit(f"error: {' '.join(words)} exited with {done.returncode}:\n{log.read()[-2000:]}")
+    return seconds
+
+
+def planned(folder: Path) -> Plan:
+    """Return the DAG of a workspace."""
+    with Pool(folder) as pool:
+        return Plan.read(pool.plan([]))
+
+
+def stage_seconds(folder: Path) -> dict[str, float]:
+    """Return the seconds of each stage when it has the machine to itself, in the order of the graph."""
+    seconds = {}
+    with Pool(folder) as pool:
+        for name in Plan.read(pool.plan([])).stages:
+            began = time.monotonic()
+            pool.run(name, force=True)
+            seconds[name] = time.monotonic() - began
+    return seconds
+
+
+def makespan(plan: Plan, seconds: dict[str, float], cores: int) -> float:
+    """Return when the last stage would end, if `flows.plan.Schedule` had so many cores."""
+    from flows.plan import Schedule
+
+    schedule = Schedule(plan, plan.stages, cores, cores, [])
+    clock, running = 0.0, dict[str, float]()
+    while not schedule.finished:
+        for stage, _ in schedule.start():
+            running[stage.name] = clock + seconds[stage.name]
+        name = min(running, key=lambda name: running[name])
+        clock = running.pop(name)
+        schedule.done(name)
+    return clock
+
+
+def longest_chain(plan: Plan, seconds: dict[str, float]) -> float:
+    """Return the seconds of the slowest chain of stages that wait for each other."""
+    ends: dict[str, float] = {}
+    for name, stage in plan.stages.items():
+        ends[name] = seconds[name] + max(
+            (ends[above] for above in stage.upstream if above in ends), default=0.0
+        )
+    return max(ends.values())
+
+
+def table(times: dict[str, Any]) -> list[str]:
+    """Return a table of ways, their seconds, and the ratio to plain `dvc repro`."""
+    lists = {way: value if isinstance(value, list) else [value] for way, value in times.items()}
+    base = statistics.median(lists["dvc repro"])
+    rows = [
+        f"| {way} | {spread(values)} | {statistics.median(values) / base:.2f} |"
+        for way, values in lists.items()
+    ]
+    return ["| way | s | ratio |", "|---|---:|---:|", *rows]
+
+
+def spread(values: list[float]) -> str:
+    """Return the median, and the smallest and largest where there are more."""
+    middle = f"{statistics.median(values):.1f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.1f} to {max(values):.1f})"
+
+
+if __name__ == "__main__":
+    main()
