@@ -11,20 +11,15 @@ import contextlib
 import logging
 import os
 import queue
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, Protocol, Self, get_args
 
-from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
@@ -34,105 +29,50 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from rich.console import Console
 
 from flows import artifacts
-from flows.plan import Plan, Schedule, Stage
-from flows.pool import Pool, StageError, StageTimeoutError
-from flows.progress import Progress, Silent, choose
+from flows.local import Done, Local, skipped
+from flows.plan import Schedule, Stage
+from flows.progress import choose
+from flows.session import Session, opened
 from tasks.errors import DecantError
 
-TAIL = 20
-"""Lines of a failed stage that are shown again at the end."""
 POLL = 1.5
 """Seconds between two questions whether someone has cancelled the run in Prefect's UI."""
+
+
+class Place(Protocol):
+    """Where stages run.
+
+    Attributes:
+        jobs: How many at once, where nobody says otherwise.
+        cores: How many threads all that run at once may have together.
+        gpus: The devices that stages may have to themselves.
+    """
+
+    jobs: int
+    cores: int
+    gpus: list[str]
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def begin(self, stage: Stage, devices: Sequence[str], after: Sequence[PrefectFuture[Any]]) -> Any:
+        """Begin a stage whose upstream is done; return the future of its Prefect task."""
 
 
 class StagesFailedError(DecantError):
     """At least one stage failed."""
 
 
-@dataclass
-class Result:
-    """What became of a stage: the name of its state, its seconds, and why."""
+Runner = Literal["local", "dask"]
+"""Where stages run: in processes of this machine, or in the clones of a Dask cluster's workers."""
 
-    state: str
-    seconds: float = 0.0
-    why: str = ""
-
-
-@dataclass
-class Session:
-    """One run of the DAG in one folder."""
-
-    folder: Path
-    pool: Pool
-    plan: Plan
-    to_run: list[str]
-    results: dict[str, Result] = field(default_factory=dict)
-    tails: dict[str, deque[str]] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each stage of the plan."""
-        return [
-            {"stage": name, "state": result.state, "seconds": round(result.seconds, 1), "why": result.why}
-            for name in self.plan.stages
-            for result in [self.results.get(name, Result("UpToDate"))]
-        ]
-
-    def failures(self) -> list[str]:
-        """Return for each stage that failed its last lines and the command that repeats it."""
-        return [
-            "\n".join(
-                [
-                    f"{name} failed: {result.why}",
-                    *(f"    {line}" for line in self.tails.get(name, ())),
-                    f"  to repeat it: dvc repro --single-item {name}",
-                ]
-            )
-            for name, result in self.results.items()
-            if result.state == "Failed"
-        ]
-
-
-@contextlib.contextmanager
-def opened(folder: Path, targets: list[str], force: bool) -> Iterator[Session]:
-    """Take the workspace, check params.yaml, and plan.
-
-    Raises:
-        DecantError: Another flow has the workspace, a target is unknown, or params.yaml or dvc.yaml is wrong.
-    """
-    with Pool(folder) as pool:
-        try:
-            plan = Plan.read(pool.plan(targets))
-        except StageError as error:
-            check_params(folder)  # DVC's words about a wrong params.yaml are about its templates
-            raise DecantError(f"DVC cannot plan: {error}") from None
-        to_run = plan.to_run(force)
-        if any(plan.stages[name].operation == "validate" for name in to_run):
-            check_params(folder)
-        yield Session(folder, pool, plan, to_run)
-
-
-def check_params(folder: Path) -> None:
-    """Check the whole of params.yaml, before any stage runs.
-
-    Raises:
-        DecantError: It is not valid; the message tells everything that is wrong with it.
-    """
-    if not (folder / "tasks" / "validate").is_dir():
-        return
-    done = subprocess.run(
-        [sys.executable, "-m", "tasks.validate"], cwd=folder, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise DecantError(done.stderr.strip().removeprefix("error: "))
-
-
-RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=256)  # Schedule bounds what runs at once
+THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=256)  # Schedule bounds what runs at once
 _prepared: dict[Path, Session] = {}
 """What the command line has planned already, for the flow that it starts next."""
 
 
-@flow(name="compress", validate_parameters=True, task_runner=RUNNER)
+@flow(name="compress", validate_parameters=True, task_runner=THREADS)
 def compress(
     targets: list[str] | None = None,
     jobs: int | None = None,
@@ -141,6 +81,8 @@ def compress(
     dry_run: bool = False,
     folder: Path = Path(),
     base: str = "HEAD",
+    runner: Runner = "local",
+    scheduler: str | None = None,
 ) -> State[Any]:
     """Bring stages up to date, those that do not depend on each other at the same time.
 
@@ -153,6 +95,8 @@ def compress(
         dry_run: Say what would run, and why.
         folder: The workspace, with its dvc.yaml.
         base: The Git revision that the metrics are compared with in the UI.
+        runner: Where stages run: `local`, or `dask` for the clones that `python -m flows.cluster` has joined.
+        scheduler: The address of the Dask scheduler, such as tcp://10.0.0.1:8786.
 
     Raises:
         StagesFailedError: A stage failed.
@@ -165,7 +109,9 @@ def compress(
             logger.info("%s: %s", name, "forced" if force else session.plan.reason(name))
         if dry_run:
             return Completed(message=f"{len(session.to_run)} stages would run")
-        cancelled = _run_all(session, jobs, keep_going, force)
+        done: queue.SimpleQueue[str] = queue.SimpleQueue()
+        with _place(session, force, done.put, runner, scheduler) as place:
+            cancelled = _run_all(session, place, done, jobs, keep_going)
         session.progress.close()
         if cancelled:
             return Cancelled(
@@ -178,28 +124,37 @@ def compress(
         return Completed(message=f"{len(session.results)} stages, all well")
 
 
-def _run_all(session: Session, jobs: int | None, keep_going: bool, force: bool) -> bool:
+def _place(session: Session, force: bool, done: Done, runner: Runner, scheduler: str | None) -> Place:
+    """Return where stages run."""
+    if runner == "local":
+        return Local(session, force, done)
+    try:
+        from flows.cluster import Cluster
+    except ModuleNotFoundError as missing:
+        raise DecantError(f"--runner dask needs {missing.name}: pip install 'prefect-dask'") from None
+    return Cluster(session, force, done, scheduler)
+
+
+def _run_all(
+    session: Session,
+    place: Place,
+    done: queue.SimpleQueue[str],
+    jobs: int | None,
+    keep_going: bool,
+) -> bool:
     """Run what must run; say whether the run was cancelled.
 
     However this is left, no process that it started is left behind.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = jobs or cores
-    schedule = Schedule(session.plan, session.to_run, jobs, max(cores, jobs), gpus())
+    jobs = jobs or place.jobs
+    schedule = Schedule(session.plan, session.to_run, jobs, max(place.cores, jobs), place.gpus)
     futures: dict[str, PrefectFuture[Any]] = {}
-    done: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def submit(stage: Stage, devices: tuple[str, ...] = (), because: str = "") -> None:
-        waits = [futures[above] for above in stage.upstream if above in futures]
-        future = _task(session, stage, devices, because, force).submit(wait_for=None if because else waits)
-        futures[stage.name] = future
-        future.add_done_callback(lambda _: done.put(stage.name))
-
     with _cancellations() as cancelled:
         try:
             while not schedule.finished:
                 for stage, devices in schedule.start():
-                    submit(stage, devices)
+                    after = [futures[above] for above in stage.upstream if above in futures]
+                    futures[stage.name] = place.begin(stage, devices, after)
                 while True:
                     with contextlib.suppress(queue.Empty):
                         name = done.get(timeout=0.2)
@@ -207,86 +162,24 @@ def _run_all(session: Session, jobs: int | None, keep_going: bool, force: bool) 
                     if cancelled.is_set():
                         session.pool.stop()
                         return True
+                if not schedule.runs(name):
+                    continue  # told twice: by the stage that went well, and by Prefect
                 result = session.results.get(name)
                 if result is None:  # neither well nor failed: a mistake of ours
                     futures[name].result()
                     raise RuntimeError(f"{name} ended without a result")
-                if result.state == "Skipped":
-                    continue
                 if result.state != "Failed":
                     schedule.done(name)
                     continue
                 for stage, because in schedule.failed(name, keep_going):
-                    session.results[stage.name] = Result("Skipped", why=f"because of {because}")
-                    submit(stage, because=because)
+                    session.end(stage.name, "Skipped", why=f"because of {because}")
+                    futures[stage.name] = skipped(stage, because).submit()
+            for future in futures.values():
+                future.wait()
         except BaseException:
             session.pool.stop()
             raise
-    for future in futures.values():
-        future.wait()
     return False
-
-
-def _task(session: Session, stage: Stage, devices: tuple[str, ...], because: str, force: bool) -> Any:
-    """Return the Prefect task of one stage. Its cache is off: DVC decides what is up to date."""
-
-    def retry(_: Any, __: Any, state: State[Any]) -> bool:
-        error = state.result(raise_on_failure=False)
-        return not session.pool.stopped and not isinstance(error, StageTimeoutError)
-
-    limits = stage.limits
-    settings: dict[str, Any] = {"retry_condition_fn": retry} if limits.retries else {}
-
-    @task(
-        name=stage.operation,
-        task_run_name=stage.name,
-        version=stage.code or None,
-        tags={f"operation:{stage.operation}", *([f"model:{stage.model}"] if stage.model else [])},
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retries=limits.retries,
-        retry_delay_seconds=limits.retry_delay,
-        **settings,
-    )
-    def run() -> State[Any]:
-        return _run_stage(session, stage, devices, because, force)
-
-    return run
-
-
-def _run_stage(
-    session: Session, stage: Stage, devices: tuple[str, ...], because: str, force: bool
-) -> State[Any]:
-    """Run one stage in a worker and return its state."""
-    if because:
-        session.progress.finished(stage.name, "Skipped", 0.0, f"because of {because}")
-        return Cancelled(name="Skipped", message=f"because of {because}")
-    logger, began = get_run_logger(), time.monotonic()
-    tail = session.tails[stage.name] = deque(maxlen=TAIL)
-
-    def line(text: str, passing: bool) -> None:
-        session.progress.line(stage.name, text, passing)
-        logger.info(text)
-        if not passing:
-            tail.append(text)
-
-    session.progress.started(stage.name)
-    environment = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
-    try:
-        outcome = session.pool.run(
-            stage.name, force=force, environment=environment, timeout=stage.limits.timeout, line=line
-        )
-    except StageError as error:
-        seconds = time.monotonic() - began
-        if session.pool.stopped:
-            return Cancelled(message="stopped")
-        session.results[stage.name] = Result("Failed", seconds, str(error))
-        session.progress.finished(stage.name, "Failed", seconds, str(error))
-        raise
-    seconds = time.monotonic() - began
-    session.results[stage.name] = Result(outcome, seconds)
-    session.progress.finished(stage.name, outcome, seconds)
-    return Completed(name=outcome, message=f"{seconds:.1f} s")
 
 
 @contextlib.contextmanager
@@ -311,16 +204,6 @@ def _cancellations() -> Iterator[threading.Event]:
         ended.set()
 
 
-def gpus() -> list[str]:
-    """Return the GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [device for device in visible.split(",") if device]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return [str(index) for index, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 well, 1 not, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m flows.compress", description=__doc__.partition("\n")[0])
@@ -336,6 +219,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--force", action="store_true", help="run what is up to date too")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and why")
+    parser.add_argument(
+        "--runner", choices=get_args(Runner), default="local", help="where stages run (local)"
+    )
+    parser.add_argument(
+        "--scheduler",
+        default=os.environ.get("DASK_SCHEDULER_ADDRESS"),
+        help="address of the Dask scheduler, such as tcp://10.0.0.1:8786 (DASK_SCHEDULER_ADDRESS)",
+    )
     parser.add_argument("--base", default="HEAD", help="what the metrics are compared with in Prefect's UI")
     chosen = parser.parse_args(arguments)
     if chosen.jobs is not None and chosen.jobs < 1:
@@ -376,6 +267,8 @@ def _command(session: Session, chosen: argparse.Namespace, console: Console) -> 
             chosen.force,
             folder=session.folder,
             base=chosen.base,
+            runner=chosen.runner,
+            scheduler=chosen.scheduler,
             return_state=True,
         )
     finally:

@@ -175,6 +175,10 @@ class Schedule:
                 begun.append((stage, tuple(taken)))
         return begun
 
+    def runs(self, name: str) -> bool:
+        """Say whether a stage has begun and not finished."""
+        return name in self._running
+
     def done(self, name: str) -> None:
         """Give back the room of a stage that has finished well."""
         self._gpus.extend(self._running.pop(name))

@@ -33,10 +33,10 @@ class StageTimeoutError(StageError):
 
 
 class Hold:
-    """The hold on a workspace, for one flow at a time. It ends with the processes that have it."""
+    """The hold on a workspace, for one process of a kind: a flow, a worker. It ends with who has it."""
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / ".dvc" / "tmp" / "decant.flow"
+    def __init__(self, folder: Path, kind: str = "flow") -> None:
+        path = folder / ".dvc" / "tmp" / f"decant.{kind}"
         if not (folder / ".dvc").is_dir():
             raise DecantError(f"No DVC repository in {folder.resolve()}; run this in the folder of dvc.yaml")
         path.parent.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ class Hold:
             holder = self.file.read().strip() or "another process"
             self.file.close()
             raise DecantError(
-                f"Another flow works in {folder.resolve()}: {holder}; wait for it, stop it, or take"
+                f"Another {kind} works in {folder.resolve()}: {holder}; wait for it, stop it, or take"
                 " another clone"
             ) from None
         self.file.truncate(0)
@@ -63,7 +63,7 @@ class Watched:
     """
 
     def __init__(self, rwlock: Path | None = None, hold: Hold | None = None) -> None:
-        self.stopped = False
+        self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._watchdog = subprocess.Popen(
             [sys.executable, "-P", watchdog.__file__, *([str(rwlock)] if rwlock else [])],
@@ -77,6 +77,15 @@ class Watched:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def stopped(self) -> bool:
+        """Say whether `stop` was called."""
+        return self._stopped.is_set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until `stop` is called."""
+        self._stopped.wait(seconds)
 
     def start(self, command: list[str], **settings: Any) -> subprocess.Popen[bytes]:
         """Start a process in a session of its own, with the settings of subprocess.Popen."""
@@ -98,7 +107,7 @@ class Watched:
     def stop(self) -> None:
         """End all that is left; returns when it is gone, a few seconds later at most."""
         with self._lock:
-            self.stopped = True
+            self._stopped.set()
             if self._watchdog.stdin is not None and not self._watchdog.stdin.closed:
                 self._watchdog.stdin.close()
         self._watchdog.wait()
@@ -142,6 +151,7 @@ class Pool(Watched):
         force: bool = False,
         environment: Mapping[str, str] | None = None,
         timeout: float | None = None,
+        pull: bool = False,
         line: Line | None = None,
     ) -> str:
         """Run one stage and return what became of it: Ran, UpToDate or RestoredFromRunCache.
@@ -151,6 +161,7 @@ class Pool(Watched):
             force: Run it although nothing has changed.
             environment: Variables for its command alone.
             timeout: Seconds after which its process group is ended.
+            pull: Take what the run cache knows out of the DVC remote, too.
             line: Is given its output, line by line as it comes.
 
         Raises:
@@ -158,7 +169,7 @@ class Pool(Watched):
             StageError: It failed.
         """
         request = {"do": "run", "stage": stage, "force": force, "environment": dict(environment or {})}
-        outcome: str = self.ask(request, timeout, line)
+        outcome: str = self.ask(request | {"pull": pull}, timeout, line)
         return outcome
 
     def ask(self, request: dict[str, Any], timeout: float | None = None, line: Line | None = None) -> Any:

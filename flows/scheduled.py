@@ -1,15 +1,12 @@
 """Run the DAG in a clone of its own and leave the result on a branch of its own: what schedules start.
 
-Nobody's working tree is touched: the clone is a Git worktree below .dvc/tmp, which Git and DVC ignore, and
-it shares the DVC cache, so what is known already is not built again.
+Nobody's working tree is touched, see flows/worktrees.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from flows import worktrees
 from flows.compare import compare, markdown
-from flows.compress import compress
+from flows.compress import Runner, compress
+from flows.worktrees import git, root_of
 from tasks.errors import DecantError
 
 
@@ -37,6 +36,8 @@ def scheduled(
     force: bool = False,
     gate: bool = True,
     repository: Path = Path(),
+    runner: Runner = "local",
+    scheduler: str | None = None,
 ) -> State[Any]:
     """Bring the DAG up to date as `base` has it, commit the result to `branch`, and judge it.
 
@@ -51,6 +52,8 @@ def scheduled(
         force: Run what is up to date too.
         gate: Fail where a gate of params.yaml does.
         repository: The Git repository.
+        runner: Where stages run, as in `compress`.
+        scheduler: The address of the Dask scheduler, as in `compress`.
 
     Raises:
         GateFailedError: A gate failed.
@@ -60,7 +63,7 @@ def scheduled(
     logger, repository = get_run_logger(), root_of(repository)
     with clone(repository, base, branch) as folder:
         logger.info("Working on %s in %s", base, folder)
-        compress(targets=targets, jobs=jobs, force=force, folder=folder, base=base)
+        compress(targets, jobs, force=force, folder=folder, base=base, runner=runner, scheduler=scheduler)
         commit = keep(folder, branch, f"Rebuilt {', '.join(targets) if targets else 'everything'} on {base}")
         told = (
             f"{branch} is now {commit}" if commit else f"Nothing changed: {branch} is now the same as {base}"
@@ -88,26 +91,11 @@ def clone(repository: Path, base: str, branch: str) -> Iterator[Path]:
         raise DecantError(
             f"The branch {branch} is checked out: switch to another one, or name another `branch`"
         )
-    _remove(repository, folder)
-    git(repository, "worktree", "add", "--quiet", "--detach", str(folder), base)
+    worktrees.add(repository, folder, base)
     try:
-        share(repository, folder)
         yield folder
     finally:
-        _remove(repository, folder)
-
-
-def share(repository: Path, folder: Path) -> None:
-    """Give the clone the DVC cache, the user's settings, the downloads, and its outputs out of the cache."""
-    settings = repository / ".dvc" / "config.local"
-    if settings.exists():
-        shutil.copy2(settings, folder / ".dvc" / "config.local")
-    cache = dvc(repository, "cache", "dir").strip()
-    dvc(folder, "cache", "dir", "--local", str((repository / cache).resolve()))
-    if (downloads := repository / "data" / "raw").is_dir():
-        shutil.copytree(downloads, folder / "data" / "raw", dirs_exist_ok=True)
-    with contextlib.suppress(DecantError):  # what is missing will be built
-        dvc(folder, "checkout", "--quiet")
+        worktrees.remove(repository, folder)
 
 
 def keep(folder: Path, branch: str, message: str) -> str | None:
@@ -126,38 +114,3 @@ def identity(folder: Path) -> list[str]:
         subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], cwd=folder, capture_output=True).returncode == 0
     )
     return [] if known else ["-c", "user.name=Decant", "-c", "user.email=decant@localhost"]
-
-
-def root_of(folder: Path) -> Path:
-    """Return the top of the Git repository that a folder lies in."""
-    return Path(git(folder, "rev-parse", "--show-toplevel").strip())
-
-
-def git(folder: Path, *words: str) -> str:
-    """Return what `git …` prints.
-
-    Raises:
-        DecantError: It failed.
-    """
-    return _run(folder, ["git", *words])
-
-
-def dvc(folder: Path, *words: str) -> str:
-    """Return what `dvc …` prints.
-
-    Raises:
-        DecantError: It failed.
-    """
-    return _run(folder, [sys.executable, "-m", "dvc", *words])
-
-
-def _run(folder: Path, command: list[str]) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise DecantError(f"{' '.join(command)} in {folder} failed: {done.stderr.strip()}")
-    return done.stdout
-
-
-def _remove(repository: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    git(repository, "worktree", "prune")

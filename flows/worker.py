@@ -5,14 +5,13 @@ begins with MARK; what a stage prints comes between. One process runs one stage 
 which count processes, tell two of them apart. DVC is imported once, not once a stage.
 
 DVC promises nothing of what is used here, so tests/test_pool.py holds it: `Repo(_wait_for_lock=True)` with
-`lock`, `index`, `stage.collect` and `find_outs_by_path`; `Stage.status`, `Stage.reproduce`, `Stage.dump`; and
-two messages of its log.
+`lock`, `index`, `stage.collect` and `find_outs_by_path`; `Stage.status`, `Stage.changed`, `Stage.reproduce`,
+`Stage.run`, `Stage.dump`; and two messages of its log.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -79,6 +78,8 @@ class Heard(logging.Handler):
 
 def main() -> None:
     """Answer requests until the input ends."""
+    # Ours, and last: this file runs in the workspace of whatever project, by its path.
+    sys.path.append(str(Path(__file__).parents[1]))
     workspace = Workspace()
     for line in sys.stdin:
         request = json.loads(line)
@@ -121,13 +122,14 @@ class Workspace:
             outs = {out.fs_path for stage in graph for out in stage.outs}
             return [self._describe(stage, active, outs) for stage in order]
 
-    def run(self, stage: str, force: bool, environment: dict[str, str]) -> str:
+    def run(self, stage: str, force: bool, environment: dict[str, str], pull: bool = False) -> str:
         """Run one stage if it must run, record it in dvc.lock, and return which way DVC took.
 
         Args:
             stage: Its address, such as `compress@int8`.
             force: Run it although nothing has changed.
             environment: Variables for its command alone.
+            pull: Take what the run cache knows out of the remote, too.
         """
         heard, logger = Heard(), logging.getLogger("dvc")
         logger.addHandler(heard)
@@ -137,8 +139,8 @@ class Workspace:
         try:
             repo = self._open()
             with repo.lock:
-                found = self._stages.get(stage) or repo.stage.collect(stage)[0]
-                if found.reproduce(force=force):
+                found = self._stage(stage)
+                if _pulled(found, force) if pull else found.reproduce(force=force):
                     found.dump(update_pipeline=False)
         finally:
             logger.removeHandler(heard)
@@ -148,6 +150,49 @@ class Workspace:
                 else:
                     os.environ[name] = value
         return heard.outcome
+
+    def inputs(self, stages: list[str]) -> dict[str, dict[str, str]]:
+        """Return for each stage what it reads and no stage writes: its command, code by sum, and params."""
+        from flows import described
+
+        repo = self._open()
+        with repo.lock:
+            outs = {out.fs_path for stage in repo.index.graph for out in stage.outs}
+            return {name: described.inputs(self._stage(name), outs) for name in stages}
+
+    def send(self, stage: str) -> dict[str, Any]:
+        """Copy what a stage wrote to the remote; return its entry of dvc.lock."""
+        from flows import exchange
+
+        repo = self._open()
+        with repo.lock:
+            return exchange.send(repo, self._stage(stage))
+
+    def fetch(self, entries: dict[str, dict[str, Any]]) -> None:
+        """Put what stages wrote somewhere else, and all that was ever run somewhere else, where it is found.
+
+        Args:
+            entries: By the stages' addresses, as `send` has returned them.
+        """
+        from flows import exchange
+
+        repo = self._open()
+        with repo.lock:
+            for stage, entry in entries.items():
+                exchange.fetch(repo, self._stage(stage), entry)
+            exchange.share_run_cache(repo)
+
+    def adopt(self, stage: str, entry: dict[str, Any]) -> None:
+        """Fetch what a stage wrote somewhere else, and write its entry into dvc.lock."""
+        from flows import exchange
+
+        repo = self._open()
+        with repo.lock:
+            exchange.adopt(repo, self._stage(stage), entry)
+
+    def _stage(self, name: str) -> PipelineStage:
+        self._open()
+        return self._stages.get(name) or self._open().stage.collect(name)[0]
 
     def _open(self) -> Repo:
         """Return the repository, read once: a stage's own entry of dvc.lock changes by its own run alone."""
@@ -162,15 +207,17 @@ class Workspace:
         return self._repo
 
     def _describe(self, stage: PipelineStage, graph: Any, outs: set[str]) -> dict[str, Any]:
+        from flows import described
+
         status = stage.status()
         return {
             "name": stage.addressing,
             "command": stage.cmd if isinstance(stage.cmd, str) else "; ".join(stage.cmd or []),
             "upstream": sorted(other.addressing for other in graph.successors(stage)),
-            "stale": _reasons(status.get(stage.addressing, [])),
+            "stale": described.reasons(status.get(stage.addressing, [])),
             "meta": stage.meta or {},
-            "threads": _threads(stage),
-            "code": _code(stage, outs) if status else "",
+            "threads": described.threads(stage),
+            "code": described.one_sum(described.code(stage, outs)) if status else "",
         }
 
 
@@ -187,48 +234,20 @@ def _find(repo: Repo, target: str) -> list[PipelineStage]:
             raise unknown from None
 
 
+def _pulled(stage: PipelineStage, force: bool) -> bool:
+    """Run a stage if it must run, unless the remote has what it wrote; say whether it was either.
+
+    `Stage.reproduce(pull=True)` would first look for the outputs by a dvc.lock that knows them.
+    """
+    changed = force or stage.changed()
+    if changed:
+        stage.run(force=force, pull=True)
+    return changed
+
+
 def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-
-
-def _reasons(status: list[Any]) -> list[str]:
-    """Return DVC's status of a stage as words, such as `modified tasks/fit.py`."""
-    words = []
-    for entry in status:
-        if isinstance(entry, str):
-            words.append(entry)
-            continue
-        for changes in entry.values():
-            for path, change in changes.items():
-                if isinstance(change, dict):  # params, by file and name
-                    words += [f"{how} {path}:{name}" for name, how in change.items()]
-                else:
-                    words.append(f"{change} {path}")
-    return words
-
-
-def _threads(stage: PipelineStage) -> int:
-    """Return the threads that a stage uses: its parameter `threads` where it has one, else one."""
-    from dvc.dependency import ParamsDependency
-
-    for dependency in stage.deps:
-        if isinstance(dependency, ParamsDependency) and "threads" in (dependency.params or []):
-            value = dependency.read_params().get("threads", 1)
-            return value if isinstance(value, int) and value > 0 else 1
-    return 1
-
-
-def _code(stage: PipelineStage, outs: set[str]) -> str:
-    """Return one sum over the deps that no stage writes: the code, as dvc.lock will have it after the run."""
-    from dvc.dependency import ParamsDependency
-
-    digest = hashlib.sha256()
-    for dependency in sorted(stage.deps, key=str):
-        if isinstance(dependency, ParamsDependency) or not dependency.exists or dependency.fs_path in outs:
-            continue
-        digest.update(f"{dependency} {dependency.get_hash().value}\n".encode())
-    return digest.hexdigest()[:12]
 
 
 def _words(error: BaseException) -> str:

@@ -7,12 +7,13 @@ import torch
 from tasks.params import read_section
 
 
-def make_deterministic() -> int:
+def make_deterministic(operation: str) -> int:
     """Set the process up so that it gives the same bits every time; return its thread count.
 
-    The count is a parameter because the order in which a sum is split over threads decides its last bits.
+    The count is a parameter because the order in which a sum is split over threads decides its last bits. It
+    is one of each operation, because some gain from a second thread and others from a second process.
     """
-    threads = read_section("threads", int)
+    threads = read_section(f"threads.{operation}", int)
     torch.set_num_threads(threads)
     # The same as use_deterministic_algorithms(True), which also imports torch's compiler: a second per stage.
     torch.set_deterministic_debug_mode("error")

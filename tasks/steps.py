@@ -55,7 +55,7 @@ class Step(Generic[B]):
 
 def begin(name: str, section: str, op: str, schema: type[B]) -> Step[B]:
     """Read the block of `name` and make the process deterministic."""
-    seed, threads = read_section("seed", int), make_deterministic()
+    seed, threads = read_section("seed", int), make_deterministic(op)
     return Step(name, op, read_section(section, schema), derive_seed(seed, name), threads)
 
 

@@ -30,7 +30,9 @@ def shrink(folder: Path, models: list[str] | None = None) -> None:
     """Make params.yaml small: the digits, two epochs a training; only `models` where they are named."""
     content = read_params(folder)
     content["data"] = {"source": "digits", "validation": 200}
-    content["threads"] = 1  # so small a network gains nothing from a second one
+    content["threads"] = dict.fromkeys(
+        content["threads"], 1
+    )  # so small a network gains nothing from a second
     content["models"] = {k: v for k, v in content["models"].items() if models is None or k in models}
     gates = content.get("gates", {})
     gates["models"] = {

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+OPERATIONS = ("clip", "prune", "quantize", "distill", "finetune")
 
 
 def file_of(module: str) -> Path | None:

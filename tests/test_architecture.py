@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.imports import ROOT, closure, imported_by
+from tests.imports import OPERATIONS, ROOT, closure, imported_by
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-OPERATIONS = ("clip", "prune", "quantize", "distill", "finetune")
 FILES = sorted(
     path.relative_to(ROOT) for folder in ("tasks", "flows") for path in (ROOT / folder).rglob("*.py")
 )

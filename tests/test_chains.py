@@ -23,6 +23,7 @@ from tasks.params import Section
 from tasks.prepare import tables
 from tasks.prepare.sources import SOURCES
 from tasks.prepare.splits import Split
+from tests.imports import OPERATIONS
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "clip": {"op": "clip", "cut": {"kind": "percentile", "keep": 0.9}},
@@ -78,7 +79,7 @@ def teach() -> None:
     for _ in range(20):
         module(images.float() / 255)  # statistics of the batch norms
     teacher = Checkpoint(architecture, (1, 8, 8), tuple("0123456789"), module.eval())
-    Path("params.yaml").write_text("seed: 1\nthreads: 1\nteacher: {}\n")
+    Path("params.yaml").write_text("seed: 1\nthreads: {teacher: 1}\nteacher: {}\n")
     step = steps.begin("teacher", "teacher", "teacher", _Nothing)
     written_by("teacher", lambda: steps.write(step, teacher, created(teacher)))
 
@@ -111,7 +112,9 @@ def apply(kinds: list[str], **changes: dict[str, Any]) -> list[Checkpoint]:
         name: {**BLOCKS[kind], **changes.get(name.replace("-", "_"), {}), "from": parent}
         for name, kind, parent in zip(names, kinds, ["teacher", *names], strict=False)
     }
-    Path("params.yaml").write_text(yaml.safe_dump({"seed": 1, "threads": 1, "models": models}))
+    Path("params.yaml").write_text(
+        yaml.safe_dump({"seed": 1, "threads": dict.fromkeys(OPERATIONS, 1), "models": models})
+    )
     checkpoints = []
     for name in names:
         main = importlib.import_module(f"tasks.{models[name]['op']}.__main__").main
@@ -269,7 +272,9 @@ def test_the_teacher_is_read_and_never_written(home: Path) -> None:
 
 def test_a_missing_parent_says_what_to_do(home: Path) -> None:
     model = BLOCKS["prune"] | {"from": "nobody"}
-    Path("params.yaml").write_text(yaml.safe_dump({"seed": 1, "threads": 1, "models": {"m": model}}))
+    Path("params.yaml").write_text(
+        yaml.safe_dump({"seed": 1, "threads": {"prune": 1}, "models": {"m": model}})
+    )
     main = importlib.import_module("tasks.prune.__main__").main
     with pytest.raises(DecantError, match=r"No model at models/nobody/model\.json; run `dvc repro`"):
         main("m")

@@ -344,7 +344,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a repository with a teacher and one model, committed on main; it is the current folder."""
     (tmp_path / "metrics").mkdir()
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PROJECT))
-    (tmp_path / "dvc.yaml").write_text("stages: {a: {cmd: \"true\"}}\n")
+    (tmp_path / "dvc.yaml").write_text('stages: {a: {cmd: "true"}}\n')
     for model in ("teacher", "int8"):
         write(tmp_path, model, row())
     git(tmp_path, "init", "--quiet", "--initial-branch", "main")

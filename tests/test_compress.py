@@ -292,6 +292,18 @@ def test_a_signal_leaves_nothing_behind(
     assert flow.returncode == (130 if number != signal.SIGKILL else -9)
 
 
+def test_a_signal_cuts_the_delay_before_a_retry_short(tmp_path: Path) -> None:
+    stage = writes("a.out", cmd="echo x >> noted.tries; false", meta={"retries": 1, "retry_delay": 600})
+    folder = workspace(tmp_path / "w", {"a": stage})
+    flow = start(folder)
+    assert until(lambda: (folder / "noted.tries").exists() and flow.poll() is None, 30)
+    time.sleep(3)  # the stage has failed, and its task waits
+    flow.send_signal(signal.SIGINT)
+    assert flow.wait(5) == 130
+    flow.communicate()
+    assert (folder / "noted.tries").read_text() == "x\n"
+
+
 def test_a_cancel_in_the_ui_leaves_nothing_behind(running: tuple[Path, subprocess.Popen[str], int]) -> None:
     folder, flow, pid = running
     with get_client(sync_client=True) as client:

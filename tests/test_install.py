@@ -16,8 +16,11 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [
-    Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    Requirement(line)
+    for line in PROJECT["dependencies"] + EXTRAS["dask"] + EXTRAS["dev"]
+    if not line.startswith("decant[")
 ]
 
 

@@ -223,7 +223,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     }
     tables.write(splits, Path("data"), SOURCES["digits"])
     Path("params.yaml").write_text(
-        "seed: 7\nthreads: 1\nmodels:\n"
+        "seed: 7\nthreads: {prune: 1}\nmodels:\n"
         "  small: {op: prune, from: teacher, criterion: {kind: magnitude}, sparsity: 0.5}\n"
     )
     yield tmp_path

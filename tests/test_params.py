@@ -17,13 +17,12 @@ from tasks.errors import DecantError
 from tasks.params import Section, derive_seed, did_you_mean, mistakes, read_section, read_yaml, validate
 from tasks.validate import __main__ as stage
 from tasks.validate.recipes import Recipes, check
-
-ROOT = Path(__file__).parents[1]
+from tests.imports import OPERATIONS, ROOT
 
 TRAINING = {"epochs": 2, "optimizer": {"kind": "sgd", "learning_rate": 0.05}}
 VALID: dict[str, Any] = {
     "seed": 1,
-    "threads": 2,
+    "threads": dict.fromkeys((*OPERATIONS, "teacher", "evaluate"), 2),
     "data": {"source": "digits", "validation": 100},
     "teacher": {"architecture": {"kind": "mlp", "hidden": [8]}, "training": TRAINING},
     "models": {
@@ -157,7 +156,7 @@ def test_this_file_s_own_example_is_valid() -> None:
         ("models/prune-80/sparsity", True, "models.prune-80.sparsity: must not be true or false"),
         # Values out of range.
         ("seed", -1, "seed: must be greater than or equal to 0, got -1"),
-        ("threads", 0, "threads: must be greater than 0, got 0"),
+        ("threads/prune", 0, "threads.prune: must be greater than 0, got 0"),
         ("models/prune-80/sparsity", 1.0, "models.prune-80.sparsity: must be less than 1, got 1.0"),
         ("models/int8/scheme/bits", 9, "models.int8.scheme.bits: must be less than or equal to 8, got 9"),
         ("models/prune-80/sparsity", math.nan, "models.prune-80.sparsity: must be a finite number, got nan"),
@@ -202,7 +201,7 @@ def test_a_section_keeps_its_other_mistakes_beside_an_unknown_key() -> None:
 
 def test_mistakes_of_every_kind_are_told_at_once() -> None:
     content = changed("seeds", 1)
-    content["threads"] = 0
+    content["threads"]["prune"] = 0
     content["models"]["cut"]["from"] = "int8"
     content["models"]["int8"] |= {"from": "prune-80", "scheme": {"kind": "integre"}}
     content["models"]["student"]["from"] = "nobody"
@@ -210,7 +209,7 @@ def test_mistakes_of_every_kind_are_told_at_once() -> None:
         "models.cut.from: a cycle, cut → int8 → prune-80 → cut",
         "models.int8.scheme: unknown kind 'integre'; did you mean 'integer'?",
         "models.student.from: there is no model 'nobody'; known are cut, int8, prune-80, teacher",
-        "threads: must be greater than 0, got 0",
+        "threads.prune: must be greater than 0, got 0",
         "top level: unknown key 'seeds'; did you mean 'seed'?",
     ]
 
@@ -344,7 +343,7 @@ def test_merged_keys_may_be_overridden_at_any_depth(tmp_path: Path) -> None:
 def test_one_section_is_read_and_named_by_its_path(tmp_path: Path) -> None:
     path = written(tmp_path, yaml.safe_dump(VALID))
     assert read_section("models.prune-80.sparsity", float, path) == 0.8
-    assert read_section("threads", int, path) == 2
+    assert read_section("threads.prune", int, path) == 2
     with pytest.raises(DecantError, match=r"params\.yaml has no 'seeed'; did you mean 'seed'\?"):
         read_section("seeed", int, path)
     with pytest.raises(DecantError, match=r"^models has no 'prune-8'; did you mean 'prune-80'\?"):

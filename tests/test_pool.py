@@ -51,9 +51,12 @@ def test_a_plan_tells_the_graph_and_why(tmp_path: Path) -> None:
 
 
 def test_threads_and_code_come_from_what_the_stage_depends_on(tmp_path: Path) -> None:
-    stages = {"a": writes("a.out", "a.py", params=["threads"]), "b": writes("b.out", "a.out", "a.py")}
+    stages = {
+        "a": writes("a.out", "a.py", params=["threads.train"]),
+        "b": writes("b.out", "a.out", "a.py", params=["seed"]),
+    }
     folder = workspace(tmp_path / "w", stages)
-    (folder / "params.yaml").write_text("threads: 3\n")
+    (folder / "params.yaml").write_text("seed: 7\nthreads: {train: 3, test: 9}\n")
     (folder / "a.py").write_text("1")
     with Pool(folder) as pool:
         first = {entry["name"]: entry for entry in pool.plan([])}

@@ -16,7 +16,7 @@ def main(model: str) -> None:
 
     The teacher's own evaluation writes its predictions.
     """
-    make_deterministic()
+    make_deterministic("evaluate")
     teacher, measured, test = load_model("teacher"), load_model(model), data.read(data.TEST)
     logits = predict(measured.module, test.images)
     if model == "teacher":

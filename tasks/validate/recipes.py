@@ -29,11 +29,23 @@ AnyBlock = Annotated[
 ]
 
 
+class Threads(Section):
+    """How many threads each operation splits its sums over; the last bits depend on it."""
+
+    teacher: PositiveInt
+    clip: PositiveInt
+    prune: PositiveInt
+    quantize: PositiveInt
+    distill: PositiveInt
+    finetune: PositiveInt
+    evaluate: PositiveInt
+
+
 class Recipes(Section):
     """All of params.yaml."""
 
     seed: NonNegativeInt
-    threads: PositiveInt
+    threads: Threads
     data: PrepareParams
     teacher: TeacherParams
     models: dict[Name, AnyBlock] = Field(min_length=1)

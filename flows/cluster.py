@@ -1,0 +1,269 @@
+"""Stages in other clones, on the workers of a Dask cluster: python -m flows.cluster tcp://scheduler:8786
+
+The command joins a cluster with the clone that it is called in; `python -m flows.compress --runner dask` is
+the coordinator, which alone writes dvc.lock. A worker runs one stage at a time, in a worktree of its clone at
+the coordinator's commit. Files go by way of the DVC remote, and everything else by way of Dask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import distributed
+from dask.base import annotate
+from prefect import get_run_logger, task
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed
+from prefect_dask.task_runners import DaskTaskRunner
+
+from flows import worktrees
+from flows.local import Done, gpus, labels
+from flows.plan import Stage
+from flows.pool import Hold, Pool, StageError
+from flows.session import Session
+from flows.worktrees import git, root_of
+from tasks.errors import DecantError
+
+PATIENCE = "20s"
+"""How long the scheduler may take to answer."""
+
+
+class Cluster:
+    """Runs stages on the workers of a Dask cluster.
+
+    Attributes:
+        jobs: How many at once, where nobody says otherwise: one for each worker.
+        cores: No bound, for every worker has its own.
+        gpus: As many as the workers have together.
+
+    Raises:
+        DecantError: There is no scheduler, no worker, no Prefect server that workers reach, or no DVC remote.
+    """
+
+    def __init__(self, session: Session, force: bool, done: Done, address: str | None) -> None:
+        if not address:
+            raise DecantError(
+                "--runner dask needs a scheduler: start one in a clone with `python -m dask scheduler`, join"
+                " workers with `python -m flows.cluster tcp://HOST:8786` in theirs, name it by --scheduler"
+            )
+        if not PREFECT_API_URL.value():
+            raise DecantError(
+                "--runner dask needs a Prefect server that the workers reach too: set PREFECT_API_URL"
+            )
+        self._session, self._force, self._done = session, force, done
+        self._dask = DaskTaskRunner(address=address, client_kwargs={"timeout": PATIENCE})
+        self._address, self._topic = address, f"decant-{os.urandom(8).hex()}"
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._inputs: dict[str, dict[str, str]] = {}
+        self._commit = git(session.folder, "rev-parse", "HEAD").strip()
+        self.jobs, self.cores, self.gpus = 0, sys.maxsize, list[str]()
+
+    def __enter__(self) -> Self:
+        self._dask.__enter__()
+        try:
+            self._connect()
+            self._offer()
+        except BaseException:
+            self._dask.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Let go of all stages that still run: their workers see it and end them."""
+        self._dask.__exit__(*exception)
+
+    def begin(self, stage: Stage, devices: Sequence[str], after: Sequence[PrefectFuture[Any]]) -> Any:
+        """Have a stage run on some worker; return the future of its Prefect task.
+
+        Args:
+            stage: What to run.
+            devices: As many GPUs must the worker have.
+            after: The tasks of the stages that it depends on; they have ended, and their files are here.
+        """
+        limits = stage.limits
+        told = task(**labels(stage), retry_delay_seconds=limits.retry_delay)(carry_out)
+        order = {
+            "stage": stage.name,
+            "commit": self._commit,
+            "inputs": self._inputs[stage.name],
+            "upstream": {name: self._entries[name] for name in stage.upstream},
+            "force": self._force,
+            "timeout": limits.timeout,
+            "topic": self._topic,
+        }
+        self._session.begin(stage.name)
+        with annotate(resources={"GPU": len(devices)} if devices else {}):
+            future = self._dask.submit(told, {"order": order})
+        threading.Thread(target=self._await, args=(stage.name, future), daemon=True).start()
+        return future
+
+    def _connect(self) -> None:
+        try:
+            client = self._dask.client
+        except (OSError, ValueError) as error:
+            raise DecantError(f"No Dask scheduler answers at {self._address}: {error}") from None
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        if not workers:
+            raise DecantError(
+                f"The Dask cluster at {self._address} has no worker: in each clone, run"
+                f" `python -m flows.cluster {self._address}`"
+            )
+        self.jobs = sum(worker["nthreads"] for worker in workers)
+        count = sum(int(worker["resources"].get("GPU", 0)) for worker in workers)
+        self.gpus = [str(index) for index in range(count)]
+        client.subscribe_topic(self._topic, self._hear)
+
+    def _offer(self) -> None:
+        """Put what is up to date here, and needed there, where the workers find it."""
+        session = self._session
+        self._inputs = session.pool.ask({"do": "inputs", "stages": session.to_run})
+        needed = {above for name in session.to_run for above in session.plan.stages[name].upstream}
+        for name in sorted(needed.difference(session.to_run)):
+            try:
+                self._entries[name] = session.pool.ask({"do": "send", "stage": name})
+            except StageError as error:
+                raise DecantError(f"The workers cannot have what {name} wrote: {error}") from None
+
+    def _hear(self, event: tuple[float, Any]) -> None:
+        _, (stage, text, passing) = event
+        self._session.line(stage, text, passing)
+
+    def _await(self, stage: str, future: PrefectFuture[Any]) -> None:
+        """Take over what a worker has made."""
+        session, began = self._session, time.monotonic()
+        try:
+            answer = future.result()
+            session.pool.ask({"do": "adopt", "stage": stage, "entry": answer["entry"]})
+        except Exception as error:  # of ours, of Prefect or of Dask: the flow has to tell it
+            if not session.pool.stopped:
+                why = str(error).strip() or type(error).__name__
+                if "deserialization of the task graph" in why:
+                    why = "the Dask scheduler does not find our code: start it in a clone, with this Python"
+                session.end(stage, "Failed", time.monotonic() - began, why)
+        else:
+            self._entries[stage] = answer["entry"]
+            session.end(stage, answer["outcome"], time.monotonic() - began)
+        self._done(stage)
+
+
+def carry_out(order: dict[str, Any]) -> State[Any]:
+    """Run one stage in this worker's clone.
+
+    Args:
+        order: What the coordinator says: the stage, its commit, the sums of its `inputs`, the entries of the
+            stages `upstream`, `force`, `timeout`, and the `topic` that lines go to.
+
+    Returns:
+        A state whose data is the `outcome` and the stage's `entry` of dvc.lock.
+
+    Raises:
+        StageError: It failed.
+        DecantError: This clone does not have what the coordinator has.
+    """
+    worker, logger, stage = distributed.get_worker(), get_run_logger(), order["stage"]
+
+    def line(text: str, passing: bool) -> None:
+        worker.log_event(order["topic"], [stage, text, passing])
+        logger.info(text)
+
+    folder = worktree_at(Path.cwd(), order["commit"])
+    line(f"on {socket.gethostname()} in {folder}", False)
+    with Pool(folder) as pool, _given_up(worker, pool):
+        _require_same(order["inputs"], pool.ask({"do": "inputs", "stages": [stage]})[stage], folder)
+        pool.ask({"do": "fetch", "entries": order["upstream"]})
+        outcome = pool.run(stage, force=order["force"], timeout=order["timeout"], pull=True, line=line)
+        entry = pool.ask({"do": "send", "stage": stage})
+    return Completed(name=outcome, data={"outcome": outcome, "entry": entry})
+
+
+def worktree_at(clone: Path, commit: str) -> Path:
+    """Return the worktree of a clone in which stages run, at a commit; the clone's own files stay untouched.
+
+    Raises:
+        DecantError: The clone does not have the commit, even after `git fetch`.
+    """
+    repository = root_of(clone)
+    folder = repository / ".dvc" / "tmp" / "cluster"
+    with contextlib.suppress(DecantError):
+        if folder.is_dir() and git(folder, "rev-parse", "HEAD").strip() == commit:
+            return folder
+    try:
+        git(repository, "cat-file", "-e", f"{commit}^{{commit}}")
+    except DecantError:
+        git(repository, "fetch", "--quiet")
+    try:
+        worktrees.add(repository, folder, commit)
+    except DecantError as error:
+        raise DecantError(f"{socket.gethostname()} has no commit {commit[:12]}: push it ({error})") from None
+    return folder
+
+
+def _require_same(wanted: dict[str, str], found: dict[str, str], folder: Path) -> None:
+    """Raise where this clone would run something else than the coordinator has."""
+    other = [path for path in sorted({*wanted, *found}) if wanted.get(path) != found.get(path)]
+    if other:
+        raise DecantError(
+            f"The coordinator has another {', '.join(other)} than the commit in {folder}: commit and push it"
+        )
+
+
+@contextlib.contextmanager
+def _given_up(worker: distributed.Worker, pool: Pool) -> Iterator[None]:
+    """End the stage when nobody waits for it any more: it was cancelled, or the coordinator is gone."""
+    key, ended = worker.get_current_task(), threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            known = worker.state.tasks.get(key)
+            if known is None or known.state not in ("executing", "long-running"):
+                pool.stop()
+                return
+            ended.wait(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+async def _work(address: str) -> None:
+    devices = len(gpus())
+    worker = distributed.Worker(
+        address, nthreads=1, memory_limit=0, resources={"GPU": devices} if devices else None
+    )
+    async with worker:
+        await worker.finished()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Work for a cluster until interrupted; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flows.cluster", description=__doc__.partition("\n")[0])
+    parser.add_argument("scheduler", help="address of the Dask scheduler, such as tcp://10.0.0.1:8786")
+    address = parser.parse_args(arguments).scheduler
+    try:
+        hold = Hold(Path.cwd(), "worker")
+        asyncio.run(_work(address))
+        hold.file.close()
+    except KeyboardInterrupt:
+        return 0
+    except (DecantError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

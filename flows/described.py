@@ -1,0 +1,72 @@
+"""What DVC knows of a stage, in plain words and values."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dvc.stage import PipelineStage
+
+
+def reasons(status: list[Any]) -> list[str]:
+    """Return DVC's status of a stage as words, such as `modified tasks/fit.py`."""
+    words = []
+    for entry in status:
+        if isinstance(entry, str):
+            words.append(entry)
+            continue
+        for changes in entry.values():
+            for path, change in changes.items():
+                if isinstance(change, dict):  # params, by file and name
+                    words += [f"{how} {path}:{name}" for name, how in change.items()]
+                else:
+                    words.append(f"{change} {path}")
+    return words
+
+
+def threads(stage: PipelineStage) -> int:
+    """Return the threads that a stage uses: its parameter `threads` or `threads.…`, else one."""
+    from dvc.dependency import ParamsDependency
+
+    counts = [
+        value
+        for dependency in stage.deps
+        if isinstance(dependency, ParamsDependency)
+        for name, value in dependency.read_params().items()
+        if name.partition(".")[0] == "threads" and isinstance(value, int)
+    ]
+    return max([1, *counts])
+
+
+def code(stage: PipelineStage, outs: set[str]) -> dict[str, str]:
+    """Return the sums of the deps that no stage writes: the code, as dvc.lock will have it after the run."""
+    from dvc.dependency import ParamsDependency
+
+    return {
+        str(dependency): dependency.get_hash().value
+        for dependency in sorted(stage.deps, key=str)
+        if not isinstance(dependency, ParamsDependency)
+        if dependency.exists and dependency.fs_path not in outs
+    }
+
+
+def inputs(stage: PipelineStage, outs: set[str]) -> dict[str, str]:
+    """Return all that a stage reads and no stage writes."""
+    from dvc.dependency import ParamsDependency
+
+    params = {
+        f"{dependency}: {name}": repr(value)
+        for dependency in stage.deps
+        if isinstance(dependency, ParamsDependency)
+        for name, value in dependency.read_params().items()
+    }
+    return {"its command": str(stage.cmd)} | code(stage, outs) | params
+
+
+def one_sum(lines: dict[str, str]) -> str:
+    """Return a short sum over paths and their sums."""
+    digest = hashlib.sha256()
+    for path, value in lines.items():
+        digest.update(f"{path} {value}\n".encode())
+    return digest.hexdigest()[:12]

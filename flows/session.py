@@ -1,0 +1,114 @@
+"""One run of the DAG in one workspace: what it has to do, and what became of each stage."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.plan import Plan
+from flows.pool import Pool, StageError
+from flows.progress import Progress, Silent
+from tasks.errors import DecantError
+
+TAIL = 20
+"""Lines of a failed stage that are shown again at the end."""
+
+
+@dataclass
+class Result:
+    """What became of a stage: the name of its state, its seconds, and why."""
+
+    state: str
+    seconds: float = 0.0
+    why: str = ""
+
+
+@dataclass
+class Session:
+    """One run of the DAG in one folder."""
+
+    folder: Path
+    pool: Pool
+    plan: Plan
+    to_run: list[str]
+    results: dict[str, Result] = field(default_factory=dict)
+    tails: dict[str, deque[str]] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Silent)
+
+    def begin(self, stage: str) -> None:
+        """Take note that a stage began, or began again."""
+        self.tails[stage] = deque(maxlen=TAIL)
+        self.progress.started(stage)
+
+    def line(self, stage: str, text: str, passing: bool) -> None:
+        """Show a line of a stage, and keep it in case the stage fails."""
+        self.progress.line(stage, text, passing)
+        if not passing:
+            self.tails[stage].append(text)
+
+    def end(self, stage: str, state: str, seconds: float = 0.0, why: str = "") -> None:
+        """Take note of what became of a stage."""
+        self.results[stage] = Result(state, seconds, why)
+        self.progress.finished(stage, state, seconds, why)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each stage of the plan."""
+        return [
+            {"stage": name, "state": result.state, "seconds": round(result.seconds, 1), "why": result.why}
+            for name in self.plan.stages
+            for result in [self.results.get(name, Result("UpToDate"))]
+        ]
+
+    def failures(self) -> list[str]:
+        """Return for each stage that failed its last lines and the command that repeats it."""
+        return [
+            "\n".join(
+                [
+                    f"{name} failed: {result.why}",
+                    *(f"    {line}" for line in self.tails.get(name, ())),
+                    f"  to repeat it: dvc repro --single-item {name}",
+                ]
+            )
+            for name, result in self.results.items()
+            if result.state == "Failed"
+        ]
+
+
+@contextlib.contextmanager
+def opened(folder: Path, targets: list[str], force: bool) -> Iterator[Session]:
+    """Take the workspace, check params.yaml, and plan.
+
+    Raises:
+        DecantError: Another flow has the workspace, a target is unknown, or params.yaml or dvc.yaml is wrong.
+    """
+    with Pool(folder) as pool:
+        try:
+            plan = Plan.read(pool.plan(targets))
+        except StageError as error:
+            check_params(folder)  # DVC's words about a wrong params.yaml are about its templates
+            raise DecantError(f"DVC cannot plan: {error}") from None
+        to_run = plan.to_run(force)
+        if any(plan.stages[name].operation == "validate" for name in to_run):
+            check_params(folder)
+        yield Session(folder, pool, plan, to_run)
+
+
+def check_params(folder: Path) -> None:
+    """Check the whole of params.yaml, before any stage runs.
+
+    Raises:
+        DecantError: It is not valid; the message tells everything that is wrong with it.
+    """
+    if not (folder / "tasks" / "validate").is_dir():
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.validate"], cwd=folder, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise DecantError(done.stderr.strip().removeprefix("error: "))

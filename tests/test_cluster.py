@@ -1,0 +1,202 @@
+"""The flow on a Dask cluster whose two workers have a clone each, with a DVC remote between them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from flows.watchdog import alive
+from tests.imports import ROOT
+from tests.test_compress import finished, start
+from tests.test_pool import pid_in, until
+from tests.toys import git, rewrite, workspace, writes
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+class Cluster(NamedTuple):
+    """A scheduler, and a repository that its two workers have cloned."""
+
+    address: str
+    main: Path
+    folder: Path
+
+    def commit(self, stages: dict[str, Any]) -> None:
+        """Replace the stages, and commit everything."""
+        rewrite(self.main, stages)
+        git(self.main, "add", "--all")
+        author = ("-c", "user.name=D", "-c", "user.email=d@example.org")
+        git(self.main, *author, "commit", "--quiet", "--allow-empty", "--message", "stages")
+
+    def flow(self, *words: str) -> tuple[int, str]:
+        """Return the exit status and the output of a whole run."""
+        return finished(self.main, "--runner", "dask", "--scheduler", self.address, *words)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    main = workspace(folder / "main", {"a": writes("a.out")})
+    config = (main / ".dvc" / "config").read_text()
+    remote = f"    remote = store\n['remote \"store\"']\n    url = {folder / 'store'}\n"
+    (main / ".dvc" / "config").write_text(config + remote)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": prefect_server}
+    log = (folder / "log").open("w")
+
+    def run(*words: str, where: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", *words], cwd=where, env=environment, stdout=log, stderr=log
+        )
+
+    found = Cluster(address, main, folder)
+    found.commit({"a": writes("a.out")})
+    processes = [
+        run("dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", where=folder)
+    ]
+    for name in ("one", "two"):
+        git(folder, "clone", "--quiet", str(main), str(folder / name))
+        processes.append(run("flows.cluster", address, where=folder / name))
+    try:
+        joined = until(lambda: (folder / "log").read_text().count("Registered to:") == 2, 60)
+        assert joined, (folder / "log").read_text()
+        yield found
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(20)
+        log.close()
+
+
+def meeting(cluster: Cluster, mine: str, other: str) -> str:
+    """Return a command that ends when the other one's has begun: they run at the same time, or for ever."""
+    return f"touch {cluster.folder / mine}; until test -e {cluster.folder / other}; do sleep 0.1; done"
+
+
+def test_two_clones_leave_what_dvc_repro_leaves(cluster: Cluster) -> None:
+    kept = {"cmd": "cat a.out > kept.json", "deps": ["a.out"], "outs": [{"kept.json": {"cache": False}}]}
+    folder = {
+        "cmd": "mkdir -p f.out && cp a.out f.out/x && cp kept.json f.out/y",
+        "deps": ["a.out", "kept.json"],
+        "outs": ["f.out"],
+    }
+    stages = {
+        "a": writes("a.out", cmd="echo a line"),
+        "kept": kept,
+        "f": folder,
+        "b": writes("b.out", "a.out", cmd=meeting(cluster, "b", "c"), meta={"timeout": 60}),
+        "c": writes("c.out", "a.out", cmd=meeting(cluster, "c", "b"), meta={"timeout": 60}),
+        "d": writes("d.out", "b.out", "c.out", "kept.json", "f.out/x"),
+    }
+    cluster.commit(stages)
+    status, output = cluster.flow()
+    assert status == 0, output
+    assert "a: a line" in output
+    assert f"in {cluster.folder}/one/.dvc/tmp/cluster" in output
+    assert f"in {cluster.folder}/two/.dvc/tmp/cluster" in output
+    assert "6 Ran in" in output
+    alone = cluster.folder / "alone"
+    git(cluster.folder, "clone", "--quiet", str(cluster.main), str(alone))
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=alone, check=True)
+    locks = [yaml.safe_load((where / "dvc.lock").read_text()) for where in (cluster.main, alone)]
+    assert locks[0] == locks[1]
+    for file in ("d.out", "kept.json", "f.out/y"):
+        assert (cluster.main / file).read_bytes() == (alone / file).read_bytes(), file
+    assert not (cluster.main / "kept.json").is_symlink()
+    assert cluster.flow() == (0, "All 6 stages are up to date.\n")
+    for clone in ("one", "two"):
+        assert git(cluster.folder / clone, "status", "--porcelain") == ""
+
+    stages["d"] = writes("d.out", "b.out", "c.out", cmd="echo other")  # its upstream comes from the remote
+    cluster.commit(stages)
+    status, output = cluster.flow()
+    assert status == 0, output
+    assert "1 Ran in" in output.replace("5 UpToDate, ", "")
+    assert (cluster.main / "d.out").read_text() == "a.out\nb.out\na.out\nc.out\nd.out\n"
+
+
+def test_what_one_clone_ran_is_restored_everywhere(cluster: Cluster) -> None:
+    (cluster.main / "source").write_text("x")
+    cluster.commit({"r": writes("r.out", "source"), "s": writes("s.out", "r.out")})
+    status, output = cluster.flow()
+    assert status == 0, output
+    lock = yaml.safe_load((cluster.main / "dvc.lock").read_text())
+    del lock["stages"]["s"]
+    (cluster.main / "dvc.lock").write_text(yaml.safe_dump(lock))
+    (cluster.main / "s.out").unlink()
+    for clone in ("one", "two"):
+        subprocess.run(["rm", "-rf", str(cluster.folder / clone / ".dvc" / "tmp" / "cluster")], check=True)
+        subprocess.run(["rm", "-rf", str(cluster.folder / clone / ".dvc" / "cache")], check=True)
+    status, output = cluster.flow()
+    assert status == 0, output
+    assert "1 RestoredFromRunCache" in output
+    assert (cluster.main / "s.out").read_text() == "xr.out\ns.out\n"
+
+
+def test_a_failure_is_told_as_ever(cluster: Cluster) -> None:
+    flaky = f"echo x >> {cluster.folder / 'tries'}; test $(wc -l < {cluster.folder / 'tries'}) = 2"
+    stages = {
+        "bad": writes("bad.out", cmd="echo because of this; false"),
+        "after": writes("after.out", "bad.out"),
+        "flaky": writes("flaky.out", cmd=flaky, meta={"retries": 2, "retry_delay": 0.1}),
+    }
+    cluster.commit(stages)
+    status, output = cluster.flow()
+    assert status == 1
+    end = output[output.index("bad failed") :]
+    assert "because of this" in end
+    assert "dvc repro --single-item bad" in end
+    assert "1 Failed, 1 Skipped, 1 Ran in" in end
+    assert "Traceback" not in output
+    assert set(yaml.safe_load((cluster.main / "dvc.lock").read_text())["stages"]) >= {"flaky"}
+
+
+def test_what_is_not_committed_is_refused(cluster: Cluster) -> None:
+    (cluster.main / "source").write_text("committed")
+    cluster.commit({"u": writes("u.out", "source")})
+    (cluster.main / "source").write_text("not committed")
+    status, output = cluster.flow()
+    assert status == 1
+    assert "The coordinator has another source than the commit in" in output
+    assert "commit and push it" in output
+    assert not (cluster.main / "u.out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_when_the_coordinator_is_gone_nothing_is_left(number: signal.Signals, cluster: Cluster) -> None:
+    note, out = cluster.folder / f"pid-{number}", f"{number}.out"
+    cluster.commit({"slow": writes(out, cmd=f"echo $$ > {note}; sleep 60")})
+    flow = start(cluster.main, "--runner", "dask", "--scheduler", cluster.address)
+    pid = pid_in(note)
+    flow.send_signal(number)
+    flow.communicate(timeout=10)
+    assert until(lambda: not alive(pid), 10)
+    assert not (cluster.main / out).exists()
+    cluster.commit({"slow": writes(out, cmd="true")})
+    status, output = cluster.flow()
+    assert status == 0, output
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--runner dask needs a scheduler: start one in a clone with `python -m dask scheduler`"),
+        (["--scheduler", "tcp://127.0.0.1:9"], "No Dask scheduler answers at tcp://127.0.0.1:9"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_told(words: list[str], told: str, tmp_path: Path) -> None:
+    status, output = finished(workspace(tmp_path / "w", {"a": writes("a.out")}), "--runner", "dask", *words)
+    assert status == 1
+    assert told in output
+    assert "Traceback" not in output
