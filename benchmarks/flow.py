@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -19,20 +20,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prefect.testing.utilities import prefect_test_harness
 
 from benchmarks.pipeline import share_downloads
-from flows.plan import Plan
+from flows.plan import Plan, Schedule
 from flows.pool import Pool
 from tasks.benchmark.measure import describe_machine
-from tests.clones import clone, isolated, sums
+from tests.clones import clone, isolated, read_params, sums, write_params
 from tests.imports import ROOT
 from tests.toys import workspace, writes
 
 JOBS = (1, 2, 4)
+ONE_JOB = "flow, 1 job"
 Times = dict[str, list[float]]
 
 
@@ -68,33 +71,87 @@ def server() -> Iterator[None]:
 
 
 def whole_pipeline(temporary: Path, _: int) -> str:
-    """Return part (a): every stage of the default pipeline forced, and what eight cores would make of it."""
+    """Return part (a): every stage of the default pipeline forced, and what stage times predict."""
     folder = clone(temporary / "decant")
     share_downloads(folder)
     committed = sums(folder)
     seconds: dict[str, float] = {}
     for way in ways():
         seconds[way] = timed(command(way, "--force"), folder)
+        if way == ONE_JOB:
+            each = seconds_of_stages((temporary / "log").read_text(encoding="utf-8"))
     same = "The same bytes as in dvc.lock each time."
     if any(committed.get(path) != md5 for path, md5 in sums(folder).items()):
         same = "DIFFERENT BYTES from those in dvc.lock."
-    each = stage_seconds(folder)
     plan = planned(folder)
-    predicted = {cores: makespan(plan, each, cores) for cores in (1, 2, 4, 8)}
-    chain = longest_chain(plan, each)
     lines = [f"## (a) The default pipeline, {len(plan.stages)} stages, forced", "", same, "", *table(seconds)]
+    chain = longest_chain(plan, each)
+    lines += ["", *predictions(folder, plan, each)]
     lines += [
         "",
-        "What the stage times predict (each stage timed alone, no other overhead, threads as in its recipe):",
-        "",
-        "| cores | s |",
-        "|---:|---:|",
-        *(f"| {cores} | {value:.0f} |" for cores, value in predicted.items()),
-        "",
-        f"The longest chain of stages takes {chain:.0f} s: no number of cores goes below it.",
+        f"With the threads of params.yaml the longest chain of stages takes {chain:.0f} s: no number of",
+        "cores goes below it.",
         "",
     ]
     return "\n".join(lines)
+
+
+def predictions(folder: Path, plan: Plan, each: dict[str, float]) -> list[str]:
+    """Return a table of what stage times predict for other counts of threads and cores.
+
+    The teacher keeps its threads: nothing can run beside it.
+    """
+    training = {"distill", "finetune"}
+    by_count = {count: with_threads(folder, plan, count) for count in (1, 2)}
+    rows = []
+    for words, counts in {
+        "2 for every operation": (2, 2),
+        "2 for trainings, 1 for the rest": (2, 1),
+        "1 for all but the teacher": (1, 1),
+    }.items():
+        threads = {
+            name: counts[0] if stage.operation in training else counts[1]
+            for name, stage in plan.stages.items()
+            if name in by_count[1]
+        }
+        times = each | {name: by_count[count][name] for name, count in threads.items()}
+        stages = {
+            name: replace(stage, threads=threads.get(name, stage.threads))
+            for name, stage in plan.stages.items()
+        }
+        spans = [sum(times.values()), *(makespan(Plan(stages), times, cores) for cores in (2, 4, 8))]
+        rows.append(f"| {words} | {' | '.join(f'{span:.0f}' for span in spans)} |")
+    return [
+        "What the seconds of single stages predict, without any overhead of the flow, for the counts of",
+        "threads that params.yaml may give to operations; the second choice is its default:",
+        "",
+        "| threads | one after another, 2 cores | flow, 2 cores | flow, 4 cores | flow, 8 cores |",
+        "|---|---:|---:|---:|---:|",
+        *rows,
+    ]
+
+
+def with_threads(folder: Path, plan: Plan, count: int) -> dict[str, float]:
+    """Return the seconds of each stage that has a count of threads, with this one; all but the teacher's."""
+    params = read_params(folder)
+    params["threads"] = dict.fromkeys(params["threads"], count)
+    write_params(folder, params)
+    seconds = {}
+    with Pool(folder) as pool:
+        for name, stage in plan.stages.items():
+            if stage.operation in params["threads"] and name != "teacher":
+                print(f"{time.strftime('%H:%M:%S')} {name}, {count} threads", file=sys.stderr, flush=True)
+                began = time.monotonic()
+                pool.run(name, force=True)
+                seconds[name] = time.monotonic() - began
+    return seconds
+
+
+def seconds_of_stages(log: str) -> dict[str, float]:
+    """Return how long each stage took, out of what a flow has printed."""
+    return {
+        name: float(value) for name, value in re.findall(r"^\S+ (\S+): Ran, ([\d.]+) s$", log, re.MULTILINE)
+    }
 
 
 def sleepers(temporary: Path, rounds: int) -> str:
@@ -184,21 +241,8 @@ def planned(folder: Path) -> Plan:
         return Plan.read(pool.plan([]))
 
 
-def stage_seconds(folder: Path) -> dict[str, float]:
-    """Return the seconds of each stage when it has the machine to itself, in the order of the graph."""
-    seconds = {}
-    with Pool(folder) as pool:
-        for name in Plan.read(pool.plan([])).stages:
-            began = time.monotonic()
-            pool.run(name, force=True)
-            seconds[name] = time.monotonic() - began
-    return seconds
-
-
 def makespan(plan: Plan, seconds: dict[str, float], cores: int) -> float:
     """Return when the last stage would end, if `flows.plan.Schedule` had so many cores."""
-    from flows.plan import Schedule
-
     schedule = Schedule(plan, plan.stages, cores, cores, [])
     clock, running = 0.0, dict[str, float]()
     while not schedule.finished:

@@ -98,13 +98,14 @@ class Terminal:
     """The running stages with their last line, redrawn in place; finished ones scroll away above."""
 
     def __init__(self, console: Console, total: int) -> None:
-        self._total, self._done, self._rows = total, 0, dict[str, _Row]()
+        self._total, self._done, self._rows = total, set[str](), dict[str, _Row]()
         self._began = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._view, transient=True)
         self._live.start()
 
     def started(self, stage: str) -> None:
-        """Give it a row."""
+        """Give it a row; one that is tried again is not done any more."""
+        self._done.discard(stage)
         self._rows[stage] = _Row()
 
     def line(self, stage: str, text: str, passing: bool) -> None:
@@ -115,7 +116,7 @@ class Terminal:
     def finished(self, stage: str, state: str, seconds: float, why: str = "") -> None:
         """Take the row away and leave a line above."""
         self._rows.pop(stage, None)
-        self._done += 1
+        self._done.add(stage)
         line = Text.assemble((f"{state:<20}", COLOURS.get(state, "")), f" {seconds:7.1f} s  {stage}")
         self._live.console.print(line.append(f"  {why.splitlines()[0]}" if why else ""))
 
@@ -131,9 +132,8 @@ class Terminal:
         now = time.monotonic()
         for stage, row in list(self._rows.items()):
             table.add_row(Text(stage, "bold"), f"{now - row.began:.0f} s", Text(row.text))
-        head = (
-            f"{self._done} of {self._total} stages done, {len(self._rows)} running, {now - self._began:.0f} s"
-        )
+        running, done, seconds = len(self._rows), len(self._done), now - self._began
+        head = f"{done} of {self._total} stages done, {running} running, {seconds:.0f} s"
         return Group(Text(head, "bold"), table)
 
 
