@@ -24,12 +24,13 @@ from dask.base import annotate
 from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
+from prefect.runtime import task_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
-from prefect_dask.task_runners import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from flows import worktrees
-from flows.local import Done, gpus, labels
+from flows.local import Done, Local, gpus, labels
 from flows.plan import Stage
 from flows.pool import Hold, Pool, StageError
 from flows.session import Session
@@ -67,6 +68,7 @@ class Cluster:
         self._address, self._topic = address, f"decant-{os.urandom(8).hex()}"
         self._entries: dict[str, dict[str, Any]] = {}
         self._inputs: dict[str, dict[str, str]] = {}
+        self._local = Local(session, force, self._offer_what_was_here)
         self._commit = git(session.folder, "rev-parse", "HEAD").strip()
         self.jobs, self.cores, self.gpus = 0, sys.maxsize, list[str]()
 
@@ -93,7 +95,9 @@ class Cluster:
             after: The tasks of the stages that it depends on; they have ended, and their files are here.
         """
         limits = stage.limits
-        told = task(**labels(stage), retry_delay_seconds=limits.retry_delay)(carry_out)
+        if stage.frozen or not stage.command:
+            return self._local.begin(stage, devices, after)
+        told = task(**labels(stage))(carry_out)
         order = {
             "stage": stage.name,
             "commit": self._commit,
@@ -101,6 +105,7 @@ class Cluster:
             "upstream": {name: self._entries[name] for name in stage.upstream},
             "force": self._force,
             "timeout": limits.timeout,
+            "retry_delay": limits.retry_delay,
             "topic": self._topic,
         }
         self._session.begin(stage.name)
@@ -121,8 +126,14 @@ class Cluster:
                 f" `python -m flows.cluster {self._address}`"
             )
         self.jobs = sum(worker["nthreads"] for worker in workers)
-        count = sum(int(worker["resources"].get("GPU", 0)) for worker in workers)
-        self.gpus = [str(index) for index in range(count)]
+        counts = [int(worker["resources"].get("GPU", 0)) for worker in workers]
+        self.gpus = [str(index) for index in range(sum(counts))]
+        for name in self._session.to_run:
+            if (wanted := self._session.plan.stages[name].limits.gpu) > max(counts):
+                raise DecantError(
+                    f"{name} wants {wanted} GPUs (meta.gpu in dvc.yaml), and no worker has more than"
+                    f" {max(counts)}"
+                )
         client.subscribe_topic(self._topic, self._hear)
 
     def _offer(self) -> None:
@@ -136,14 +147,25 @@ class Cluster:
             except StageError as error:
                 raise DecantError(f"The workers cannot have what {name} wrote: {error}") from None
 
+    def _offer_what_was_here(self, stage: str) -> None:
+        """Send what a stage that no worker can run has left here."""
+        result = self._session.results.get(stage)
+        if result and result.state != "Failed" and stage not in self._entries:
+            try:
+                self._entries[stage] = self._session.pool.ask({"do": "send", "stage": stage})
+            except StageError as error:
+                self._session.end(stage, "Failed", result.seconds, str(error))
+        self._done(stage)
+
     def _hear(self, event: tuple[float, Any]) -> None:
         _, (stage, text, passing) = event
         self._session.line(stage, text, passing)
 
-    def _await(self, stage: str, future: PrefectFuture[Any]) -> None:
+    def _await(self, stage: str, future: PrefectDaskFuture[Any]) -> None:
         """Take over what a worker has made."""
         session, began = self._session, time.monotonic()
         try:
+            self._wait(future)
             answer = future.result()
             session.pool.ask({"do": "adopt", "stage": stage, "entry": answer["entry"]})
         except Exception as error:  # of ours, of Prefect or of Dask: the flow has to tell it
@@ -156,6 +178,20 @@ class Cluster:
             self._entries[stage] = answer["entry"]
             session.end(stage, answer["outcome"], time.monotonic() - began)
         self._done(stage)
+
+    def _wait(self, future: PrefectDaskFuture[Any]) -> None:
+        """Wait for a stage as long as there is somebody to run it.
+
+        Raises:
+            DecantError: The last worker has left.
+        """
+        missing = 0
+        while not future.wrapped_future.done():
+            future.wait(5)
+            there = self._dask.client.scheduler_info(n_workers=-1)["workers"]
+            missing = 0 if there else missing + 1
+            if missing > 2:
+                raise DecantError("no worker is left in the cluster")
 
 
 def carry_out(order: dict[str, Any]) -> State[Any]:
@@ -181,10 +217,17 @@ def carry_out(order: dict[str, Any]) -> State[Any]:
     folder = worktree_at(Path.cwd(), order["commit"])
     line(f"on {socket.gethostname()} in {folder}", False)
     with Pool(folder) as pool, _given_up(worker, pool):
-        _require_same(order["inputs"], pool.ask({"do": "inputs", "stages": [stage]})[stage], folder)
-        pool.ask({"do": "fetch", "entries": order["upstream"]})
-        outcome = pool.run(stage, force=order["force"], timeout=order["timeout"], pull=True, line=line)
-        entry = pool.ask({"do": "send", "stage": stage})
+        if (task_run.run_count or 1) > 1:
+            pool.pause(order["retry_delay"])  # Prefect's own delay could not be cut short
+        try:
+            _require_same(order["inputs"], pool.ask({"do": "inputs", "stages": [stage]})[stage], folder)
+            pool.ask({"do": "fetch", "entries": order["upstream"]})
+            outcome = pool.run(stage, force=order["force"], timeout=order["timeout"], pull=True, line=line)
+            entry = pool.ask({"do": "send", "stage": stage})
+        except StageError:
+            if pool.stopped:
+                raise DecantError("given up: nobody waits for it any more") from None  # and not tried again
+            raise
     return Completed(name=outcome, data={"outcome": outcome, "entry": entry})
 
 

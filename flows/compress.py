@@ -24,6 +24,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from rich.console import Console
@@ -254,7 +255,7 @@ def _command(session: Session, chosen: argparse.Namespace, console: Console) -> 
             reason = "forced" if chosen.force else session.plan.reason(name)
             console.print(f"{name}: {reason}", markup=False, highlight=False)
         return 0
-    if not os.environ.get("PREFECT_API_URL"):
+    if not PREFECT_API_URL.value():
         console.print("Starting a Prefect server for this run, up to a minute (PREFECT_API_URL names none)")
     _quiet()
     session.progress, began = choose(len(session.to_run)), time.monotonic()

@@ -47,8 +47,13 @@ def code(stage: PipelineStage, outs: set[str]) -> dict[str, str]:
         str(dependency): dependency.get_hash().value
         for dependency in sorted(stage.deps, key=str)
         if not isinstance(dependency, ParamsDependency)
-        if dependency.exists and dependency.fs_path not in outs
+        if dependency.exists and not _overlaps(dependency.fs_path, outs)
     }
+
+
+def _overlaps(path: str, outs: set[str]) -> bool:
+    """Say whether stages write a path, in whole or in part: it is an output, holds one or lies in one."""
+    return any(f"{path}/".startswith(f"{out}/") or f"{out}/".startswith(f"{path}/") for out in outs)
 
 
 def inputs(stage: PipelineStage, outs: set[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ Entry = dict[str, Any]
 
 
 def send(repo: Repo, stage: PipelineStage) -> Entry:
-    """Copy what a stage wrote, and the run cache, to the remote; return the stage's entry.
+    """Copy what a stage wrote, and what the run cache knows of it, to the remote; return the stage's entry.
 
     Raises:
         DvcException: There is no remote, or it did not take everything.
@@ -34,7 +34,7 @@ def send(repo: Repo, stage: PipelineStage) -> Entry:
             out.commit(relink=False)
     for objects in twin.get_used_objs().values():
         _all_or_none(repo.cloud.push(objects).failed, stage, "copied to")
-    _share_run_cache(repo, "push")
+    _copy_run_cache(repo, stage, "push")
     return entry
 
 
@@ -45,7 +45,7 @@ def fetch(repo: Repo, stage: PipelineStage, entry: Entry) -> None:
         DvcException: There is no remote, or it does not have everything.
     """
     twin = _twin(repo, stage, entry)
-    missing = [out for out in twin.outs if out.workspace_status()]
+    missing = [out for out in twin.outs if out.status()]
     for out in missing:
         for objects in out.get_used_objs().values():
             _all_or_none(repo.cloud.pull(objects).failed, stage, "found in")
@@ -76,19 +76,30 @@ def adopt(repo: Repo, stage: PipelineStage, entry: Entry) -> None:
     stage.dump(update_pipeline=False)
 
 
-def share_run_cache(repo: Repo) -> None:
-    """Get what other clones have run before."""
-    _share_run_cache(repo, "fetch")
+def know(repo: Repo, stage: PipelineStage) -> None:
+    """Get what other clones have seen of this very stage, on the files that are here, into the run cache."""
+    stage.save_deps()
+    _copy_run_cache(repo, stage, "fetch")
 
 
-def _share_run_cache(repo: Repo, command: str) -> None:
-    from dvc.stage.cache import RunCacheNotSupported
+def _copy_run_cache(repo: Repo, stage: PipelineStage, command: str) -> None:
+    """Copy a stage's entries of the run cache; DVC's own commands copy all that there are."""
+    from dvc.fs import HTTPFileSystem
+    from dvc.fs.generic import copy
+    from dvc.stage.cache import _can_hash, _get_stage_hash
 
     remote = repo.cloud.get_remote_odb(None, f"{command} --run-cache", hash_name="md5-dos2unix")
-    here = repo.cache.legacy
-    ends = (here, remote) if command == "push" else (remote, here)
-    with contextlib.suppress(RunCacheNotSupported):  # over HTTP
-        repo.stage_cache.transfer(*ends, force=False)
+    if not _can_hash(stage) or isinstance(remote.fs, HTTPFileSystem):  # over HTTP, DVC has none
+        return
+    here, key = repo.cache.legacy, _get_stage_hash(stage)
+    source, target = (here, remote) if command == "push" else (remote, here)
+    folder = ("runs", key[:2], key)
+    if not source.fs.exists(source.fs.join(source.path, *folder)):
+        return
+    for file in source.fs.find(source.fs.join(source.path, *folder)):
+        copied = target.fs.join(target.path, *folder, source.fs.name(file))
+        if not target.fs.exists(copied):
+            copy(source.fs, file, target.fs, copied)
 
 
 def _entry_of(stage: PipelineStage) -> Entry:
@@ -100,7 +111,7 @@ def _entry_of(stage: PipelineStage) -> Entry:
 
 def _twin(repo: Repo, stage: PipelineStage, entry: Entry) -> PipelineStage:
     """Return a stage whose outputs are those of an entry, and all of them cached."""
-    if not entry:
+    if not entry.get("outs"):
         return stage
     twin: PipelineStage = repo.stage_cache._create_stage(entry, wdir=stage.wdir)
     return twin

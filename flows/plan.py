@@ -66,6 +66,7 @@ class Stage:
         threads: How many threads its recipe says.
         code: A sum over the code that it depends on; empty where it is not stale.
         limits: From its `meta`.
+        frozen: DVC takes its outputs as they are and never runs it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Stage:
     threads: int = 1
     code: str = ""
     limits: Limits = field(default_factory=Limits)
+    frozen: bool = False
 
     @property
     def operation(self) -> str:
@@ -110,6 +112,7 @@ class Plan:
                 entry["threads"],
                 entry["code"],
                 Limits.read(entry["name"], entry["meta"]),
+                entry["frozen"],
             )
         return cls(stages)
 

@@ -61,19 +61,38 @@ def scheduled(
         DecantError: The run could not begin, or the result cannot be compared with `base`.
     """
     logger, repository = get_run_logger(), root_of(repository)
-    with clone(repository, base, branch) as folder:
-        logger.info("Working on %s in %s", base, folder)
-        compress(targets, jobs, force=force, folder=folder, base=base, runner=runner, scheduler=scheduler)
+    start = commit_of(repository, base)  # once: the name may stand for something else when the run ends
+    with clone(repository, start, branch) as folder:
+        logger.info("Working on %s (%s) in %s", base, start, folder)
+        compress(targets, jobs, force=force, folder=folder, base=start, runner=runner, scheduler=scheduler)
         commit = keep(folder, branch, f"Rebuilt {', '.join(targets) if targets else 'everything'} on {base}")
         told = (
             f"{branch} is now {commit}" if commit else f"Nothing changed: {branch} is now the same as {base}"
         )
         logger.info("%s; see: dvc metrics diff %s %s", told, base, branch)
-        comparison = compare(folder, base)
-        create_markdown_artifact(key="gates", markdown=markdown(comparison))
-        if gate and not comparison.passed:
-            raise GateFailedError(f"{told}, and a gate failed against {base}; see the artifact `gates`")
+        try:
+            comparison = compare(folder, start)
+        except DecantError as error:
+            if gate:
+                raise
+            logger.warning("Not compared with %s: %s", base, error)
+        else:
+            create_markdown_artifact(key="gates", markdown=markdown(comparison))
+            if gate and not comparison.passed:
+                raise GateFailedError(f"{told}, and a gate failed against {base}; see the artifact `gates`")
         return Completed(message=told)
+
+
+def commit_of(repository: Path, base: str) -> str:
+    """Return the short hash of a revision; what belongs to a remote, such as origin/main, is fetched first.
+
+    Raises:
+        DecantError: There is no such revision, or the remote does not answer.
+    """
+    full = git(repository, "rev-parse", "--symbolic-full-name", "--verify", base).strip()
+    if full.startswith("refs/remotes/"):
+        git(repository, "fetch", "--quiet", full.split("/")[2])
+    return git(repository, "rev-parse", "--short", "--verify", f"{base}^{{commit}}").strip()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ import urllib.request
 from pathlib import Path
 from typing import NoReturn
 
+from prefect.settings import PREFECT_API_URL
+
 from flows.pool import Watched
 from tasks.errors import DecantError
 
@@ -52,7 +54,7 @@ def serve(watched: Watched, port: int) -> NoReturn:
         DecantError: The port is taken, or one of them ended.
     """
     processes = {}
-    url = os.environ.get("PREFECT_API_URL")
+    url = PREFECT_API_URL.value()
     if url:
         _say(f"Using the server at {url} (PREFECT_API_URL)")
     else:
@@ -60,12 +62,17 @@ def serve(watched: Watched, port: int) -> NoReturn:
         require_free(port)
         _say("Starting a Prefect server (the first time, it makes its database)")
         command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        processes["the server"] = watched.start(prefect(command), stdout=subprocess.DEVNULL)
+        # Its pages would look for the API at port 4200 else, whatever the port.
+        settings = os.environ | {"PREFECT_SERVER_UI_API_URL": url}
+        processes["the server"] = watched.start(prefect(command), stdout=subprocess.DEVNULL, env=settings)
     os.environ |= {"PREFECT_API_URL": url, "DECANT_HOME": str(Path.cwd())}
     wait_for(url, processes)
     for words in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
         _say(f"prefect {' '.join(words)}")
-        if watched.start(prefect(["--no-prompt", *words]), stdout=subprocess.DEVNULL).wait():
+        done = watched.start(prefect(["--no-prompt", *words]), stdout=subprocess.DEVNULL)
+        done.wait()
+        watched.end(done)
+        if done.returncode:
             raise DecantError(
                 f"`prefect {' '.join(words)}` failed; run it yourself with PREFECT_API_URL={url}"
             )
@@ -82,19 +89,26 @@ def serve(watched: Watched, port: int) -> NoReturn:
 
 
 def close_lost_runs() -> None:
-    """Mark runs as crashed that an earlier server left as running: this worker is the only one it has.
+    """Mark our runs as crashed that an earlier server left as running: this worker is the only one it has.
 
     Else they would keep their deployment's one slot for ever, and every new run would be cancelled.
     """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+        WorkPoolFilter,
+        WorkPoolFilterName,
+    )
     from prefect.client.schemas.objects import StateType
     from prefect.states import Crashed
 
     begun = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
     lost = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun)))
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=lost):
+        ours = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
+        for run in client.read_flow_runs(flow_run_filter=lost, work_pool_filter=ours):
             _say(f"The run {run.name} of an earlier time was cut off")
             client.set_flow_run_state(run.id, Crashed(message="Its process was gone when the server started"))
 

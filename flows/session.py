@@ -43,6 +43,7 @@ class Session:
 
     def begin(self, stage: str) -> None:
         """Take note that a stage began, or began again."""
+        self.results.pop(stage, None)
         self.tails[stage] = deque(maxlen=TAIL)
         self.progress.started(stage)
 
@@ -62,7 +63,7 @@ class Session:
         return [
             {"stage": name, "state": result.state, "seconds": round(result.seconds, 1), "why": result.why}
             for name in self.plan.stages
-            for result in [self.results.get(name, Result("UpToDate"))]
+            for result in [self.results.get(name, Result("NotRun" if name in self.to_run else "UpToDate"))]
         ]
 
     def failures(self) -> list[str]:

@@ -44,13 +44,14 @@ def end_groups(groups: Collection[int], grace: float = GRACE) -> None:
 
     Those are their members, and what these have started in groups of its own.
     """
-    family = [child for group in groups for child in descendants(group)]
+    family = {child for group in groups for child in descendants(group)}
     for group in groups:
         send(group, signal.SIGINT)
     deadline = time.monotonic() + grace
     while (members(groups) or family) and time.monotonic() < deadline:
         time.sleep(0.05)
-        family = [process for process in family if process.is_running() and alive(process.pid)]
+        family |= {child for process in family for child in descendants(process.pid)}  # some begin meanwhile
+        family = {process for process in family if process.is_running() and alive(process.pid)}
     for group in groups:
         send(group, signal.SIGKILL)
     for process in family:

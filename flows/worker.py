@@ -81,7 +81,9 @@ def main() -> None:
     # Ours, and last: this file runs in the workspace of whatever project, by its path.
     sys.path.append(str(Path(__file__).parents[1]))
     workspace = Workspace()
-    for line in sys.stdin:
+    requests = os.fdopen(os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a stage that reads its input must not read requests
+    for line in requests:
         request = json.loads(line)
         try:
             answer = {"ok": getattr(workspace, request.pop("do"))(**request)}
@@ -169,7 +171,7 @@ class Workspace:
             return exchange.send(repo, self._stage(stage))
 
     def fetch(self, entries: dict[str, dict[str, Any]]) -> None:
-        """Put what stages wrote somewhere else, and all that was ever run somewhere else, where it is found.
+        """Put what stages wrote somewhere else into this workspace.
 
         Args:
             entries: By the stages' addresses, as `send` has returned them.
@@ -180,7 +182,6 @@ class Workspace:
         with repo.lock:
             for stage, entry in entries.items():
                 exchange.fetch(repo, self._stage(stage), entry)
-            exchange.share_run_cache(repo)
 
     def adopt(self, stage: str, entry: dict[str, Any]) -> None:
         """Fetch what a stage wrote somewhere else, and write its entry into dvc.lock."""
@@ -216,6 +217,7 @@ class Workspace:
             "upstream": sorted(other.addressing for other in graph.successors(stage)),
             "stale": described.reasons(status.get(stage.addressing, [])),
             "meta": stage.meta or {},
+            "frozen": bool(stage.frozen),
             "threads": described.threads(stage),
             "code": described.one_sum(described.code(stage, outs)) if status else "",
         }
@@ -239,8 +241,11 @@ def _pulled(stage: PipelineStage, force: bool) -> bool:
 
     `Stage.reproduce(pull=True)` would first look for the outputs by a dvc.lock that knows them.
     """
+    from flows import exchange
+
     changed = force or stage.changed()
     if changed:
+        exchange.know(stage.repo, stage)
         stage.run(force=force, pull=True)
     return changed
 

@@ -1,8 +1,10 @@
 """The flow on a Dask cluster whose two workers have a clone each, with a DVC remote between them."""
 
+import contextlib
+import json
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +15,11 @@ import pytest
 import yaml
 
 from flows.watchdog import alive
+from tests.clones import clone, commit, dvc, shrink, sums
 from tests.imports import ROOT
 from tests.test_compress import finished, start
 from tests.test_pool import pid_in, until
+from tests.test_scheduled import free_port
 from tests.toys import git, rewrite, workspace, writes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -40,43 +44,53 @@ class Cluster(NamedTuple):
         return finished(self.main, "--runner", "dask", "--scheduler", self.address, *words)
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("cluster")
-    main = workspace(folder / "main", {"a": writes("a.out")})
-    config = (main / ".dvc" / "config").read_text()
-    remote = f"    remote = store\n['remote \"store\"']\n    url = {folder / 'store'}\n"
-    (main / ".dvc" / "config").write_text(config + remote)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": prefect_server}
-    log = (folder / "log").open("w")
+@contextlib.contextmanager
+def joined(main: Path, folder: Path, server: str) -> Iterator[str]:
+    """Have a scheduler and two workers, each in a clone of its own; yield the scheduler's address."""
+    address, log = f"tcp://127.0.0.1:{free_port()}", folder / "log"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": server}
 
     def run(*words: str, where: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", *words], cwd=where, env=environment, stdout=log, stderr=log
-        )
+        with log.open("a") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", *words], cwd=where, env=environment, stdout=file, stderr=file
+            )
 
-    found = Cluster(address, main, folder)
-    found.commit({"a": writes("a.out")})
-    processes = [
-        run("dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", where=folder)
-    ]
+    port = address.rpartition(":")[2]
+    scheduler = run(
+        "dask", "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", where=folder
+    )
+    processes = [scheduler]
     for name in ("one", "two"):
         git(folder, "clone", "--quiet", str(main), str(folder / name))
         processes.append(run("flows.cluster", address, where=folder / name))
     try:
-        joined = until(lambda: (folder / "log").read_text().count("Registered to:") == 2, 60)
-        assert joined, (folder / "log").read_text()
-        yield found
+        assert until(lambda: log.read_text().count("Registered to:") == 2, 60), log.read_text()
+        yield address
     finally:
         for process in processes:
             process.terminate()
         for process in processes:
             process.wait(20)
-        log.close()
+
+
+def add_remote(repository: Path, store: Path) -> None:
+    """Give a repository a DVC remote that is a folder."""
+    config = repository / ".dvc" / "config"
+    config.write_text(
+        config.read_text().replace("[core]\n", "[core]\n    remote = store\n")
+        + f"['remote \"store\"']\n    url = {store}\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    main = workspace(folder / "main", {"a": writes("a.out")})
+    add_remote(main, folder / "store")
+    Cluster("", main, folder).commit({"a": writes("a.out")})
+    with joined(main, folder, prefect_server) as address:
+        yield Cluster(address, main, folder)
 
 
 def meeting(cluster: Cluster, mine: str, other: str) -> str:
@@ -115,8 +129,8 @@ def test_two_clones_leave_what_dvc_repro_leaves(cluster: Cluster) -> None:
         assert (cluster.main / file).read_bytes() == (alone / file).read_bytes(), file
     assert not (cluster.main / "kept.json").is_symlink()
     assert cluster.flow() == (0, "All 6 stages are up to date.\n")
-    for clone in ("one", "two"):
-        assert git(cluster.folder / clone, "status", "--porcelain") == ""
+    for name in ("one", "two"):
+        assert git(cluster.folder / name, "status", "--porcelain") == ""
 
     stages["d"] = writes("d.out", "b.out", "c.out", cmd="echo other")  # its upstream comes from the remote
     cluster.commit(stages)
@@ -135,13 +149,38 @@ def test_what_one_clone_ran_is_restored_everywhere(cluster: Cluster) -> None:
     del lock["stages"]["s"]
     (cluster.main / "dvc.lock").write_text(yaml.safe_dump(lock))
     (cluster.main / "s.out").unlink()
-    for clone in ("one", "two"):
-        subprocess.run(["rm", "-rf", str(cluster.folder / clone / ".dvc" / "tmp" / "cluster")], check=True)
-        subprocess.run(["rm", "-rf", str(cluster.folder / clone / ".dvc" / "cache")], check=True)
+    for name in ("one", "two"):
+        shutil.rmtree(cluster.folder / name / ".dvc" / "tmp" / "cluster")
+        shutil.rmtree(cluster.folder / name / ".dvc" / "cache")
     status, output = cluster.flow()
     assert status == 0, output
     assert "1 RestoredFromRunCache" in output
     assert (cluster.main / "s.out").read_text() == "xr.out\ns.out\n"
+
+
+def test_what_no_worker_can_run_is_done_by_the_coordinator(cluster: Cluster) -> None:
+    (cluster.main / "given").write_text("given\n")
+    dvc(cluster.main, "add", "given")
+    (cluster.main / "frozen.out").write_text("frozen\n")
+    stages = {
+        "frozen": {**writes("frozen.out"), "frozen": True},
+        "g": writes("g.out", "given", "frozen.out"),
+        "shows": {"cmd": "cat g.out", "deps": ["g.out"]},
+    }
+    cluster.commit(stages)
+    status, output = cluster.flow()
+    assert status == 0, output
+    assert "shows: frozen" in output
+    assert (cluster.main / "g.out").read_text() == "given\nfrozen\ng.out\n"
+    status, output = cluster.flow("--force")
+    assert status == 0, output
+
+
+def test_a_gpu_that_no_worker_has_is_told_at_once(cluster: Cluster) -> None:
+    cluster.commit({"gpu": writes("gpu.out", meta={"gpu": 1})})
+    status, output = cluster.flow()
+    assert status == 1
+    assert "gpu wants 1 GPUs (meta.gpu in dvc.yaml), and no worker has more than 0" in output
 
 
 def test_a_failure_is_told_as_ever(cluster: Cluster) -> None:
@@ -200,3 +239,22 @@ def test_a_cluster_that_is_not_there_is_told(words: list[str], told: str, tmp_pa
     assert status == 1
     assert told in output
     assert "Traceback" not in output
+
+
+def test_the_real_pipeline_gives_the_same_bytes(tmp_path: Path, prefect_server: str) -> None:
+    alone = clone(tmp_path / "alone")
+    shrink(alone, ["prune-80", "prune-80-ft", "int8-static", "student"])
+    add_remote(alone, tmp_path / "store")
+    commit(alone, "small")
+    main = tmp_path / "main"
+    git(tmp_path, "clone", "--quiet", str(alone), str(main))
+    with joined(main, tmp_path, prefect_server) as address:
+        status, output = finished(main, "--runner", "dask", "--scheduler", address)
+    assert status == 0, output
+    dvc(alone, "repro")
+    assert sums(main) == sums(alone)
+    for file in ("report/README.md", "metrics/int8-static.json"):
+        assert (main / file).read_bytes() == (alone / file).read_bytes()
+    assert json.loads(dvc(main, "status", "--json")) == {}
+    for name in ("one", "two"):
+        assert f"in {tmp_path}/{name}/.dvc/tmp/cluster" in output

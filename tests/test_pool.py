@@ -54,14 +54,20 @@ def test_threads_and_code_come_from_what_the_stage_depends_on(tmp_path: Path) ->
     stages = {
         "a": writes("a.out", "a.py", params=["threads.train"]),
         "b": writes("b.out", "a.out", "a.py", params=["seed"]),
+        "c": {"cmd": "true", "deps": ["folder", "a.py"], "outs": ["c.out"]},
+        "d": {"cmd": "true", "outs": ["folder/d.out"]},
     }
     folder = workspace(tmp_path / "w", stages)
     (folder / "params.yaml").write_text("seed: 7\nthreads: {train: 3, test: 9}\n")
     (folder / "a.py").write_text("1")
+    (folder / "folder").mkdir()
+    (folder / "folder" / "d.out").write_text("d")
     with Pool(folder) as pool:
         first = {entry["name"]: entry for entry in pool.plan([])}
     assert (first["a"]["threads"], first["b"]["threads"]) == (3, 1)
-    assert first["a"]["code"] == first["b"]["code"] != ""  # what a stage writes is no code
+    assert (
+        first["a"]["code"] == first["b"]["code"] == first["c"]["code"] != ""
+    )  # what stages write is no code
     (folder / "a.py").write_text("2")
     with Pool(folder) as pool:
         assert pool.plan(["a"])[0]["code"] != first["a"]["code"]
@@ -110,6 +116,14 @@ def test_a_failing_command_is_told_and_the_worker_goes_on(tmp_path: Path) -> Non
         with pytest.raises(StageError, match=r"exited with 3"):
             pool.run("bad")
         assert pool.run("a") == "Ran"
+
+
+def test_a_stage_that_reads_its_input_finds_none(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", {**CHAIN, "reads": "cat > noted.input"})
+    with Pool(folder) as pool:
+        assert pool.run("reads", timeout=30) == "Ran"
+        assert pool.run("a") == "Ran"
+    assert (folder / "noted.input").read_text() == ""
 
 
 def test_variables_are_for_one_stage(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Scheduled runs work beside the user's tree and leave a branch; `make serve` serves them, and stops."""
 
+import functools
 import inspect
 import json
 import os
@@ -8,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import scheduled, serve
 from flows.watchdog import members
@@ -140,6 +143,33 @@ def test_a_run_rebuilds_commits_and_gates(tmp_path: Path) -> None:
         state.result()
     assert json.loads(git(folder, "show", "nightly:metrics/teacher.json"))["accuracy"] == 0.4
     assert scheduled.scheduled(repository=folder, gate=False, return_state=True).is_completed()
+    # HEAD is the user's: the run's own commit is no base to compare it with.
+    state = scheduled.scheduled(base="HEAD", branch="on-demand", repository=folder, return_state=True)
+    assert state.is_failed()
+
+
+def test_a_base_of_a_remote_is_fetched(tmp_path: Path) -> None:
+    origin = project(tmp_path / "origin")
+    git(tmp_path, "clone", "--quiet", str(origin), str(tmp_path / "w"))
+    set_accuracy(origin, 0.7)
+    commit(origin)
+    newest = git(origin, "rev-parse", "--short", "HEAD").strip()
+    assert scheduled.commit_of(tmp_path / "w", "main") != newest
+    assert scheduled.commit_of(tmp_path / "w", "origin/main") == newest
+    assert scheduled.commit_of(tmp_path / "w", newest) == newest
+    with pytest.raises(DecantError, match="nowhere"):
+        scheduled.commit_of(tmp_path / "w", "nowhere")
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_cannot_be_compared_fails_only_a_gate(tmp_path: Path) -> None:
+    folder = project(tmp_path / "w")
+    (folder / "params.yaml").write_text("models: {new: {}}\n")  # without metrics yet
+    commit(folder)
+    run = functools.partial(scheduled.scheduled, targets=["model"], repository=folder, return_state=True)
+    assert run(gate=False).is_completed()
+    with pytest.raises(DecantError, match=r"metrics/new\.json"):
+        run(gate=True).result()
 
 
 def deployments() -> list[dict[str, Any]]:
@@ -159,12 +189,9 @@ def test_deployments_name_parameters_that_the_flow_has() -> None:
     assert schedule["slug"]
 
 
-def test_a_port_that_is_taken_is_told(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with socket.socket() as other:
+    with socket.socket() as other, temporary_settings(restore_defaults={PREFECT_API_URL}):
         other.bind(("127.0.0.1", 0))
         other.listen()
         assert serve.main(["--port", str(other.getsockname()[1])]) == 1
@@ -207,6 +234,8 @@ def test_serve_runs_what_is_due_and_stops_on_ctrl_c(tmp_path: Path) -> None:
         done = until(lambda: "nightly" in git(folder, "branch", "--list", "nightly"), 240)
         assert done, (tmp_path / "serve.log").read_text()
         assert json.loads(git(folder, "show", "nightly:metrics/teacher.json"))["accuracy"] == 0.6
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ui-settings") as answer:
+            assert json.load(answer)["api_url"] == f"http://127.0.0.1:{port}/api"
     finally:
         began = time.monotonic()
         served.send_signal(signal.SIGINT)
