@@ -47,16 +47,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     parts = {"a": whole_pipeline, "b": sleepers, "c": no_op, "d": graphs}
-    with tempfile.TemporaryDirectory(prefix="decant-benchmark-") as temporary, server():
-        pages = [parts[name](Path(temporary), arguments.rounds) for name in arguments.only]
     machine = describe_machine(threads=1)
     told = f"Machine: {os.cpu_count()} cores, {machine['processor']}, Python {machine['python']}."
-    page = "\n".join(
-        ["Written by `python -m benchmarks.flow --write benchmarks/flow.md`.", "", told, "", *pages]
-    )
+    page = f"Written by `python -m benchmarks.flow --write benchmarks/flow.md`.\n\n{told}\n"
+    with tempfile.TemporaryDirectory(prefix="decant-benchmark-") as temporary, server():
+        for name in arguments.only:
+            page += f"\n{parts[name](Path(temporary), arguments.rounds)}"
+            if arguments.write:  # after each part: they take an hour together
+                arguments.write.write_text(page, encoding="utf-8")
     print(page)
-    if arguments.write:
-        arguments.write.write_text(page, encoding="utf-8")
     sys.exit("DIFFERENT BYTES" in page)
 
 

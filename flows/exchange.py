@@ -84,8 +84,7 @@ def know(repo: Repo, stage: PipelineStage) -> None:
 
 def _copy_run_cache(repo: Repo, stage: PipelineStage, command: str) -> None:
     """Copy a stage's entries of the run cache; DVC's own commands copy all that there are."""
-    from dvc.fs import HTTPFileSystem
-    from dvc.fs.generic import copy
+    from dvc.fs import HTTPFileSystem, generic
     from dvc.stage.cache import _can_hash, _get_stage_hash
 
     remote = repo.cloud.get_remote_odb(None, f"{command} --run-cache", hash_name="md5-dos2unix")
@@ -99,7 +98,7 @@ def _copy_run_cache(repo: Repo, stage: PipelineStage, command: str) -> None:
     for file in source.fs.find(source.fs.join(source.path, *folder)):
         copied = target.fs.join(target.path, *folder, source.fs.name(file))
         if not target.fs.exists(copied):
-            copy(source.fs, file, target.fs, copied)
+            generic.copy(source.fs, file, target.fs, copied)
 
 
 def _entry_of(stage: PipelineStage) -> Entry:
