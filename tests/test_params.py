@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tasks.errors import DecantError
 from tasks.params import Section, derive_seed, did_you_mean, mistakes, read_section, read_yaml, validate
 from tasks.validate import __main__ as stage
-from tasks.validate.recipes import Recipes, check
+from tasks.validate.recipes import Recipes, Threads, check
 from tests.imports import OPERATIONS, ROOT
 
 TRAINING = {"epochs": 2, "optimizer": {"kind": "sgd", "learning_rate": 0.05}}
@@ -197,6 +197,13 @@ def test_a_section_keeps_its_other_mistakes_beside_an_unknown_key() -> None:
         "models.prune-80.scope: must be 'global' or 'layer', got 'none'",
         "models.prune-80: unknown key 'sparsty'; did you mean 'sparsity'?",
     ]
+
+
+def test_every_operation_has_a_count_of_threads() -> None:
+    assert set(Threads.model_fields) == {"teacher", "evaluate", *OPERATIONS}
+    content = copy.deepcopy(VALID)
+    del content["threads"]["prune"]
+    assert complaints(content) == ["threads.prune: is missing"]
 
 
 def test_mistakes_of_every_kind_are_told_at_once() -> None:
