@@ -47,16 +47,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     parts = {"a": whole_pipeline, "b": sleepers, "c": no_op, "d": graphs}
-    machine = describe_machine(threads=1)
-    told = f"Machine: {os.cpu_count()} cores, {machine['processor']}, Python {machine['python']}."
-    page = f"Written by `python -m benchmarks.flow --write benchmarks/flow.md`.\n\n{told}\n"
+    page = sections_of(arguments.write) if arguments.write else {}
     with tempfile.TemporaryDirectory(prefix="decant-benchmark-") as temporary, server():
         for name in arguments.only:
-            page += f"\n{parts[name](Path(temporary), arguments.rounds)}"
-            if arguments.write:  # after each part: they take an hour together
-                arguments.write.write_text(page, encoding="utf-8")
-    print(page)
-    sys.exit("DIFFERENT BYTES" in page)
+            page[name] = parts[name](Path(temporary), arguments.rounds)
+            if arguments.write:  # after each part: all of them take an hour
+                arguments.write.write_text(text_of(page), encoding="utf-8")
+    print(text_of(page))
+    sys.exit("DIFFERENT BYTES" in text_of(page))
+
+
+def sections_of(page: Path) -> dict[str, str]:
+    """Return the parts that a page has already, for those that are not measured again."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    return {section[1]: f"## {section}" for section in text.split("\n## ")[1:]}
+
+
+def text_of(page: dict[str, str]) -> str:
+    """Return a page with its parts in order."""
+    machine = describe_machine(threads=1)
+    told = f"Machine: {os.cpu_count()} cores, {machine['processor']}, Python {machine['python']}."
+    head = f"Written by `python -m benchmarks.flow --write benchmarks/flow.md`.\n\n{told}\n"
+    return "\n".join([head, *(page[name].rstrip() + "\n" for name in sorted(page))])
 
 
 @contextlib.contextmanager
@@ -100,24 +112,21 @@ def predictions(folder: Path, plan: Plan, each: dict[str, float]) -> list[str]:
 
     The teacher keeps its threads: nothing can run beside it.
     """
-    training = {"distill", "finetune"}
-    by_count = {count: with_threads(folder, plan, count) for count in (1, 2)}
+    counted = {name: stage for name, stage in plan.stages.items() if stage.threads and name != "teacher"}
+    trainings = [name for name, stage in counted.items() if stage.operation in ("distill", "finetune")]
+    others = [name for name in counted if name not in trainings]
+    one, two = with_threads(folder, trainings, 1), with_threads(folder, others, 2)
     rows = []
-    for words, counts in {
-        "2 for every operation": (2, 2),
-        "2 for trainings, 1 for the rest": (2, 1),
-        "1 for all but the teacher": (1, 1),
-    }.items():
-        threads = {
-            name: counts[0] if stage.operation in training else counts[1]
-            for name, stage in plan.stages.items()
-            if name in by_count[1]
-        }
-        times = each | {name: by_count[count][name] for name, count in threads.items()}
+    for words, changed, count in (
+        ("2 for every operation", two, 2),
+        ("2 for trainings, 1 for the rest", {}, 0),
+        ("1 for all but the teacher", one, 1),
+    ):
         stages = {
-            name: replace(stage, threads=threads.get(name, stage.threads))
+            name: replace(stage, threads=count if name in changed else stage.threads)
             for name, stage in plan.stages.items()
         }
+        times = each | changed
         spans = [sum(times.values()), *(makespan(Plan(stages), times, cores) for cores in (2, 4, 8))]
         rows.append(f"| {words} | {' | '.join(f'{span:.0f}' for span in spans)} |")
     return [
@@ -130,19 +139,18 @@ def predictions(folder: Path, plan: Plan, each: dict[str, float]) -> list[str]:
     ]
 
 
-def with_threads(folder: Path, plan: Plan, count: int) -> dict[str, float]:
-    """Return the seconds of each stage that has a count of threads, with this one; all but the teacher's."""
+def with_threads(folder: Path, stages: list[str], count: int) -> dict[str, float]:
+    """Return the seconds of stages with another count of threads than params.yaml has."""
     params = read_params(folder)
-    params["threads"] = dict.fromkeys(params["threads"], count)
-    write_params(folder, params)
+    write_params(folder, params | {"threads": dict.fromkeys(params["threads"], count)})
     seconds = {}
     with Pool(folder) as pool:
-        for name, stage in plan.stages.items():
-            if stage.operation in params["threads"] and name != "teacher":
-                print(f"{time.strftime('%H:%M:%S')} {name}, {count} threads", file=sys.stderr, flush=True)
-                began = time.monotonic()
-                pool.run(name, force=True)
-                seconds[name] = time.monotonic() - began
+        for name in stages:
+            print(f"{time.strftime('%H:%M:%S')} {name}, {count} threads", file=sys.stderr, flush=True)
+            began = time.monotonic()
+            pool.run(name, force=True)
+            seconds[name] = time.monotonic() - began
+    write_params(folder, params)
     return seconds
 
 

@@ -169,6 +169,7 @@ class Cluster:
             answer = future.result()
             session.pool.ask({"do": "adopt", "stage": stage, "entry": answer["entry"]})
         except Exception as error:  # of ours, of Prefect or of Dask: the flow has to tell it
+            future.wrapped_future.cancel()  # who has left might come back
             if not session.pool.stopped:
                 why = str(error).strip() or type(error).__name__
                 if "deserialization of the task graph" in why:

@@ -89,8 +89,8 @@ def compress(
 
     Args:
         targets: Stages, or files that stages write; none for all.
-        jobs: Stages at once; as many as there are cores where not given. The threads of all that run at the
-            same time stay within the cores, or within `jobs` where that is more.
+        jobs: Stages at once; as many as there are cores where not given. However many are allowed, the
+            threads of those that run at the same time stay within the cores.
         keep_going: After a failure, run what does not depend on it; else begin nothing more.
         force: Run what is up to date too.
         dry_run: Say what would run, and why.
@@ -148,7 +148,7 @@ def _run_all(
     However this is left, no process that it started is left behind.
     """
     jobs = jobs or place.jobs
-    schedule = Schedule(session.plan, session.to_run, jobs, max(place.cores, jobs), place.gpus)
+    schedule = Schedule(session.plan, session.to_run, jobs, place.cores, place.gpus)
     futures: dict[str, PrefectFuture[Any]] = {}
     with _cancellations() as cancelled:
         try:

@@ -26,7 +26,7 @@ def reasons(status: list[Any]) -> list[str]:
 
 
 def threads(stage: PipelineStage) -> int:
-    """Return the threads that a stage uses: its parameter `threads` or `threads.…`, else one."""
+    """Return the threads that a stage uses: its parameter `threads` or `threads.…`; 0 without one."""
     from dvc.dependency import ParamsDependency
 
     counts = [
@@ -36,7 +36,7 @@ def threads(stage: PipelineStage) -> int:
         for name, value in dependency.read_params().items()
         if name.partition(".")[0] == "threads" and isinstance(value, int)
     ]
-    return max([1, *counts])
+    return max([0, *counts])
 
 
 def code(stage: PipelineStage, outs: set[str]) -> dict[str, str]:

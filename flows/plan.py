@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from tasks.errors import DecantError
@@ -63,7 +64,7 @@ class Stage:
         command: What it runs.
         upstream: The stages that it depends on.
         stale: Why it must run, in DVC's words; empty where nothing that it knows of has changed.
-        threads: How many threads its recipe says.
+        threads: How many threads its recipe says; 0 where it says nothing.
         code: A sum over the code that it depends on; empty where it is not stale.
         limits: From its `meta`.
         frozen: DVC takes its outputs as they are and never runs it.
@@ -73,7 +74,7 @@ class Stage:
     command: str = ""
     upstream: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
-    threads: int = 1
+    threads: int = 0
     code: str = ""
     limits: Limits = field(default_factory=Limits)
     frozen: bool = False
@@ -138,9 +139,10 @@ class Plan:
 class Schedule:
     """Which stages may begin: their upstream is done, and there is room.
 
-    Room is `jobs` stages at once, `cores` for the sum of their threads, and `gpus` devices. A stage of more
-    threads than cores runs when nothing else does. Of several that may begin, the one with the longest chain
-    of stages behind it does.
+    Room is `jobs` stages at once, `cores` for the sum of their threads, and `gpus` devices: trainings that
+    share a core wait for each other at every step. A stage of more threads than cores runs when nothing else
+    does; one that says nothing of threads counts as one, or as less where more jobs than cores are wanted.
+    Of several that may begin, the one with the longest chain of stages behind it does.
     """
 
     def __init__(self, plan: Plan, names: Iterable[str], jobs: int, cores: int, gpus: Iterable[str]) -> None:
@@ -149,6 +151,7 @@ class Schedule:
         self._running: dict[str, tuple[str, ...]] = {}
         self._failed: dict[str, str] = {}
         self._jobs, self._cores, self._gpus = jobs, cores, list(gpus)
+        self._share = min(Fraction(1), Fraction(cores, jobs))
         for stage in self._stages.values():
             if stage.limits.gpu > len(self._gpus):
                 raise DecantError(
@@ -212,5 +215,5 @@ class Schedule:
             return True
         if stage.limits.alone or any(other.limits.alone for other in running):
             return False
-        threads = sum(other.threads for other in running) + stage.threads
+        threads = sum(other.threads or self._share for other in (*running, stage))
         return len(running) < self._jobs and threads <= self._cores and stage.limits.gpu <= len(self._gpus)

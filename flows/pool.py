@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import fcntl
 import json
 import os
@@ -65,12 +66,14 @@ class Watched:
     def __init__(self, rwlock: Path | None = None, hold: Hold | None = None) -> None:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
+        self._mark = f"DECANT_WATCHED_{os.getpid()}_{id(self)}"
         self._watchdog = subprocess.Popen(
-            [sys.executable, "-P", watchdog.__file__, *([str(rwlock)] if rwlock else [])],
+            [sys.executable, "-P", watchdog.__file__, self._mark, *([str(rwlock)] if rwlock else [])],
             stdin=subprocess.PIPE,
             pass_fds=[hold.file.fileno()] if hold else [],
             start_new_session=True,
         )
+        os.environ[self._mark] = "1"  # whatever is started from now on has it
 
     def __enter__(self) -> Self:
         return self
@@ -108,8 +111,11 @@ class Watched:
         """End all that is left; returns when it is gone, a few seconds later at most."""
         with self._lock:
             self._stopped.set()
+            os.environ.pop(self._mark, None)
             if self._watchdog.stdin is not None and not self._watchdog.stdin.closed:
-                self._watchdog.stdin.close()
+                with contextlib.suppress(BrokenPipeError):
+                    self._watchdog.stdin.write(b".\n")
+                    self._watchdog.stdin.close()
         self._watchdog.wait()
 
     def _tell(self, words: str) -> None:

@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 from typing import NoReturn
 
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.pool import Watched
 from tasks.errors import DecantError
@@ -77,7 +77,8 @@ def serve(watched: Watched, port: int) -> NoReturn:
                 f"`prefect {' '.join(words)}` failed; run it yourself with PREFECT_API_URL={url}"
             )
     if "the server" in processes:
-        close_lost_runs()
+        with temporary_settings({PREFECT_API_URL: url}):
+            close_lost_runs()
     processes["the worker"] = watched.start(prefect(["worker", "start", "--pool", POOL]))
     _say(f"Serving the deployments of prefect.yaml at {url.removesuffix('/api')}; Ctrl-C ends it")
     try:

@@ -1,9 +1,12 @@
 """The process that ends a flow's children, whatever ended the flow.
 
 It reads from a pipe whose other end the flow holds, and the flow alone: `+N` for a process group that was
-started, `-N` for one that is gone. The pipe ends with the flow, even when that is killed with signal 9. Then
-every group that is left is ended, and DVC's lists of readers and writers that the arguments name are tidied.
-So there is one way to stop, and it is taken every time.
+started, `-N` for one that is gone, `.` for an end that is meant. The pipe ends with the flow, even when that
+is killed with signal 9. Then every group that is left is ended, and DVC's lists of readers and writers that
+the arguments name are tidied. So there is one way to stop, and it is taken every time.
+
+Where the end was not meant, whatever else the flow has started is ended too, such as the server that Prefect
+starts for itself: all of it has the mark, a variable that the flow has put into its environment.
 
 The flow's lock of the workspace is held here too, so that it is free only when nothing is left to disturb.
 """
@@ -30,13 +33,27 @@ def main() -> None:
     """Watch until the pipe ends, then end all groups and tidy DVC's list of readers and writers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # of the terminal's signals only the flow takes notice
+    mark, *paths = sys.argv[1:]
     groups: set[int] = set()
+    meant = False
     for line in sys.stdin:
-        group = int(line[1:])
-        (groups.add if line[0] == "+" else groups.discard)(group)
+        if line[0] == ".":
+            meant = True
+        else:
+            (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
     end_groups(groups)
-    for path in sys.argv[1:]:
+    if not meant:
+        end_marked(mark)
+    for path in paths:
         release(Path(path))
+
+
+def end_marked(mark: str) -> None:
+    """End all processes that have a variable of this name."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if mark in process.environ():
+                process.kill()
 
 
 def end_groups(groups: Collection[int], grace: float = GRACE) -> None:

@@ -19,7 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from flows.compress import StagesFailedError, compress
-from flows.watchdog import alive
+from flows.watchdog import alive, descendants
 from tests.imports import ROOT
 from tests.test_pool import held, pid_in, until
 from tests.toys import rewrite, workspace, writes
@@ -290,6 +290,19 @@ def test_a_signal_leaves_nothing_behind(
     flow.send_signal(number)
     assert_clean(folder, flow, pid)
     assert flow.returncode == (130 if number != signal.SIGKILL else -9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_server_of_its_own_goes_with_the_flow(number: signal.Signals, tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", {"a": writes("a.out", cmd="echo $$ > noted.pid; sleep 60")})
+    flow = start(folder, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / "prefect"))
+    assert until((folder / "noted.pid").exists, 120)
+    (server,) = [child for child in descendants(flow.pid) if "uvicorn" in child.cmdline()]
+    flow.send_signal(number)
+    flow.wait(10)
+    assert until(lambda: not alive(server.pid) and not alive(pid_in(folder / "noted.pid")), 5)
+    flow.communicate()
 
 
 def test_a_signal_cuts_the_delay_before_a_retry_short(tmp_path: Path) -> None:

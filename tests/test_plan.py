@@ -84,6 +84,14 @@ def test_what_is_not_to_run_is_not_waited_for() -> None:
     assert names(schedule.start()) == ["b"]
 
 
+def test_more_jobs_than_cores_are_for_stages_that_say_nothing_of_threads() -> None:
+    def begun(threads: int) -> int:
+        stages = with_stages(*(Stage(name, threads=threads) for name in "abcdef"))
+        return len(Schedule(stages, stages.stages, 4, 2, []).start())
+
+    assert [begun(threads) for threads in (0, 1, 2)] == [4, 2, 1]
+
+
 def test_threads_stay_within_the_cores() -> None:
     stages = with_stages(Stage("a", threads=2), Stage("b", threads=2), Stage("c"), Stage("d", threads=9))
     schedule = Schedule(stages, "abcd", jobs=4, cores=3, gpus=[])
@@ -149,7 +157,7 @@ def graphs(draw: st.DrawFn) -> tuple[Plan, set[str]]:
     for index in range(draw(st.integers(1, 12))):
         upstream = draw(st.sets(st.sampled_from(sorted(stages)), max_size=3)) if stages else set()
         name = f"s{index}"
-        stages[name] = Stage(name, upstream=tuple(sorted(upstream)), threads=draw(st.integers(1, 4)))
+        stages[name] = Stage(name, upstream=tuple(sorted(upstream)), threads=draw(st.integers(0, 4)))
     return Plan(stages), draw(st.sets(st.sampled_from(sorted(stages)), max_size=2))
 
 

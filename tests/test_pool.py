@@ -64,7 +64,7 @@ def test_threads_and_code_come_from_what_the_stage_depends_on(tmp_path: Path) ->
     (folder / "folder" / "d.out").write_text("d")
     with Pool(folder) as pool:
         first = {entry["name"]: entry for entry in pool.plan([])}
-    assert (first["a"]["threads"], first["b"]["threads"]) == (3, 1)
+    assert (first["a"]["threads"], first["b"]["threads"]) == (3, 0)
     assert (
         first["a"]["code"] == first["b"]["code"] == first["c"]["code"] != ""
     )  # what stages write is no code
