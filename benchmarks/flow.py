@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from tests.toys import workspace, writes
 
 JOBS = (1, 2, 4)
 ONE_JOB = "flow, 1 job"
+SIZES = (10, 50, 200)
 Times = dict[str, list[float]]
 
 
@@ -190,21 +192,25 @@ def no_op(temporary: Path, rounds: int) -> str:
 
 def graphs(temporary: Path, rounds: int) -> str:
     """Return part (d): the overhead of a stage, and how it grows with the graph."""
-    lines = [
-        "## (d) Stages that do nothing, each after the first one",
-        "",
-        "Seconds a stage, all in all:",
-        "",
-    ]
-    lines += [f"| stages | {' | '.join(ways())} |", f"|---:|{'---:|' * len(ways())}"]
-    for count in (10, 50, 200):
+    totals: dict[int, dict[str, float]] = {}
+    for count in SIZES:
         stages = {"s0": writes("s0.out")}
         stages |= {f"s{index}": writes(f"s{index}.out", "s0.out") for index in range(1, count)}
         folders = {way: workspace(temporary / f"d{count}-{way}", stages) for way in ways()}
         times = compared(folders, 1 if count > 50 else rounds, "--force")
-        each = (statistics.median(values) / count for values in times.values())
-        lines.append(f"| {count} | {' | '.join(f'{value:.3f}' for value in each)} |")
+        totals[count] = {way: statistics.median(values) for way, values in times.items()}
+    head = [f"| stages | {' | '.join(ways())} |", f"|---:|{'---:|' * len(ways())}"]
+    lines = ["## (d) Stages that do nothing, each after the first one", "", "Seconds, all in all:", "", *head]
+    lines += [_row(str(count), totals[count].values(), 1) for count in SIZES]
+    lines += ["", "Seconds for each stage more, from one size to the next:", "", *head]
+    for fewer, more in pairwise(SIZES):
+        each = [(totals[more][way] - totals[fewer][way]) / (more - fewer) for way in ways()]
+        lines.append(_row(f"{fewer} to {more}", each, 3))
     return "\n".join([*lines, ""])
+
+
+def _row(head: str, values: Iterable[float], digits: int) -> str:
+    return f"| {head} | {' | '.join(f'{value:.{digits}f}' for value in values)} |"
 
 
 def ways() -> list[str]:
