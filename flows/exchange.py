@@ -28,7 +28,7 @@ def send(repo: Repo, stage: PipelineStage) -> Entry:
     """
     entry = _entry_of(stage)
     twin = _twin(repo, stage, entry)
-    kept_in_git = {out.def_path for out in stage.outs if not out.use_cache}
+    kept_in_git = _kept_in_git(stage)
     for out in twin.outs:
         if out.def_path in kept_in_git:
             out.commit(relink=False)
@@ -49,7 +49,7 @@ def fetch(repo: Repo, stage: PipelineStage, entry: Entry) -> None:
     for out in missing:
         for objects in out.get_used_objs().values():
             _all_or_none(repo.cloud.pull(objects).failed, stage, "found in")
-    kept_in_git = {out.def_path for out in stage.outs if not out.use_cache}
+    kept_in_git = _kept_in_git(stage)
     for out in missing:
         # What Git keeps must be files, not links into the cache.
         as_files = repo.stage_cache._cache_type_copy() if out.def_path in kept_in_git else None
@@ -114,6 +114,10 @@ def _twin(repo: Repo, stage: PipelineStage, entry: Entry) -> PipelineStage:
         return stage
     twin: PipelineStage = repo.stage_cache._create_stage(entry, wdir=stage.wdir)
     return twin
+
+
+def _kept_in_git(stage: PipelineStage) -> set[str]:
+    return {out.def_path for out in stage.outs if not out.use_cache}
 
 
 def _all_or_none(failed: Any, stage: PipelineStage, how: str) -> None:

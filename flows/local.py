@@ -106,9 +106,7 @@ class Attempt:
     def _run(self, force: bool, environment: dict[str, str]) -> None:
         try:
             self._outcome.set_result(self._try(force, environment))
-        except (
-            BaseException
-        ) as error:  # whoever follows gets it; a failure may be retried, so nothing is done
+        except BaseException as error:  # whoever follows gets it; it may be tried again, so it is not done
             self._outcome.set_exception(error)
         else:
             self._done(self._stage.name)
