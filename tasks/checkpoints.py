@@ -26,6 +26,7 @@ from tasks.constraints import Constraints, InputGrid, Levels, Range, attach_, pr
 from tasks.errors import DecantError
 from tasks.models import Architecture, Shape, build
 from tasks.packing import decode_mask, encode_mask, pack, unpack
+from tasks.shapes import Shapes, differing, reshape_
 from tasks.stages import write_json
 
 MODELS = Path("models")
@@ -33,6 +34,9 @@ DEPLOYED = ("model.safetensors", "model.json")
 """The files that rebuild the function: what ships, and what is counted."""
 
 FORMAT = 1
+
+PER_CHANNEL = "per channel"
+"""What stands in model.json for a range whose bounds are tensors in model.safetensors."""
 
 BROKEN = (
     AttributeError,  # a layer that there is not
@@ -51,12 +55,13 @@ class Checkpoint:
     """A model and all that is known of it.
 
     Attributes:
-        architecture: What `build` makes the module of.
+        architecture: What `build` makes the module of; a layer may have fewer channels since.
         shape: One input [C, H, W].
         classes: The names of the classes.
         module: The network, its weights as deployed, in eval mode.
         constraints: What each compressed weight obeys, by its name.
         grids: The grid on which a layer's inputs are rounded, by the layer's name.
+        clamps: The range that a layer's inputs are cut to before they are rounded, by the layer's name.
         lineage: One entry for each step from the teacher to here, oldest first.
     """
 
@@ -67,23 +72,43 @@ class Checkpoint:
     constraints: Mapping[str, Constraints] = field(default_factory=dict)
     grids: Mapping[str, InputGrid] = field(default_factory=dict)
     lineage: tuple[Mapping[str, Any], ...] = ()
+    clamps: Mapping[str, Range] = field(default_factory=dict)
 
     def narrowed(
-        self, changes: Mapping[str, Constraints], grids: Mapping[str, InputGrid] | None = None
+        self,
+        changes: Mapping[str, Constraints],
+        grids: Mapping[str, InputGrid] | None = None,
+        clamps: Mapping[str, Range] | None = None,
     ) -> Checkpoint:
-        """Return a copy whose named weights obey `changes` and whose named layers round their inputs.
+        """Return a copy whose named weights obey `changes`, whose named layers clamp and round their inputs.
 
-        This checkpoint is untouched.
+        This checkpoint is untouched. A second clamp of a layer intersects with the first.
+
+        Raises:
+            ValueError: Two clamps do not meet.
         """
         module = copy.deepcopy(self.module)
         project_(module, changes)
-        attach_(module, grids or {})
+        rounded, clamped = {**self.grids, **(grids or {})}, dict(self.clamps)
+        for name, clamp in (clamps or {}).items():
+            try:
+                clamped[name] = clamp.intersect(clamped[name]) if name in clamped else clamp
+            except ValueError as error:
+                raise ValueError(f"inputs of {name}: {error}") from None
+        attach_(module, rounded, clamped)
         return replace(
             self,
             module=module,
             constraints={**self.constraints, **changes},
-            grids={**self.grids, **(grids or {})},
+            grids=rounded,
+            clamps=clamped,
         )
+
+
+def altered(checkpoint: Checkpoint) -> Shapes:
+    """Return the shapes in which a model is not what its architecture builds: channels were removed."""
+    built = build(checkpoint.architecture, checkpoint.shape, len(checkpoint.classes), seed=0)
+    return differing(checkpoint.module, built)
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -106,7 +131,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         DecantError: A weight is NaN or infinite.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors, inputs = _encode_inputs(checkpoint)
     described: dict[str, Any] = {}
     for name, tensor in state(checkpoint.module).items():
         if not torch.isfinite(tensor).all():
@@ -116,6 +141,8 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
             continue
         parts, described[name] = _encode(tensor, checkpoint.constraints[name])
         tensors |= {f"{name}.{part}": value for part, value in parts.items()}
+    # One word each: as lists they would take most of a small model's description.
+    shapes = {name: "x".join(map(str, shape)) for name, shape in altered(checkpoint).items()}
     weights = safetensors.torch.save(tensors)
     (folder / "model.safetensors").write_bytes(weights)
     write_json(
@@ -127,7 +154,8 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
             "shape": checkpoint.shape,
             "classes": checkpoint.classes,
             "weights": described,
-            "inputs": {name: vars(grid) for name, grid in checkpoint.grids.items()},
+            "inputs": inputs,
+            **({"shapes": shapes} if shapes else {}),
         },
     )
     write_json(folder / "lineage.json", list(checkpoint.lineage))
@@ -169,7 +197,10 @@ def _rebuild(
     channels, height, width = described["shape"]
     shape, classes = (channels, height, width), tuple(described["classes"])
     module = build(architecture, shape, len(classes), seed=0).eval()
+    shapes = {name: [int(size) for size in word.split("x")] for name, word in described.get("shapes", {}).items()}
+    reshape_(module, shapes)
     constraints: dict[str, Constraints] = {}
+    grids, clamps = _decode_inputs(tensors, described["inputs"])
     for name, description in described["weights"].items():
         parts = {
             key.removeprefix(f"{name}."): tensors.pop(key)
@@ -181,9 +212,52 @@ def _rebuild(
     if tensors.keys() != expected:
         raise ValueError(f"tensors {sorted(tensors.keys() ^ expected)} are missing or too many")
     module.load_state_dict(tensors, strict=False)
-    grids = {name: InputGrid(**grid) for name, grid in described["inputs"].items()}
-    attach_(module, grids)
-    return Checkpoint(architecture, shape, classes, module, constraints, grids, lineage)
+    attach_(module, grids, clamps)
+    return Checkpoint(architecture, shape, classes, module, constraints, grids, lineage, clamps)
+
+
+def _encode_inputs(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of clamps per channel, and the JSON of all that layers do to their inputs."""
+    tensors: dict[str, Tensor] = {}
+    described: dict[str, Any] = {name: dict(vars(grid)) for name, grid in checkpoint.grids.items()}
+    for name, clamp in checkpoint.clamps.items():
+        parts, words = _encode_range(clamp)
+        tensors |= {f"{name}.inputs.{part}": value for part, value in parts.items()}
+        described[name] = described.get(name, {}) | words
+    return tensors, described
+
+
+def _decode_inputs(
+    tensors: dict[str, Tensor], described: dict[str, Any]
+) -> tuple[dict[str, InputGrid], dict[str, Range]]:
+    """Return what `_encode_inputs` was given, and take its tensors out of `tensors`, in place."""
+    grids: dict[str, InputGrid] = {}
+    clamps: dict[str, Range] = {}
+    for name, description in described.items():
+        ends = ("low", "high") if description.get("range") == PER_CHANNEL else ()
+        clamp = _decode_range({end: tensors.pop(f"{name}.inputs.{end}") for end in ends}, description)
+        if clamp is not None:
+            clamps[name] = clamp
+        if grid := {key: value for key, value in description.items() if key != "range"}:
+            grids[name] = InputGrid(**grid)
+    return grids, clamps
+
+
+def _encode_range(bounds: Range) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return one range as JSON, or as float32 tensors where each channel has its own."""
+    if isinstance(bounds.low, Tensor) and isinstance(bounds.high, Tensor):
+        return {"low": bounds.low.contiguous(), "high": bounds.high.contiguous()}, {"range": PER_CHANNEL}
+    return {}, {"range": [_finite(bound) for bound in bounds.ends()]}
+
+
+def _decode_range(parts: Mapping[str, Tensor], described: Mapping[str, Any]) -> Range | None:
+    """Return the range that `_encode_range` was given, or None where there is none."""
+    if "range" not in described:
+        return None
+    if described["range"] == PER_CHANNEL:
+        return Range(parts["low"], parts["high"])
+    low, high = described["range"]
+    return Range(-math.inf if low is None else low, math.inf if high is None else high)
 
 
 def _encode(weight: Tensor, constraints: Constraints) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -193,7 +267,9 @@ def _encode(weight: Tensor, constraints: Constraints) -> tuple[dict[str, Tensor]
     kept = weight.flatten()
     codes = None if constraints.levels is None else constraints.levels.codes(weight).flatten()
     if constraints.range is not None:
-        described["range"] = [_finite(constraints.range.low), _finite(constraints.range.high)]
+        bounds, words = _encode_range(constraints.range)
+        parts |= bounds
+        described |= words
     if constraints.mask is not None:
         mask = constraints.mask.flatten()
         encoded, described["gap_bits"] = encode_mask(mask.numpy())
@@ -218,10 +294,7 @@ def _decode(parts: dict[str, Tensor], described: dict[str, Any]) -> tuple[Tensor
     """Return the weight and the constraints that `_encode` was given."""
     shape = described["shape"]
     count = math.prod(shape)
-    bounds, mask, levels = None, None, None
-    if "range" in described:
-        low, high = described["range"]
-        bounds = Range(-math.inf if low is None else low, math.inf if high is None else high)
+    bounds, mask, levels = _decode_range(parts, described), None, None
     survivors = described.get("survivors", count)
     if "survivors" in described:
         kept = decode_mask(parts["mask"].numpy(), described["gap_bits"], survivors, count)

@@ -15,25 +15,88 @@ import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Range:
-    """Weights lie in [low, high]; a bound that was not asked for is infinite."""
+    """Weights, or a layer's inputs, lie in [low, high]; a bound that was not asked for is infinite.
 
-    low: float = -math.inf
-    high: float = math.inf
+    Attributes:
+        low: One number for all, or a float32 tensor that broadcasts: [O, 1, ...] for a weight's output
+            channels, [C, 1, ...] for a layer's input channels.
+        high: The like; both are numbers or both tensors of one shape.
+    """
+
+    low: float | Tensor = -math.inf
+    high: float | Tensor = math.inf
 
     def __post_init__(self) -> None:
-        """Refuse a range with nothing in it."""
-        if not self.low <= self.high:
-            raise ValueError(f"A range from {self.low:g} to {self.high:g} holds no number")
+        """Refuse a range with nothing in it, and two bounds that do not belong together."""
+        low, high = _tensor(self.low), _tensor(self.high)
+        if low.shape != high.shape or isinstance(self.low, Tensor) != isinstance(self.high, Tensor):
+            raise ValueError(f"Bounds of shapes {[*low.shape]} and {[*high.shape]} are no range")
+        if bool((empty := ~(low <= high)).any()):
+            at = int(empty.flatten().long().argmax())
+            where = f" in channel {at}" if self.per_channel else ""
+            first, last = low.flatten()[at].item(), high.flatten()[at].item()
+            raise ValueError(f"A range from {first:g} to {last:g} holds no number{where}")
+
+    def __eq__(self, other: object) -> bool:
+        """Say whether both have the same bounds, to the bit."""
+        return isinstance(other, Range) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        low, high = _tensor(self.low), _tensor(self.high)
+        return (
+            self.per_channel,
+            tuple(low.shape),
+            tuple(low.flatten().tolist()),
+            tuple(high.flatten().tolist()),
+        )
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether each channel has bounds of its own."""
+        return isinstance(self.low, Tensor)
 
     def project(self, weight: Tensor) -> Tensor:
         """Return the weight cut to the range."""
-        return weight.clamp(self.low, self.high)
+        if isinstance(self.low, Tensor) and isinstance(self.high, Tensor):
+            return torch.clamp(weight, self.low, self.high)
+        return torch.clamp(weight, self.low, self.high)  # type: ignore[arg-type]  # both are numbers
 
     def within(self, other: Range) -> bool:
         """Say whether everything in this range lies in the other."""
-        return other.low <= self.low and self.high <= other.high
+        below, above = _tensor(other.low) <= _tensor(self.low), _tensor(self.high) <= _tensor(other.high)
+        return bool(below.all() and above.all())
+
+    def intersect(self, other: Range) -> Range:
+        """Return what lies in both.
+
+        Raises:
+            ValueError: They do not meet.
+        """
+        if not (self.per_channel or other.per_channel):
+            return Range(max(self.low, other.low), min(self.high, other.high))
+        low = torch.maximum(_tensor(self.low), _tensor(other.low))
+        return Range(low.float(), torch.minimum(_tensor(self.high), _tensor(other.high)).float())
+
+    def ends(self) -> tuple[float, float]:
+        """Return the least and the largest number that any channel's range holds."""
+        return _tensor(self.low).min().item(), _tensor(self.high).max().item()
+
+    def describe(self, form: str = ".3g") -> str:
+        """Return the range in words, its numbers in a format such as `.3g`."""
+        low, high = self.ends()
+        scope = " per channel within" if self.per_channel else ""
+        return f"range{scope} [{low:{form}}, {high:{form}}]"
+
+
+def _tensor(bound: float | Tensor) -> Tensor:
+    """Return the bound as a tensor in double precision, which holds any float32 and any number exactly."""
+    return torch.as_tensor(bound, dtype=torch.double)
 
 
 @dataclass(frozen=True)
@@ -108,7 +171,7 @@ class Constraints:
         if levels is not None and self.levels is not None:
             raise ValueError("The weight has quantization levels already")
         if range is not None and self.range is not None:
-            range = Range(max(range.low, self.range.low), min(range.high, self.range.high))
+            range = range.intersect(self.range)
         if mask is not None and self.mask is not None:
             mask = mask & self.mask
         return replace(
@@ -128,7 +191,7 @@ class Constraints:
         if self.levels is not None and not self.levels.equals(later.levels):
             broken.append("the quantization levels were lost or changed")
         if self.range is not None and (later.range is None or not later.range.within(self.range)):
-            broken.append(f"the range [{self.range.low:g}, {self.range.high:g}] was lost or widened")
+            broken.append(f"the {self.range.describe('g')} was lost or widened")
         if not broken and (moved := int((later.project(weight) != weight).sum())):
             broken.append(f"{moved} of {weight.numel()} weights are off their range, levels or mask")
         return broken
@@ -137,7 +200,7 @@ class Constraints:
         """Return the constraints in a few words, for ledgers."""
         words = []
         if self.range is not None:
-            words.append(f"range [{self.range.low:.3g}, {self.range.high:.3g}]")
+            words.append(self.range.describe())
         if self.levels is not None:
             scope = "channel" if self.levels.scale.numel() > 1 else "tensor"
             words.append(f"{len(self.levels.values)} levels per {scope}")
@@ -168,18 +231,31 @@ class InputGrid:
         return torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero_point, 0, 2**self.bits - 1)
 
 
-def attach_(module: nn.Module, grids: Mapping[str, InputGrid]) -> None:
-    """Make each named layer round its inputs, in place; copies of the module round them too."""
-    for name, grid in grids.items():
-        module.get_submodule(name).register_forward_pre_hook(_Rounding(grid))
+def attach_(
+    module: nn.Module, grids: Mapping[str, InputGrid], clamps: Mapping[str, Range] | None = None
+) -> None:
+    """Make each named layer clamp its inputs, then round them, in place; copies of the module do it too.
+
+    What a layer did to its inputs before is replaced, not added to: a clamp that came after a grid would
+    otherwise cut what is rounded already, and leave values that are on no grid.
+    """
+    clamps = clamps or {}
+    for name in {**grids, **clamps}:
+        layer = module.get_submodule(name)
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if isinstance(hook, _Inputs):
+                del layer._forward_pre_hooks[key]
+        layer.register_forward_pre_hook(_Inputs(clamps.get(name), grids.get(name)))
 
 
 @dataclass(frozen=True)
-class _Rounding:
-    grid: InputGrid
+class _Inputs:
+    clamp: Range | None
+    grid: InputGrid | None
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (self.grid(inputs[0]), *inputs[1:])
+        first = inputs[0] if self.clamp is None else self.clamp.project(inputs[0])
+        return (first if self.grid is None else self.grid(first), *inputs[1:])
 
 
 def project_(module: nn.Module, constraints: Mapping[str, Constraints]) -> None:
@@ -190,24 +266,26 @@ def project_(module: nn.Module, constraints: Mapping[str, Constraints]) -> None:
             weight.copy_(constraint.project(weight))
 
 
-def straight_through(weight: Tensor, constraints: Constraints) -> Tensor:
-    """Return the projected weight, exactly; its gradient goes to `weight` unchanged, and not through masks.
+def straight_through(weight: Tensor, constraints: Constraints, dense: bool = False) -> Tensor:
+    """Return the projected weight, exactly; its gradient goes to `weight` unchanged.
+
+    Through masks it goes only where `dense`, so that masked weights may come back with a value.
 
     References:
         Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
         Computation, 2013. https://arxiv.org/abs/1308.3432
     """
-    projected: Tensor = _StraightThrough.apply(weight, constraints)
+    projected: Tensor = _StraightThrough.apply(weight, constraints, dense)
     return projected
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, constraints: Constraints) -> Tensor:
-        ctx.mask = constraints.mask
+    def forward(ctx: Any, weight: Tensor, constraints: Constraints, dense: bool) -> Tensor:
+        ctx.mask = None if dense else constraints.mask
         return constraints.project(weight)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        return (gradient if ctx.mask is None else gradient * ctx.mask), None
+        return (gradient if ctx.mask is None else gradient * ctx.mask), None, None

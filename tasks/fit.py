@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,40 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tasks.checkpoints import state
-from tasks.constraints import Constraints, project_, straight_through
+from tasks.constraints import FREE, Constraints, project_, straight_through
 from tasks.data import Examples, pixels
 from tasks.errors import DecantError
-from tasks.models import compressible, predict
+from tasks.models import compressible, filters, predict
 from tasks.params import derive_seed
 from tasks.scratch import Scratch
 from tasks.training import Loss, Training
 
 Row = dict[str, float]
 """One epoch of the curve."""
+
+
+class Sparsifier(Protocol):
+    """Masks that change while a network is trained.
+
+    Attributes:
+        masks: By weight; True survives. A mask that the network came with holds beside these.
+        dense: Whether gradients reach masked weights too, so that their values live on behind the mask.
+    """
+
+    masks: dict[str, Tensor]
+    dense: bool
+
+    def before_(self, module: nn.Module, step: int, steps: int) -> None:
+        """Set `masks` for the next of all `steps`, before which `step` were taken."""
+
+    def after_(self, module: nn.Module) -> None:
+        """See the gradients of a step, in the `grad` of the free weights, before the optimizer uses them."""
+
+    def content(self) -> dict[str, Any]:
+        """Return what an interrupted training is resumed from."""
+
+    def restore_(self, content: dict[str, Any]) -> None:
+        """Go on from what `content` returned."""
 
 
 @dataclass
@@ -41,8 +65,25 @@ class _Progress:
     averaged: dict[str, Tensor]
     curve: list[Row]
     best: dict[str, Tensor]
+    constraints: Mapping[str, Constraints] = field(default_factory=dict)
+    sparsifier: Sparsifier | None = None
+
+    @property
+    def held(self) -> Mapping[str, Constraints]:
+        """What weights obey now: what they came with, and the masks of this step."""
+        if self.sparsifier is None:
+            return self.constraints
+        masked = {
+            name: self.constraints.get(name, FREE).narrow(mask=mask)
+            for name, mask in self.sparsifier.masks.items()
+        }
+        return {**self.constraints, **masked}
 
     def content(self) -> dict[str, Any]:
+        content = self._content()
+        return content if self.sparsifier is None else content | {"sparsifier": self.sparsifier.content()}
+
+    def _content(self) -> dict[str, Any]:
         return {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -55,6 +96,8 @@ class _Progress:
         self.module.load_state_dict(content["module"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.averaged, self.curve, self.best = content["averaged"], content["curve"], content["best"]
+        if self.sparsifier is not None:
+            self.sparsifier.restore_(content["sparsifier"])
 
 
 def fit_(
@@ -68,6 +111,8 @@ def fit_(
     seed: int,
     constraints: Mapping[str, Constraints],
     title: str,
+    sparsifier: Sparsifier | None = None,
+    epochs: tuple[int, int] | None = None,
 ) -> list[Row]:
     """Train `module` in place and return its curve, one row an epoch.
 
@@ -86,24 +131,31 @@ def fit_(
         seed: Decides the order of the images and their augmentation.
         constraints: By the weights' names.
         title: What the progress bar says.
+        sparsifier: Masks that change from step to step; those of the last step hold at the end. With
+            `patience` they are those of the best epoch only if they no longer changed after it.
+        epochs: The first and the last but one, where only a part of the recipe's epochs is trained; learning
+            rates and the order of images are those of these epochs.
 
     Raises:
         DecantError: The loss became NaN or infinite.
     """
+    first, end = epochs or (0, training.epochs)
     _lay_out_(module, layout := _layout(module))
     optimizer = training.optimizer.build(_groups(module, training.weight_decay))
-    progress = _Progress(module, optimizer, layout, _copy(state(module)), [], {})
+    progress = _Progress(module, optimizer, layout, _copy(state(module)), [], {}, constraints, sparsifier)
     if (content := scratch.read()) is not None:
         progress.restore_(content)
-    with _bar(title, training, train, done=len(progress.curve)) as bar:
-        while len(progress.curve) < training.epochs and not _exhausted(progress.curve, training.patience):
-            row = _epoch(progress, training, loss, train, seed, constraints, bar)
-            progress.curve.append(row | _validate(progress, training, validation, constraints))
+    with _bar(title, end - first, training, train, done=len(progress.curve)) as bar:
+        while (epoch := first + len(progress.curve)) < end and not _exhausted(
+            progress.curve, training.patience
+        ):
+            row = _epoch(progress, training, loss, train, seed, epoch, (first, end), bar)
+            progress.curve.append(row | _validate(progress, training, validation))
             if training.patience and progress.curve[-1] is _best(progress.curve):
                 progress.best = _copy(_final(progress, training))
             scratch.write(progress.content())
     module.load_state_dict(progress.best if training.patience else _final(progress, training), strict=False)
-    project_(module, constraints)
+    project_(module, progress.held)
     _lay_out_(module, torch.contiguous_format)
     module.eval()
     return progress.curve
@@ -115,23 +167,26 @@ def _epoch(
     loss: Loss,
     train: Examples,
     seed: int,
-    constraints: Mapping[str, Constraints],
+    epoch: int,
+    epochs: tuple[int, int],
     bar: tqdm[Any],
 ) -> Row:
     """Take one pass over the training images and return its mean loss, accuracy and last learning rate."""
-    epoch = len(progress.curve)
     losses, hits, seen, rate = 0.0, 0, 0, 0.0
     progress.module.train()
     steps = _steps(train, training)
+    before, whole = (epoch - epochs[0]) * steps, (epochs[1] - epochs[0]) * steps
     for step, (images, labels) in enumerate(_batches(train, training, derive_seed(seed, f"epoch {epoch}"))):
         # In the middle of the step, so that neither the first nor the last one has a rate of zero.
         rate = _set_rate_(progress.optimizer, training, (epoch + (step + 0.5) / steps) / training.epochs)
         # A clone: `contiguous` leaves the strides of one-channel images alone, as they fit both layouts.
         inputs = pixels(images).clone(memory_format=progress.layout)
-        value, logits = _step_(progress, training, loss, inputs, labels, constraints)
+        if progress.sparsifier is not None:
+            progress.sparsifier.before_(progress.module, before + step, whole)
+        value, logits = _step_(progress, training, loss, inputs, labels)
         if not math.isfinite(value):
             raise DecantError(f"The loss became {value} in epoch {epoch + 1}; lower the learning rate")
-        _average_(progress, training.average, epoch * steps + step)
+        _average_(progress, training.average, before + step)
         losses += value * len(labels)
         hits += int((logits.argmax(1) == labels).sum())
         seen += len(labels)
@@ -160,13 +215,13 @@ def _step_(
     loss: Loss,
     inputs: Tensor,
     labels: Tensor,
-    constraints: Mapping[str, Constraints],
 ) -> tuple[float, Tensor]:
     """Take one step of the optimizer; return the loss and the logits."""
-    module = progress.module
+    module, sparsifier = progress.module, progress.sparsifier
+    dense = sparsifier is not None and sparsifier.dense
     obeying = {
-        name: straight_through(module.get_parameter(name), constraint)
-        for name, constraint in constraints.items()
+        name: straight_through(module.get_parameter(name), constraint, dense)
+        for name, constraint in progress.held.items()
     }
     with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
         logits = functional_call(module, obeying, (inputs,)) if obeying else module(inputs)
@@ -176,17 +231,40 @@ def _step_(
         total = (
             value + training.l1 * torch.stack([w.abs().sum() for w in compressible(module).values()]).sum()
         )
+    if training.group_lasso:
+        total = total + training.group_lasso * group_norms(module)
     progress.optimizer.zero_grad()
     total.backward()
+    if sparsifier is not None:
+        sparsifier.after_(module)
     progress.optimizer.step()
     return value.item(), logits.detach()
 
 
-def _validate(
-    progress: _Progress, training: Training, validation: Examples, constraints: Mapping[str, Constraints]
-) -> Row:
+def group_norms(module: nn.Module) -> Tensor:
+    """Return the sum over channels of sqrt(n) * ||w||, the group lasso; shape [].
+
+    A channel's group is the n weights that make it. Where a batch norm follows, these can shrink without any
+    effect, so there the group is the batch norm's scale, by which the channel reaches the next layer.
+
+    References:
+        Wen et al., Learning Structured Sparsity in Deep Neural Networks, 2016.
+        https://arxiv.org/abs/1608.03665
+        Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017.
+        https://arxiv.org/abs/1708.06519
+    """
+    sums = [
+        weight.flatten(1).square().sum(1).add(1e-12).sqrt().sum() * math.sqrt(weight[0].numel())
+        if weight.dim() > 1
+        else weight.abs().sum()
+        for weight in filters(module).values()
+    ]
+    return torch.stack(sums).sum()
+
+
+def _validate(progress: _Progress, training: Training, validation: Examples) -> Row:
     """Return loss and accuracy on the validation images of the network as it would end here."""
-    final = _final(progress, training)
+    final, constraints = _final(progress, training), progress.held
     tensors = {name: constraints[name].project(t) if name in constraints else t for name, t in final.items()}
     logits = predict(
         lambda inputs: functional_call(progress.module.eval(), tensors, (inputs,)), validation.images
@@ -264,11 +342,11 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _bar(title: str, training: Training, train: Examples, done: int) -> tqdm[Any]:
+def _bar(title: str, epochs: int, training: Training, train: Examples, done: int) -> tqdm[Any]:
     """Return the bar over all epochs' images; in a log file it writes a line every ten seconds."""
     whole = _steps(train, training) * min(training.batch_size, len(train))
     return tqdm(
-        total=training.epochs * whole,
+        total=epochs * whole,
         initial=done * whole,
         desc=title,
         unit=" images",

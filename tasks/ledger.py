@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from tasks.constraints import FREE
 from tasks.errors import DecantError
 from tasks.models import compressible
 from tasks.params import did_you_mean
+from tasks.surgery import Kept, removed
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Entry:
         zeros: How many are zero now.
         holds: The constraints that it obeys from now on; empty where there are none.
         untouched: Why the operation left it alone; empty where it did not.
+        chosen: The kind that was taken where several were tried; empty where none were.
+        tried: What each of them costs: the KL divergence, in nats, of the logits from the parent's on
+            held-out training images, or None where it could not be applied.
+        removed: How many of the parent's elements it has no more, as channels were taken out.
+        channels: The parent's outputs and these, such as `64 → 48 channels`; or its inputs, where it has lost
+            only of those; empty where it has lost neither.
     """
 
     name: str
@@ -36,6 +43,10 @@ class Entry:
     zeros: int
     holds: str
     untouched: str
+    chosen: str = ""
+    tried: Mapping[str, float | None] = field(default_factory=dict)
+    removed: int = 0
+    channels: str = ""
 
 
 def select(module: nn.Module, skip: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -61,14 +72,24 @@ def select(module: nn.Module, skip: Sequence[str]) -> tuple[list[str], dict[str,
     return chosen, {name: reason for name, reason in reasons.items() if name not in chosen}
 
 
-def compare(parent: Checkpoint, child: Checkpoint, untouched: Mapping[str, str]) -> list[Entry]:
+def compare(
+    parent: Checkpoint, child: Checkpoint, untouched: Mapping[str, str], kept: Kept | None = None
+) -> list[Entry]:
     """Return one entry for each parameter of the child, whose architecture is the parent's.
+
+    Args:
+        parent: What the operation was given.
+        child: What it made.
+        untouched: Why it left each other parameter alone.
+        kept: What it left of the parent's tensors, where it removed channels. What is changed is counted in
+            the channels that are left.
 
     Raises:
         DecantError: Nothing changed: no weight, no levels, no mask, no rounding of inputs. A range that
             cuts nothing is no change.
     """
-    before, weights = dict(parent.module.named_parameters()), compressible(child.module)
+    left = removed(parent, kept) if kept else parent
+    before, weights = dict(left.module.named_parameters()), compressible(child.module)
     entries = [
         Entry(
             name=name,
@@ -77,11 +98,13 @@ def compare(parent: Checkpoint, child: Checkpoint, untouched: Mapping[str, str])
             changed=int((parameter != before[name]).sum()),
             zeros=int((parameter == 0).sum()),
             holds=_holds(child, name),
-            untouched=untouched.get(name, ""),
+            untouched="" if name in (kept or {}) else untouched.get(name, ""),
+            removed=parent.module.get_parameter(name).numel() - parameter.numel(),
+            channels=_channels(parent.module.get_parameter(name).shape, parameter.shape),
         )
         for name, parameter in child.module.named_parameters()
     ]
-    if not (any(entry.changed for entry in entries) or _binds(parent, child)):
+    if not (any(entry.changed or entry.removed for entry in entries) or _binds(left, child)):
         raise DecantError(
             "The operation changed nothing: no weight has another value, no new levels, no new zero held; "
             "ask for more (a higher sparsity, a narrower range, fewer bits) or remove the model's block"
@@ -98,16 +121,22 @@ def created(child: Checkpoint) -> list[Entry]:
     ]
 
 
-def check_invariants(parent: Checkpoint, child: Checkpoint) -> None:
-    """Hold that whatever the parent's weights and inputs obeyed, the child's obey too.
+def check_invariants(parent: Checkpoint, child: Checkpoint, kept: Kept | None = None) -> None:
+    """Hold that whatever the parent's weights and inputs obeyed, the child's obey too, where there are any left.
 
     Raises:
         DecantError: An 80 % mask is no longer an 80 % mask, or the like; names the weight.
     """
+    parent = removed(parent, kept) if kept else parent
     broken = [
         f"{name}: {words}"
         for name, earlier in parent.constraints.items()
         for words in earlier.broken_by(child.module.get_parameter(name), child.constraints.get(name, FREE))
+    ]
+    broken += [
+        f"{name}: its inputs are no longer cut to the {clamp.describe()}"
+        for name, clamp in parent.clamps.items()
+        if name not in child.clamps or not child.clamps[name].within(clamp)
     ]
     broken += [
         f"{name}: its inputs are no longer rounded as they were"
@@ -118,9 +147,27 @@ def check_invariants(parent: Checkpoint, child: Checkpoint) -> None:
         raise DecantError("The operation broke what an earlier one did:\n  " + "\n  ".join(broken))
 
 
+Tables = Mapping[str, tuple[str, Mapping[str, float | None]]]
+"""The kind that was chosen for a parameter, by its name, and what each kind that was tried costs."""
+
+
+def chosen(entries: Sequence[Entry], tables: Tables) -> list[Entry]:
+    """Return the entries with what was chosen and what was tried, by the parameter's name."""
+    return [
+        replace(entry, chosen=tables[entry.name][0], tried=tables[entry.name][1])
+        if entry.name in tables
+        else entry
+        for entry in entries
+    ]
+
+
 def as_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return the entries for `ledger.json`."""
-    return [asdict(entry) for entry in entries]
+    """Return the entries for `ledger.json`; what was chosen, tried and removed stands only where anything was."""
+    rare = ("chosen", "tried", "removed", "channels")
+    return [
+        {key: value for key, value in asdict(entry).items() if value or key not in rare}
+        for entry in entries
+    ]
 
 
 def show(title: str, entries: Sequence[Entry]) -> None:
@@ -133,10 +180,16 @@ def show(title: str, entries: Sequence[Entry]) -> None:
         print(
             f"  {entry.name:{width}}  {entry.changed:>8,} of {entry.count:>8,} changed"
             f"  {entry.zeros / entry.count:>7.2%} zero  {entry.holds}".rstrip()
+            + (f"  {entry.channels}" if entry.channels else "")
+            + (f"  (best: {entry.chosen})" if entry.chosen else "")
         )
     if others := [entry for entry in touched if not entry.weight]:
         changed, count = sum(entry.changed for entry in others), sum(entry.count for entry in others)
-        print(f"  {'biases and batch norms':{width}}  {changed:>8,} of {count:>8,} changed")
+        gone = sum(entry.removed for entry in others)
+        print(
+            f"  {'biases and batch norms':{width}}  {changed:>8,} of {count:>8,} changed"
+            + (f"  {gone:,} removed" if gone else "")
+        )
     for reason in dict.fromkeys(entry.untouched for entry in entries if entry.untouched):
         left = [entry for entry in entries if entry.untouched == reason]
         names = ", ".join(entry.name for entry in left[:3]) + (" …" if len(left) > 3 else "")
@@ -145,7 +198,7 @@ def show(title: str, entries: Sequence[Entry]) -> None:
 
 def _binds(parent: Checkpoint, child: Checkpoint) -> bool:
     """Say whether the child is bound where the parent was free, though no weight has another value."""
-    if child.grids != parent.grids:
+    if child.grids != parent.grids or child.clamps != parent.clamps:
         return True
     for name, held in child.constraints.items():
         earlier = parent.constraints.get(name, FREE)
@@ -158,9 +211,17 @@ def _binds(parent: Checkpoint, child: Checkpoint) -> bool:
     return False
 
 
+def _channels(before: Sequence[int], after: Sequence[int]) -> str:
+    if before[0] != after[0]:
+        return f"{before[0]} → {after[0]} channels"
+    return f"{before[1]} → {after[1]} inputs" if before[1:] != after[1:] else ""
+
+
 def _holds(checkpoint: Checkpoint, name: str) -> str:
     words = [checkpoint.constraints.get(name, FREE).describe()]
-    grid = checkpoint.grids.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-    if grid is not None:
+    layer = name.removesuffix(".weight") if name.endswith(".weight") else ""
+    if (clamp := checkpoint.clamps.get(layer)) is not None:
+        words.append(f"inputs in {clamp.describe()}")
+    if (grid := checkpoint.grids.get(layer)) is not None:
         words.append(f"inputs in {grid.bits} bits, step {grid.scale:.3g}")
     return ", ".join(word for word in words if word)

@@ -205,6 +205,41 @@ def compressible(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def followers(module: nn.Module) -> dict[str, tuple[str, nn.BatchNorm2d]]:
+    """Return, by the weight of a convolution, the name of the batch norm that follows it and the batch norm.
+
+    What follows is what is registered next, as in every architecture here.
+    """
+    layers = [
+        (n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+    ]
+    return {
+        f"{name}.weight": (after, norm)
+        for (name, layer), (after, norm) in pairwise(layers)
+        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    }
+
+
+def filters(module: nn.Module) -> dict[str, Tensor]:
+    """Return what sets the size of each layer's channels, by name: its batch norm's scale, or its weight."""
+    followed = followers(module)
+    return {
+        (f"{followed[name][0]}.weight" if name in followed else name): (
+            followed[name][1].weight if name in followed else weight
+        )
+        for name, weight in compressible(module).items()
+    }
+
+
+def normalized_by(module: nn.Module) -> dict[str, Tensor]:
+    """Return the factor [O, 1, 1, 1] by which the batch norm after each convolution multiplies its weight."""
+    return {
+        name: (norm.weight.detach() / (norm.running_var + norm.eps).sqrt()).reshape(-1, 1, 1, 1)
+        for name, (_, norm) in followers(module).items()
+        if norm.running_var is not None
+    }
+
+
 def predict(module: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 250) -> Tensor:
     """Return logits [N, K] of uint8 images [N, C, H, W], without gradients; the caller sets eval mode.
 

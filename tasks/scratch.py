@@ -36,6 +36,10 @@ class Scratch:
         """Where the state lies."""
         return self.folder / f"{self.identity}.pt"
 
+    def part(self, name: str) -> Scratch:
+        """Return the place of one of several trainings of the same model; `clear` deletes all of them."""
+        return Scratch(self.folder, hashlib.sha256(f"{self.identity}/{name}".encode()).hexdigest()[:20])
+
     def read(self) -> dict[str, Any] | None:
         """Return the state, or None where there is none that can be read; nothing in the file is executed."""
         try:

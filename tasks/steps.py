@@ -15,10 +15,11 @@ from tasks import data
 from tasks.checkpoints import DEPLOYED, MODELS, Checkpoint, save
 from tasks.determinism import make_deterministic
 from tasks.errors import DecantError
-from tasks.ledger import Entry, as_json, check_invariants, compare, show
+from tasks.ledger import Entry, Tables, as_json, check_invariants, chosen, compare, show
 from tasks.params import Section, derive_seed, read_section
 from tasks.scratch import Scratch, scratch
 from tasks.stages import replacing, write_json
+from tasks.surgery import Kept
 
 B = TypeVar("B", bound=Section)
 
@@ -74,18 +75,31 @@ def finish(
     child: Checkpoint,
     untouched: Mapping[str, str],
     curve: Sequence[Mapping[str, float]] = (),
+    tables: Tables | None = None,
+    kept: Kept | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Check the child against its parent, print the ledger, and write the child to `models/<name>`."""
-    check_invariants(parent, child)
-    write(step, child, compare(parent, child, untouched), curve)
+    """Check the child against its parent, print the ledger, and write the child to `models/<name>`.
+
+    `tables` says of parameters what was chosen for them and what was tried, `kept` what is left of the
+    parent's tensors where channels were removed, and `facts` what else the lineage should tell of the step.
+    """
+    check_invariants(parent, child, kept)
+    ledger = chosen(compare(parent, child, untouched, kept), tables or {})
+    write(step, child, ledger, curve, facts)
 
 
 def write(
-    step: Step[B], child: Checkpoint, ledger: Sequence[Entry], curve: Sequence[Mapping[str, float]] = ()
+    step: Step[B],
+    child: Checkpoint,
+    ledger: Sequence[Entry],
+    curve: Sequence[Mapping[str, float]] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Print the ledger and write `models/<name>`: the model, its ledger, and a curve where it was trained."""
     show(f"{step.name}: {step.op}", ledger)
     entry = {**step.recipe, "data": _sum(data.TRAIN), "versions": {"torch": torch.__version__}}
+    entry |= facts or {}
     with replacing(MODELS / step.name) as folder:
         folder.mkdir()
         save(replace(child, lineage=(*child.lineage, entry)), folder)

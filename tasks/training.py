@@ -98,7 +98,14 @@ class Augmentation(Section):
 
 
 class Training(Section):
-    """How a network is trained; part of the block of every model that trains."""
+    """How a network is trained; part of the block of every model that trains.
+
+    Attributes:
+        weight_decay: L2: half of it times the sum of squared weights; pulls all of them towards zero.
+        l1: Times the sum of |w|; pulls weights to zero one by one, for single weights to be pruned.
+        group_lasso: Times the sum of the channels' norms; pulls whole channels to zero, for channels to be
+            pruned. None of the three helps a model that is not pruned after it.
+    """
 
     epochs: PositiveInt
     batch_size: PositiveInt = 128
@@ -106,6 +113,7 @@ class Training(Section):
     schedule: Annotated[OneCycle | Cosine, Field(discriminator="kind")] = OneCycle()
     weight_decay: NonNegativeFloat = 0.0005
     l1: NonNegativeFloat = 0.0
+    group_lasso: NonNegativeFloat = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augmentation: Augmentation = Augmentation()
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0

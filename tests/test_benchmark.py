@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from tasks.benchmark.params import BenchmarkParams
 from tasks.benchmark.timing import compare, interleave
 from tasks.benchmark.words import verdict
 from tasks.checkpoints import Checkpoint, save
-from tasks.constraints import Constraints, InputGrid, Levels
+from tasks.constraints import Constraints, InputGrid, Levels, Range
 from tasks.errors import DecantError
 from tasks.models import Resnet, build, compressible, predict
 from tasks.params import validate
@@ -67,11 +68,27 @@ def rounded_inputs() -> Checkpoint:
     return integers().narrowed({}, {**grids, "stages.0.conv2": InputGrid(4, 0.15, 3)})
 
 
+def clamped_inputs() -> Checkpoint:
+    """Return a model whose layers cut their inputs: to numbers, on one side, per channel, before a grid."""
+    channels = Range(torch.zeros(4, 1, 1), torch.tensor([0.1, 0.4, 0.7, 1.0]).reshape(4, 1, 1))
+    features = Range(torch.full((8,), 0.05), torch.linspace(0.3, 1.0, 8))
+    clamps = {"stem.0": Range(-0.5, 0.7), "stages.0.conv1": channels, "head": features}
+    return teacher().narrowed({}, clamps={**clamps, "stages.0.conv2": Range(-math.inf, 0.4)})
+
+
+def clamped_and_rounded() -> Checkpoint:
+    return clamped_inputs().narrowed(
+        {}, {"stages.0.conv1": InputGrid(4, 0.07, 0), "head": InputGrid(8, 0.01, 9)}
+    )
+
+
 KINDS: dict[str, Callable[[], Checkpoint]] = {
     "teacher": teacher,
     "masked": masked,
     "integers": integers,
     "rounded": rounded_inputs,
+    "clamped": clamped_inputs,
+    "clamped-rounded": clamped_and_rounded,
 }
 
 
@@ -190,6 +207,11 @@ FASTER, SAME, SLOWER, SHAKY = (1.8, 2.0, 2.2), (0.9, 1.01, 1.1), (0.5, 0.6, 0.7)
             "rounded",
             "smaller, slower at batch 1 and batch 128; its weights are unpacked to float32 here; "
             "rounding the inputs of layers is work on top",
+        ),
+        (
+            numbers(1, SLOWER, SLOWER),
+            "clamped",
+            "not smaller, slower at batch 1 and batch 128; cutting the inputs of layers is work on top",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,14 +24,45 @@ from tasks.params import Section
 from tasks.prepare import tables
 from tasks.prepare.sources import SOURCES
 from tasks.prepare.splits import Split
+from tasks.ranges import CANDIDATES
 from tests.imports import OPERATIONS
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "clip": {"op": "clip", "cut": {"kind": "percentile", "keep": 0.9}},
     "threshold": {"op": "clip", "cut": {"kind": "threshold", "threshold": 0.09}},
-    "prune": {"op": "prune", "criterion": {"kind": "magnitude"}, "sparsity": 0.6, "scope": "layer"},
+    "sparsity": {"op": "clip", "cut": {"kind": "sparsity", "sparsity": 0.3}},
+    "channels": {"op": "clip", "cut": {"kind": "deviation", "multiple": 1.5, "per_channel": True}},
+    "inputs": {"op": "clip", "target": "activations", "cut": {"kind": "percentile", "keep": 0.9}},
+    "input-channels": {
+        "op": "clip",
+        "target": "activations",
+        "cut": {"kind": "deviation", "multiple": 1.5, "per_channel": True},
+    },
+    "best": {"op": "clip", "cut": {"kind": "best", "bits": 3, "images": 24}},
+    "best-inputs": {
+        "op": "clip",
+        "target": "activations",
+        "images": 40,
+        "cut": {"kind": "best", "bits": 3, "images": 24},
+    },
+    "prune": {
+        "op": "prune",
+        "criterion": {"kind": "magnitude"},
+        "allocation": {"kind": "layer"},
+        "budget": {"sparsity": 0.6},
+    },
     "integer": {"op": "quantize", "scheme": {"kind": "integer", "bits": 4}},
     "static": {"op": "quantize", "scheme": {"kind": "integer", "bits": 8}, "activations": {"bits": 8}},
+    "ranged": {
+        "op": "quantize",
+        "scheme": {"kind": "integer", "bits": 3, "range": {"kind": "mse"}},
+        "activations": {"bits": 4, "range": {"kind": "aciq"}},
+    },
+    "best-ranged": {
+        "op": "quantize",
+        "scheme": {"kind": "integer", "bits": 3, "range": {"kind": "best", "images": 24}},
+        "activations": {"bits": 4, "images": 40, "range": {"kind": "best", "images": 20}},
+    },
     "binary": {"op": "quantize", "scheme": {"kind": "binary"}, "skip": ["head"]},
     "finetune": {
         "op": "finetune",
@@ -128,6 +160,7 @@ def hold_all(ancestors: list[Checkpoint], model: Checkpoint) -> None:
             later = model.constraints.get(name, FREE)
             assert earlier.broken_by(model.module.get_parameter(name), later) == []
         assert ancestor.grids.items() <= model.grids.items()
+        assert all(model.clamps[layer].within(clamp) for layer, clamp in ancestor.clamps.items())
 
 
 def same_on_disk(name: str, model: Checkpoint) -> None:
@@ -138,6 +171,7 @@ def same_on_disk(name: str, model: Checkpoint) -> None:
     for weight, held in loaded.constraints.items():
         assert held.describe() == model.constraints[weight].describe()
     assert loaded.grids == model.grids
+    assert loaded.clamps == model.clamps
 
 
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
@@ -163,6 +197,106 @@ def test_any_order_holds_everything(order: tuple[str, ...], home: Path) -> None:
     assert [entry["op"] for entry in last.lineage[1:]] == [BLOCKS[kind]["op"] for kind in order]
 
 
+@pytest.mark.parametrize(
+    "order",
+    [
+        order
+        for kinds in (("channels", "inputs", "ranged"), ("sparsity", "input-channels", "static"))
+        for order in itertools.permutations(kinds)
+    ],
+    ids="-".join,
+)
+def test_ranges_of_weights_and_of_inputs_hold_in_any_order(order: tuple[str, ...], home: Path) -> None:
+    made = apply(list(order))
+    for index, (kind, model) in enumerate(zip(order, made, strict=True)):
+        hold_all(made[: index + 1], model)
+        same_on_disk(f"m{index}-{kind}", model)
+    assert made[-1].clamps.keys() == {name.removesuffix(".weight") for name in compressible(made[-1].module)}
+
+
+def test_a_clamp_after_a_grid_is_before_it_when_the_model_runs(home: Path) -> None:
+    rounded, both = apply(["static", "inputs"])
+    layer = both.module.get_submodule("head")
+    inputs = torch.linspace(-9, 9, 50 * layer.in_features).reshape(50, -1)
+    weight, bias = layer.weight.double(), layer.bias.double()
+    expected = both.grids["head"](both.clamps["head"].project(inputs)).double() @ weight.T + bias
+    assert torch.allclose(layer(inputs).double(), expected, atol=1e-5)
+    assert not torch.equal(layer(inputs), rounded.module.get_submodule("head")(inputs))
+
+
+def test_a_grid_after_a_clamp_spans_what_was_left(home: Path) -> None:
+    clipped, both = apply(["inputs", "static"])
+    for layer, grid in both.grids.items():
+        low, high = clipped.clamps[layer].ends()
+        reach = max(high, 0) - min(low, 0)
+        assert 0 < grid.scale * 255 <= reach * 1.0001
+
+
+def test_clipping_inputs_twice_intersects(home: Path) -> None:
+    first, both = apply(["inputs", "input-channels"])
+    for layer, clamp in both.clamps.items():
+        assert clamp.per_channel
+        assert clamp.within(first.clamps[layer])
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefixes"), [("best", [""]), ("best-inputs", ["inputs: "]), ("best-ranged", ["", "inputs: "])]
+)
+def test_best_takes_the_least_of_all_and_keeps_the_table(
+    kind: str, prefixes: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model,) = apply([kind])
+    same_on_disk(f"m0-{kind}", model)
+    printed = capsys.readouterr().out
+    entries = {e["name"]: e for e in json.loads(Path(f"models/m0-{kind}/ledger.json").read_text())}
+    for name, entry in entries.items():
+        assert ("tried" in entry) == ("chosen" in entry) == (name in compressible(model.module))
+        if "tried" not in entry:
+            continue
+        assert list(entry["tried"]) == [f"{prefix}{kind}" for prefix in prefixes for kind in CANDIDATES]
+        least = [
+            min((k for k in entry["tried"] if k.startswith("inputs") == bool(p)), key=entry["tried"].get)
+            for p in prefixes
+        ]
+        assert entry["chosen"] == "; ".join(least)
+        assert f"(best: {entry['chosen']})" in printed
+
+
+def test_the_divergence_in_the_table_is_that_of_one_tensor_rounded_alone(home: Path) -> None:
+    apply(["best"])
+    (entry,) = (
+        e for e in json.loads(Path("models/m0-best/ledger.json").read_text()) if e["name"] == "head.weight"
+    )
+    teacher, images = load_model("teacher"), read(Path("data/train.parquet")).images[:24]
+    before = predict(teacher.module, images).double()
+    weight = teacher.module.get_parameter("head.weight")
+    step = weight.abs().max() / 3  # three bits, per tensor
+    with torch.no_grad():
+        weight.copy_((weight / step).round() * step)
+    p, log_q = before.softmax(1), predict(teacher.module, images).double().log_softmax(1)
+    by_hand = (p * (p.log() - log_q)).sum(1).mean().item()
+    assert entry["tried"]["min-max"] == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_best_wants_images_that_no_range_was_taken_from(home: Path) -> None:
+    with pytest.raises(DecantError, match=r"needs 24 training images beside the 41 .* there are 64"):
+        apply(["best-inputs"], m0_best_inputs={"images": 41})
+
+
+def test_a_mask_is_no_range_for_activations(home: Path) -> None:
+    with pytest.raises(DecantError, match="'sparsity' holds weights at zero, and activations are other ones"):
+        apply(["sparsity"], m0_sparsity={"target": "activations"})
+
+
+def test_inputs_outside_a_fixed_range_are_told_by_layer(home: Path) -> None:
+    far = {"cut": {"kind": "bounds", "minimum": -900, "maximum": -800}}
+    with pytest.raises(DecantError, match=r"cannot be clipped so: inputs of .*: A range from .* no number"):
+        apply(["inputs", "inputs"], m1_inputs=far)
+    beyond = {"activations": {"range": {"kind": "bounds", "minimum": 800}}}
+    with pytest.raises(DecantError, match=r"cannot be rounded so: inputs of stem\.0, which lie in range \["):
+        apply(["static"], m0_static=beyond)
+
+
 @pytest.mark.parametrize("order", [("prune", "integer"), ("integer", "prune"), ("clip", "prune")])
 def test_the_sparsity_is_exact_wherever_pruning_stands(order: tuple[str, ...], home: Path) -> None:
     made = apply(list(order))[order.index("prune")]
@@ -178,6 +312,7 @@ def test_the_sparsity_is_exact_wherever_pruning_stands(order: tuple[str, ...], h
         ["clip", "prune", "integer", "finetune"],
         ["static", "finetune"],
         ["binary", "threshold", "finetune", "prune"],
+        ["channels", "input-channels", "ranged", "finetune", "inputs"],
         ["distill", "prune", "finetune", "integer"],
     ],
     ids="-".join,
@@ -226,20 +361,26 @@ def test_what_the_first_quantization_skipped_may_be_quantized_later(home: Path) 
     assert (len(head.values), len(stem.values)) == (15, 2)
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("allocation", ["global", "layer"])
 @pytest.mark.parametrize("kind", ["magnitude", "random"])
-def test_pruning_less_than_there_is_changes_nothing(scope: str, kind: str, home: Path) -> None:
+def test_pruning_less_than_there_is_changes_nothing(allocation: str, kind: str, home: Path) -> None:
     with pytest.raises(DecantError, match=r"changed nothing: .*a higher sparsity"):
         apply(
             ["prune", "prune"],
-            m0_prune={"scope": scope, "sparsity": 0.5},
-            m1_prune={"scope": scope, "sparsity": 0.4, "criterion": {"kind": kind}},
+            m0_prune={"allocation": {"kind": allocation}, "budget": {"sparsity": 0.5}},
+            m1_prune={
+                "allocation": {"kind": allocation},
+                "budget": {"sparsity": 0.4},
+                "criterion": {"kind": kind},
+            },
         )
 
 
 def test_pruning_twice_equals_pruning_once(home: Path) -> None:
-    twice = apply(["prune", "prune"], m0_prune={"sparsity": 0.3}, m1_prune={"sparsity": 0.7})[-1]
-    once = apply(["prune"], m0_prune={"sparsity": 0.7})[-1]
+    twice = apply(
+        ["prune", "prune"], m0_prune={"budget": {"sparsity": 0.3}}, m1_prune={"budget": {"sparsity": 0.7}}
+    )[-1]
+    once = apply(["prune"], m0_prune={"budget": {"sparsity": 0.7}})[-1]
     for name, weight in compressible(once.module).items():
         assert torch.equal(weight, twice.module.get_parameter(name))
 

@@ -224,7 +224,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tables.write(splits, Path("data"), SOURCES["digits"])
     Path("params.yaml").write_text(
         "seed: 7\nthreads: {prune: 1}\nmodels:\n"
-        "  small: {op: prune, from: teacher, criterion: {kind: magnitude}, sparsity: 0.5}\n"
+        "  small: {op: prune, from: teacher, criterion: {kind: magnitude}, budget: {sparsity: 0.5}}\n"
     )
     yield tmp_path
     torch.set_num_threads(threads)
@@ -254,7 +254,8 @@ def test_a_step_writes_the_model_its_ledger_and_its_lineage(
     assert [entry["changed"] for entry in ledger] == [12, 0, 0, 0]
     earlier, own = load_model("small").lineage
     assert earlier == {"op": "teacher", "name": "teacher"}
-    assert (own["name"], own["op"], own["from"], own["sparsity"]) == ("small", "prune", "teacher", 0.5)
+    assert (own["name"], own["op"], own["from"]) == ("small", "prune", "teacher")
+    assert own["budget"]["sparsity"] == 0.5
     assert own["criterion"] == {"kind": "magnitude"}
     assert (own["seed"], own["threads"]) == (step().seed, 1)
     assert own["data"].startswith("sha256:")

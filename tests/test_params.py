@@ -27,7 +27,7 @@ VALID: dict[str, Any] = {
     "teacher": {"architecture": {"kind": "mlp", "hidden": [8]}, "training": TRAINING},
     "models": {
         "cut": {"op": "clip", "from": "teacher", "cut": {"kind": "percentile", "keep": 0.99}},
-        "prune-80": {"op": "prune", "from": "cut", "criterion": {"kind": "magnitude"}, "sparsity": 0.8},
+        "prune-80": {"op": "prune", "from": "cut", "criterion": {"kind": "magnitude"}, "budget": {"sparsity": 0.8}},
         "int8": {"op": "quantize", "from": "prune-80", "scheme": {"kind": "integer", "bits": 8}},
         "student": {
             "op": "distill",
@@ -89,16 +89,16 @@ def test_this_file_s_own_example_is_valid() -> None:
         ("data/sorce", "x", "data: unknown key 'sorce'; did you mean 'source'?"),
         ("data/source", "digit", "data.source: unknown source 'digit'; did you mean 'digits'?"),
         (
-            "models/prune-80/sparsty",
+            "models/prune-80/budget/sparsty",
             0.5,
-            "models.prune-80: unknown key 'sparsty'; did you mean 'sparsity'?",
+            "models.prune-80.budget: unknown key 'sparsty'; did you mean 'sparsity'?",
         ),
         ("models/prune-80/from_", "cut", "models.prune-80: unknown key 'from_'; did you mean 'from'?"),
         ("models/int8/scheme/bit", 8, "models.int8.scheme: unknown key 'bit'; did you mean 'bits'?"),
         (
             "models/cut/cut/zzz",
             1,
-            "models.cut.cut: unknown key 'zzz'; known are keep, kind",
+            "models.cut.cut: unknown key 'zzz'; known are keep, kind, per_channel",
         ),
         (
             "models/prune-80/criterion",
@@ -108,7 +108,8 @@ def test_this_file_s_own_example_is_valid() -> None:
         (
             "models/prune-80/criterion",
             {"kind": "xyz"},
-            "models.prune-80.criterion: unknown kind 'xyz'; known are magnitude, random",
+            "models.prune-80.criterion: unknown kind 'xyz'; known are fisher, magnitude, movement, obs, random, snip, taylor, "
+            "wanda",
         ),
         ("models/prune-80/op", "prunes", "models.prune-80: unknown op 'prunes'; did you mean 'prune'?"),
         (
@@ -140,7 +141,7 @@ def test_this_file_s_own_example_is_valid() -> None:
         ("models/cut/skip", "head", "models.cut.skip: must be a list, got 'head'"),
         ("models/cut/skip", ["a", 1], "models.cut.skip.1: must be a word, got 1"),
         ("models/cut/from", 3, "models.cut.from: must be a word, got 3"),
-        ("models/prune-80/sparsity", "80 %", "models.prune-80.sparsity: must be a number, got '80 %'"),
+        ("models/prune-80/budget/sparsity", "80 %", "models.prune-80.budget.sparsity: must be a number, got '80 %'"),
         ("models/int8/scheme/bits", 4.5, "models.int8.scheme.bits: must be a whole number, got 4.5"),
         (
             "models/int8/scheme/per_channel",
@@ -153,18 +154,18 @@ def test_this_file_s_own_example_is_valid() -> None:
             "models.student.student.widths.1: must be a whole number, got 'x'",
         ),
         ("seed", True, "seed: must not be true or false"),
-        ("models/prune-80/sparsity", True, "models.prune-80.sparsity: must not be true or false"),
+        ("models/prune-80/budget/sparsity", True, "models.prune-80.budget.sparsity: must not be true or false"),
         # Values out of range.
         ("seed", -1, "seed: must be greater than or equal to 0, got -1"),
         ("threads/prune", 0, "threads.prune: must be greater than 0, got 0"),
-        ("models/prune-80/sparsity", 1.0, "models.prune-80.sparsity: must be less than 1, got 1.0"),
+        ("models/prune-80/budget/sparsity", 1.0, "models.prune-80.budget.sparsity: must be less than 1, got 1.0"),
         ("models/int8/scheme/bits", 9, "models.int8.scheme.bits: must be less than or equal to 8, got 9"),
-        ("models/prune-80/sparsity", math.nan, "models.prune-80.sparsity: must be a finite number, got nan"),
-        ("models/prune-80/sparsity", math.inf, "models.prune-80.sparsity: must be a finite number, got inf"),
+        ("models/prune-80/budget/sparsity", math.nan, "models.prune-80.budget.sparsity: must be a finite number, got nan"),
+        ("models/prune-80/budget/sparsity", math.inf, "models.prune-80.budget.sparsity: must be a finite number, got inf"),
         (
-            "models/prune-80/scope",
-            "globl",
-            "models.prune-80.scope: must be 'global' or 'layer', got 'globl'",
+            "models/prune-80/allocation",
+            {"kind": "globl"},
+            "models.prune-80.allocation: unknown kind 'globl'; did you mean 'global'?",
         ),
         ("models", {}, "models: needs 1 or more entries, got {}"),
         (
@@ -190,12 +191,12 @@ def test_one_mistake_is_one_line_with_its_path(path: str, value: Any, line: str)
 
 
 def test_a_section_keeps_its_other_mistakes_beside_an_unknown_key() -> None:
-    content = changed("models/prune-80/sparsty", 0.5)
-    content["models"]["prune-80"] |= {"sparsity": 7, "scope": "none"}
+    content = changed("models/prune-80/skp", 0.5)
+    content["models"]["prune-80"] |= {"budget": {"sparsity": 7}, "allocation": {"kind": "none"}}
     assert complaints(content) == [
-        "models.prune-80.sparsity: must be less than 1, got 7",
-        "models.prune-80.scope: must be 'global' or 'layer', got 'none'",
-        "models.prune-80: unknown key 'sparsty'; did you mean 'sparsity'?",
+        "models.prune-80.allocation: unknown kind 'none'; known are adaptive, erk, global, lamp, layer",
+        "models.prune-80.budget.sparsity: must be less than 1, got 7",
+        "models.prune-80: unknown key 'skp'; did you mean 'skip'?",
     ]
 
 
@@ -222,7 +223,7 @@ def test_mistakes_of_every_kind_are_told_at_once() -> None:
 
 
 def with_parents(parents: dict[str, str]) -> dict[str, Any]:
-    block = {"op": "prune", "criterion": {"kind": "random"}, "sparsity": 0.5}
+    block = {"op": "prune", "criterion": {"kind": "random"}, "budget": {"sparsity": 0.5}}
     return VALID | {"models": {name: block | {"from": parent} for name, parent in parents.items()}}
 
 
@@ -349,7 +350,7 @@ def test_merged_keys_may_be_overridden_at_any_depth(tmp_path: Path) -> None:
 
 def test_one_section_is_read_and_named_by_its_path(tmp_path: Path) -> None:
     path = written(tmp_path, yaml.safe_dump(VALID))
-    assert read_section("models.prune-80.sparsity", float, path) == 0.8
+    assert read_section("models.prune-80.budget.sparsity", float, path) == 0.8
     assert read_section("threads.prune", int, path) == 2
     with pytest.raises(DecantError, match=r"params\.yaml has no 'seeed'; did you mean 'seed'\?"):
         read_section("seeed", int, path)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tasks.constraints import Constraints
+from tasks.grids import affine_grid
 from tasks.params import validate
-from tasks.quantize.calibration import affine_grid, input_ranges
 from tasks.quantize.schemes import Binary, Integer, Scheme
+from tasks.samples import of_inputs
 
 SCHEMES = get_args(get_args(Scheme)[0])
 WEIGHT = torch.tensor([[0.7, -0.2, 0.05, -1.4], [0.0, 0.3, -0.35, 0.1]])
@@ -133,11 +134,12 @@ def test_ranges_are_those_of_every_batch_by_a_second_look() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
     images = torch.randint(0, 256, (2500, 1, 2, 2), generator=torch.Generator().manual_seed(0))
     images[2400] = 255  # seen in the last batch only
-    ranges = input_ranges(module, ["1", "3"], images.to(torch.uint8))
+    seen = of_inputs(module, ["1", "3"], images.to(torch.uint8))
     inputs = images.float() / 255
     hidden = module[:3](inputs)
-    assert ranges["1"] == (inputs.min().item(), inputs.max().item())
-    assert ranges["3"] == pytest.approx((hidden.min().item(), hidden.max().item()))
+    (first,), (second,) = seen["1"].each, seen["3"].each
+    assert (first.low, first.high) == (inputs.min().item(), inputs.max().item())
+    assert (second.low, second.high) == pytest.approx((hidden.min().item(), hidden.max().item()))
     assert not any(layer._forward_pre_hooks for layer in module)
 
 

@@ -15,10 +15,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from tasks.checkpoints import Checkpoint, state
-from tasks.constraints import InputGrid
+from tasks.checkpoints import Checkpoint, altered, state
+from tasks.constraints import InputGrid, Range
 from tasks.errors import DecantError
 from tasks.models import Architecture, Shape, build, predict
+from tasks.shapes import reshape_
 
 INPUT, OUTPUT = "image", "logits"
 TOLERANCE = 1e-4
@@ -29,10 +30,12 @@ def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
     """Return the checkpoint's function, from `image` [N, C, H, W] in [0, 1] to `logits` [N, K], both float32.
 
     Weights are unpacked to float32: ONNX has no operator for packed, sparse or binary ones. Inputs that are
-    rounded to a grid stay rounded to it.
+    cut to a range or rounded to a grid stay so.
     """
-    grids = tuple(sorted(checkpoint.grids.items()))
-    graph = _graph(checkpoint.architecture, checkpoint.shape, len(checkpoint.classes), grids)
+    layers = sorted({*checkpoint.grids, *checkpoint.clamps})
+    inputs = tuple((name, checkpoint.clamps.get(name), checkpoint.grids.get(name)) for name in layers)
+    shapes = tuple(altered(checkpoint).items())
+    graph = _graph(checkpoint.architecture, checkpoint.shape, len(checkpoint.classes), inputs, shapes)
     model = onnx.ModelProto.FromString(graph)
     tensors = state(checkpoint.module)
     unfilled = set(tensors)
@@ -85,12 +88,21 @@ def check_same(name: str, checkpoint: Checkpoint, session: Any, images: Tensor) 
 
 @functools.cache
 def _graph(
-    architecture: Architecture, shape: Shape, classes: int, grids: tuple[tuple[str, InputGrid], ...]
+    architecture: Architecture,
+    shape: Shape,
+    classes: int,
+    inputs: tuple[tuple[str, Range | None, InputGrid | None], ...],
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> bytes:
     """Return the graph of an architecture with fresh weights: tracing takes seconds, filling it nothing."""
     module = build(architecture, shape, classes, seed=0).eval()
-    for name, grid in grids:
-        module.get_submodule(name).register_forward_pre_hook(functools.partial(_rounded, grid))
+    reshape_(module, dict(shapes))
+    for name, clamp, grid in inputs:
+        layer = module.get_submodule(name)
+        if clamp is not None:
+            layer.register_forward_pre_hook(functools.partial(_clamped, clamp))
+        if grid is not None:
+            layer.register_forward_pre_hook(functools.partial(_rounded, grid))
     # Without the exporter's optimizer each weight keeps its name; ONNX Runtime folds batch norms itself.
     with _silent():
         program = torch.onnx.export(
@@ -107,6 +119,11 @@ def _graph(
     model: onnx.ModelProto = program.model_proto
     _strip_(model)
     return model.SerializeToString(deterministic=True)
+
+
+def _clamped(clamp: Range, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Cut as the range does; the exporter has operators for it: Clip, or Max and Min per channel."""
+    return (clamp.project(inputs[0]), *inputs[1:])
 
 
 def _rounded(grid: InputGrid, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

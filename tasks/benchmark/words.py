@@ -47,6 +47,8 @@ def _reasons(checkpoint: Checkpoint) -> list[str]:
         words.append("its zeros are multiplied like other weights")
     if checkpoint.grids:
         words.append("rounding the inputs of layers is work on top")
+    if checkpoint.clamps:
+        words.append("cutting the inputs of layers is work on top")
     return words
 
 

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tasks.clip.ranges import Cut
+from pydantic import PositiveInt, model_validator
+
 from tasks.params import Block
+from tasks.ranges import Cut, Span
 
 
 class ClipParams(Block):
-    """Where each layer's weights are cut, and the layers that are left out."""
+    """Where each layer's weights, or its inputs, are cut, and the layers that are left out.
+
+    `images` counts the training images, from the first on, that the ranges of inputs are taken from; ranges
+    of weights need none.
+    """
 
     op: Literal["clip"]
     cut: Cut
+    target: Literal["weights", "activations"] = "weights"
+    images: PositiveInt = 1000
     skip: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> ClipParams:
+        if self.target == "activations" and not isinstance(self.cut, Span):
+            raise ValueError(
+                f"{self.cut.kind!r} holds weights at zero, and activations are other ones for each image; "
+                f"take a range such as 'percentile', or target weights"
+            )
+        return self

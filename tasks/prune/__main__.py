@@ -1,25 +1,23 @@
 """Stage `compress` of a model with `op: prune`: python -m tasks.prune <model>"""
 
-from tasks import data
+from functools import partial
+
 from tasks.checkpoints import load_model
-from tasks.constraints import FREE
-from tasks.ledger import select
-from tasks.prune.masks import make_masks
+from tasks.prune.once import Once
 from tasks.prune.params import PruneParams
+from tasks.prune.trained import fresh, run_schedule
 from tasks.stages import run
 from tasks.steps import begin_model, finish
 
 
 def main(model: str) -> None:
-    """Read the parent; mask its least important weights; write the model."""
+    """Read the parent; remove what is least important, as scheduled; write the model."""
     step = begin_model(model, PruneParams)
-    parent = load_model(step.block.from_)
-    chosen, untouched = select(parent.module, step.block.skip)
-    scores = step.block.criterion.scores(parent.module, data.read(data.TRAIN), step.seed)
-    earlier = {name: held.mask for name, held in parent.constraints.items() if held.mask is not None}
-    masks = make_masks({n: scores[n] for n in chosen}, earlier, step.block.sparsity, step.block.scope)
-    changes = {n: parent.constraints.get(n, FREE).narrow(mask=mask) for n, mask in masks.items()}
-    finish(step, parent, parent.narrowed(changes), untouched)
+    parent, teacher = load_model(step.block.from_), load_model("teacher")
+    once = Once(step.block, parent, teacher, step.seed, partial(fresh, parent))
+    child, curve = run_schedule(once, step)
+    finish(step, parent, child, once.untouched, curve)
+    step.scratch(step.block.from_, "teacher").clear()
 
 
 if __name__ == "__main__":

@@ -1,21 +1,87 @@
-"""The block of a model with `op: prune`."""
+"""The block of a model with `op: prune`: four independent choices, and what may be left."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import model_validator
 
 from tasks.params import Block
+from tasks.prune.allocations import Allocation, Global
+from tasks.prune.budgets import Budget
+from tasks.prune.channels import Channels
 from tasks.prune.criteria import Criterion
-from tasks.prune.masks import Scope
+from tasks.prune.schedules import During, Iterative, OneShot, Rigl, Schedule
+from tasks.prune.structures import NOfM, Structure, Weights
 
 
 class PruneParams(Block):
-    """What to remove and how much of it."""
+    """What to remove and how much of it.
+
+    Attributes:
+        criterion: What is scored.
+        allocation: How layers share the budget.
+        structure: What goes together.
+        schedule: When.
+        budget: How much may be left; a pattern of N in M has its own.
+        skip: Layers that are left alone.
+    """
 
     op: Literal["prune"]
     criterion: Criterion
-    sparsity: Annotated[float, Field(gt=0, lt=1)]
-    scope: Scope = "global"
+    allocation: Allocation = Global()
+    structure: Structure = Weights()
+    schedule: Schedule = OneShot()
+    budget: Budget | None = None
     skip: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> PruneParams:
+        """Refuse choices that do not go together, each with what to take instead."""
+        if wrong := [words for words in (self._budget(), self._criterion(), self._schedule()) if words]:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def _budget(self) -> str:
+        structure, measure = self.structure, self.budget.measure if self.budget else None
+        if isinstance(structure, NOfM):
+            return f"a budget is not for n-of-m, whose sparsity is 1 - n/m, got {measure}" if measure else ""
+        if measure is None:
+            return "budget is missing, such as {sparsity: 0.8}"
+        if measure in ("macs", "latency") and not isinstance(structure, Channels):
+            return (
+                f"budget {measure} needs structure channels: zeros are multiplied like other weights, "
+                f"structure {structure.kind} saves nothing of it"
+            )
+        return ""
+
+    def _criterion(self) -> str:
+        criterion, structure = self.criterion, self.structure
+        if criterion.accumulates and not isinstance(self.schedule, During):
+            return f"criterion {criterion.kind} scores what a training does: take schedule gradual or surgery"
+        if criterion.structures and structure.kind not in criterion.structures:
+            known = " or ".join(criterion.structures)
+            return f"criterion {criterion.kind} needs structure {known}, got {structure.kind}"
+        return ""
+
+    def _schedule(self) -> str:
+        schedule, structure = self.schedule, self.structure
+        inside = isinstance(schedule, During)
+        if inside and isinstance(structure, Channels):
+            return (
+                f"schedule {schedule.kind} changes masks in a training, channels are removed: take iterative"
+            )
+        if isinstance(schedule, Rigl) and not isinstance(structure, Weights):
+            return f"schedule rigl moves single weights, got structure {structure.kind}"
+        if inside and self.criterion.repairs:
+            return f"criterion {self.criterion.kind} repairs what training would: take one-shot or iterative"
+        if isinstance(schedule, Iterative) and self.budget is None:
+            return "schedule iterative needs a budget to come nearer to, n-of-m has none: take gradual"
+        if self.budget and inside and self.budget.measure not in ("sparsity", "nonzeros"):
+            return (
+                f"budget {self.budget.measure} is known only when masks stand still: "
+                f"with schedule {schedule.kind} take sparsity or nonzeros"
+            )
+        if self.budget and self.budget.measure == "drift" and not isinstance(schedule, OneShot):
+            return "budget drift compares with the unpruned model, which a training leaves: take one-shot"
+        return ""

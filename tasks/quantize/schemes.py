@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tasks.constraints import Levels
+from tasks.grids import Bits, symmetric_levels
 from tasks.params import Section
-
-Bits = Annotated[int, Field(ge=2, le=8)]
+from tasks.ranges import Best, Fitted, MinMax, Ranges
 
 
 class Integer(Section):
-    """Symmetric integers: w_q = round(w / step), with the step from the largest |w|.
+    """Symmetric integers: w_q = round(w / step), with the step from the largest size in `range`.
 
     The levels are -(2^(b-1) - 1) ... 2^(b-1) - 1, so that zero is exact and pruned weights stay zero.
-    Per channel each output channel has its own step. Below 4 bits the largest weight makes the step too
-    coarse for all others: clip first, or fine-tune after.
+    Per channel each output channel has its own range and step. Below 4 bits the largest weight, which is
+    where `min-max` ends, makes the step too coarse for all others: take a narrower range, or fine-tune after.
 
     References:
         Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -29,16 +29,25 @@ class Integer(Section):
     kind: Literal["integer"] = "integer"
     bits: Bits = 8
     per_channel: bool = True
+    range: Ranges = MinMax()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Integer:
+        check_width(self.range, self.bits)
+        if self.range.per_channel and not self.per_channel:
+            raise ValueError("range.per_channel: one step for the tensor needs one range for it")
+        return self
 
     def levels(self, weight: Tensor, mask: Tensor | None = None) -> Levels:
         """Return 2^bits - 1 integer levels with a step per output channel [O, 1, ...], or one [].
 
         A channel of zeros gets the step 1: any step rounds it to zero.
+
+        Raises:
+            ValueError: A weight is NaN or infinite; or the range is `best`, which has to be chosen first.
         """
-        top = 2 ** (self.bits - 1) - 1
-        largest = weight.detach().abs()
-        largest = largest.flatten(1).amax(1) if self.per_channel else largest.amax()
-        return Levels(torch.arange(-top, top + 1).float(), _column(_positive(largest / top), weight))
+        reach = self.range.reach(weight, mask, self.bits, per_channel=self.per_channel)
+        return symmetric_levels(reach, self.bits)
 
 
 class Binary(Section):
@@ -62,6 +71,12 @@ class Binary(Section):
 
 
 Scheme = Annotated[Integer | Binary, Field(discriminator="kind")]
+
+
+def check_width(span: Ranges, bits: int) -> None:
+    """Refuse a range that is made for another number of bits than those that are rounded to."""
+    if isinstance(span, Fitted | Best) and span.bits not in (None, bits):
+        raise ValueError(f"range.bits: {span.bits} is not the {bits} of the grid; leave it out")
 
 
 def _positive(scale: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from tasks.params import PARAMS, Name, Section, did_you_mean, mistakes, validate
 from tasks.prepare.params import PrepareParams
 from tasks.prepare.sources import SOURCES
 from tasks.prune.params import PruneParams
+from tasks.prune.schedules import Rewind
+from tasks.prune.structures import Masked, split
 from tasks.quantize.params import QuantizeParams
 from tasks.teacher.params import TeacherParams
 
@@ -58,8 +60,9 @@ def check(content: dict[str, Any]) -> Recipes:
 
     Raises:
         DecantError: An unknown key or kind, a value out of range, a `from` that names no model, a cycle, a
-            layer to skip that there is not, quantizing twice, a network too large for the images, a gate for
-            a model that there is not.
+            layer to skip that there is not, quantizing twice, a structure that fits no layer, a training to
+            go back to that there was not, a network too large for the images, a gate for a model that there
+            is not.
     """
     if wrong := [*mistakes(content, Recipes), *_broken_lineages(content.get("models"))]:
         raise DecantError(f"{PARAMS} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
@@ -80,9 +83,39 @@ def _impossible(recipes: Recipes) -> list[str]:
             wrong.append(f"models.{name}.from: {quantized[0]} is quantized already; start from its ancestor")
         if line[-1] in networks:
             try:
-                select(networks[line[-1]], getattr(block, "skip", ()))
+                chosen, _ = select(networks[line[-1]], getattr(block, "skip", ()))
             except DecantError as error:
                 wrong.append(f"models.{name}.skip: {error}")
+            else:
+                wrong += _unprunable(name, block, networks[line[-1]], chosen)
+        if isinstance(block, PruneParams):
+            wrong += _no_way_back(name, block, line[-1], recipes)
+    return wrong
+
+
+def _unprunable(name: str, block: Any, network: nn.Module, chosen: list[str]) -> list[str]:
+    """Return that a structure fits no layer of the network, with the reason for each."""
+    if not isinstance(block, PruneParams) or not isinstance(block.structure, Masked):
+        return []
+    fitting, refused = split(block.structure, {n: network.get_parameter(n) for n in chosen})
+    if fitting:
+        return []
+    reasons = "; ".join(f"{weight}: {words}" for weight, words in refused.items())
+    return [f"models.{name}.structure: no layer can be pruned so: {reasons}"]
+
+
+def _no_way_back(name: str, block: PruneParams, root: str, recipes: Recipes) -> list[str]:
+    """Return what keeps a model from going back to how the teacher was trained, where it asks for that."""
+    wrong, rewind = [], isinstance(block.schedule, Rewind)
+    if (block.criterion.fresh or rewind) and root != TEACHER:
+        place = "schedule: rewind goes" if rewind else f"criterion: {block.criterion.kind} goes"
+        wrong.append(f"models.{name}.{place} back to the teacher's training, and {root} had another one")
+    epochs = recipes.teacher.training.epochs
+    if isinstance(block.schedule, Rewind) and block.schedule.epoch >= epochs:
+        wrong.append(
+            f"models.{name}.schedule.epoch: must be less than the teacher's {epochs} epochs, "
+            f"got {block.schedule.epoch}"
+        )
     return wrong
 
 

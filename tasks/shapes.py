@@ -1,0 +1,84 @@
+"""Shapes of a network's tensors, and a network whose layers take on other ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Shapes = dict[str, tuple[int, ...]]
+"""The shape of each parameter and buffer, by name."""
+
+
+def shapes_of(module: nn.Module) -> Shapes:
+    """Return the shapes of the parameters, and of the buffers that are more than one number."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if tensor.dim()}
+
+
+def differing(module: nn.Module, built: nn.Module) -> Shapes:
+    """Return the shapes in which a network is not what its architecture builds."""
+    expected = shapes_of(built)
+    return {name: shape for name, shape in shapes_of(module).items() if shape != expected[name]}
+
+
+def reshape_(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give the named tensors other shapes, filled with zeros, and their layers the channels to match, in place.
+
+    Raises:
+        AttributeError: There is no tensor of a name.
+        ValueError: Not one whole number for each dimension that the tensor has.
+    """
+    zeros = {}
+    for name, shape in shapes.items():
+        tensor = _tensor(module, name)
+        if len(shape) != tensor.dim() or min(shape) < 1:
+            raise ValueError(f"{name} of {tensor.dim()} dimensions cannot have the shape {[*shape]}")
+        zeros[name] = torch.zeros(*shape, dtype=tensor.dtype)
+    replace_(module, zeros)
+
+
+def replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors of any size in the place of the named ones, and tell their layers, in place."""
+    owners = {}
+    for name, tensor in tensors.items():
+        path, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(path)
+        old = _tensor(module, name)
+        if isinstance(old, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
+        # Depthwise is read off the old numbers, before they change.
+        owners.setdefault(path, (owner, depthwise(owner)))
+        setattr(owner, attribute, tensor)
+    for owner, each in owners.values():
+        _tell_(owner, each)
+
+
+def depthwise(layer: nn.Module) -> bool:
+    """Say whether each input channel of a convolution makes one output channel, apart from all others."""
+    return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and (
+        1 < layer.groups == layer.in_channels == layer.out_channels
+    )
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    path, _, attribute = name.rpartition(".")
+    tensor = getattr(module.get_submodule(path), attribute)
+    if not isinstance(tensor, Tensor):
+        raise AttributeError(f"{name} is no tensor")
+    return tensor
+
+
+def _tell_(layer: nn.Module, each: bool) -> None:
+    """Set the numbers that a layer keeps beside its tensors to what these say, in place."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        layer.out_channels = layer.weight.shape[0]
+        if each:
+            layer.groups = layer.out_channels
+        layer.in_channels = layer.weight.shape[1] * layer.groups
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        sized = layer.weight if layer.affine else layer.running_mean
+        if sized is not None:
+            layer.num_features = len(sized)

@@ -1,0 +1,368 @@
+"""Whole prune stages on a small trained network: budgets are met, masks hold, half and half is whole."""
+
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from tasks import fit, metrics
+from tasks.checkpoints import Checkpoint, load_model, size_bytes, state
+from tasks.data import TRAIN, VALIDATION, read
+from tasks.errors import DecantError
+from tasks.fit import group_norms
+from tasks.models import Resnet, build, compressible, filters, predict
+from tasks.prepare import tables
+from tasks.prepare.sources import SOURCES
+from tasks.prepare.splits import Split
+from tasks.prune.trained import fresh
+from tasks.scratch import Scratch
+from tasks.training import Training
+
+TRAINING = {
+    "epochs": 2,
+    "batch_size": 16,
+    "optimizer": {"kind": "sgd", "learning_rate": 0.05},
+    "average": 0.5,
+}
+TEACHER = {"architecture": {"kind": "resnet", "widths": [8, 8], "blocks": [1, 1]}, "training": TRAINING}
+BLOCK: dict[str, Any] = {"op": "prune", "from": "teacher", "criterion": {"kind": "magnitude"}}
+HALF = {"budget": {"sparsity": 0.5}}
+
+
+def stripes(seed: int, count: int) -> Split:
+    """Ten classes, told apart by where a stripe is."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    images = generator.integers(0, 90, (count, 1, 10, 10), np.uint8)
+    images[np.arange(count), 0, labels] += 120
+    return Split(images, labels)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with two tables and a teacher that was trained for two epochs."""
+    folder = tmp_path_factory.mktemp("home")
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        tables.write(
+            {"train": stripes(0, 160), "validation": stripes(1, 40)}, Path("data"), SOURCES["digits"]
+        )
+        params({})
+        importlib.import_module("tasks.teacher.__main__").main()
+        yield folder
+    torch.set_num_threads(before[0])
+    torch.use_deterministic_algorithms(before[1])
+
+
+def params(models: dict[str, Any]) -> None:
+    content = {"seed": 1, "threads": {"teacher": 1, "prune": 1}, "teacher": TEACHER, "models": models}
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+
+
+def prune(name: str = "child", **changes: Any) -> Checkpoint:
+    """Run the stage and return what it wrote."""
+    params({name: BLOCK | changes})
+    importlib.import_module("tasks.prune.__main__").main(name)
+    return load_model(name)
+
+
+def zeros(model: Checkpoint) -> int:
+    return sum(int((weight == 0).sum()) for weight in compressible(model.module).values())
+
+
+def total(model: Checkpoint) -> int:
+    return sum(weight.numel() for weight in compressible(model.module).values())
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "one-shot": {"kind": "one-shot"},
+    "iterative": {"kind": "iterative", "rounds": 2, "training": TRAINING},
+    "gradual": {"kind": "gradual", "training": TRAINING, "every": 3},
+    "surgery": {"kind": "surgery", "training": TRAINING, "every": 3},
+    "rigl": {"kind": "rigl", "training": TRAINING, "every": 3},
+    "rewind": {"kind": "rewind", "epoch": 1},
+    "fresh": {"kind": "rewind", "epoch": 0},
+    "rate": {"kind": "rewind", "epoch": 1, "weights": False},
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("budget", [{"sparsity": 0.7}, {"nonzeros": 700}], ids=lambda b: next(iter(b)))
+def test_every_schedule_meets_its_budget_and_holds_its_masks(
+    kind: str, budget: dict[str, float], home: Path
+) -> None:
+    model = prune(budget=budget, schedule=SCHEDULES[kind], allocation={"kind": "layer"})
+    if "sparsity" in budget:
+        assert zeros(model) == round(0.7 * total(model))
+    else:
+        assert 690 <= metrics.nonzeros(model.module) <= 700
+    for name, weight in compressible(model.module).items():
+        mask = model.constraints[name].mask
+        assert mask is not None
+        assert not weight[~mask].any()
+    curve = Path("models/child/curve.csv")
+    epochs = {"one-shot": 0, "iterative": 4, "rewind": 1, "rate": 1}.get(kind, 2)
+    assert (len(curve.read_text().splitlines()) - 1 if curve.exists() else 0) == epochs
+    assert not list(Path(".scratch").glob("*"))
+
+
+@pytest.mark.parametrize("kind", ["iterative", "gradual", "surgery", "rigl", "rewind"])
+@pytest.mark.parametrize("criterion", ["magnitude", "movement"])
+def test_an_interrupted_schedule_goes_on_to_the_same_bytes(
+    kind: str, criterion: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if criterion == "movement" and kind not in ("gradual", "surgery"):
+        pytest.skip("movement is scored in a training")
+    recipe = HALF | {"schedule": SCHEDULES[kind], "criterion": {"kind": criterion}}
+    prune(**recipe)
+    whole = {path.name: path.read_bytes() for path in Path("models/child").iterdir()}
+    written = Scratch.write
+
+    def interrupt(self: Scratch, content: Any) -> None:
+        written(self, content)
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        monkeypatch.setattr(Scratch, "write", interrupt)
+        try:
+            prune(**recipe)
+        except KeyboardInterrupt:
+            continue
+    monkeypatch.setattr(Scratch, "write", written)
+    prune(**recipe)
+    assert {path.name: path.read_bytes() for path in Path("models/child").iterdir()} == whole
+
+
+def test_a_gradual_schedule_removes_more_and_more_and_surgery_gives_back(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind, revives in (("gradual", False), ("surgery", True)):
+        seen: list[dict[str, torch.Tensor]] = []
+        original = fit._step_
+
+        def watch(progress: Any, *more: Any, original: Any = original, seen: Any = seen) -> Any:
+            seen.append(dict(progress.sparsifier.masks))
+            return original(progress, *more)
+
+        monkeypatch.setattr(fit, "_step_", watch)
+        training = TRAINING | {"epochs": 4, "optimizer": {"kind": "sgd", "learning_rate": 0.3}}
+        schedule = SCHEDULES[kind] | {"training": training, "every": 1}
+        prune(budget={"sparsity": 0.9}, schedule=schedule, allocation={"kind": "layer"})
+        monkeypatch.setattr(fit, "_step_", original)
+        gone = [sum(int((~mask).sum()) for mask in masks.values()) for masks in seen]
+        assert gone == sorted(gone)
+        assert len(set(gone)) > 10
+        changes = [
+            int((~before[name] & after[name]).sum())
+            for before, after in pairwise(seen)
+            for name in before
+        ]
+        assert (sum(changes) > 0) == revives
+
+
+def test_rigl_moves_weights_and_keeps_the_number_in_each_layer(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    original = fit._step_
+
+    def watch(progress: Any, *more: Any) -> Any:
+        seen.append(dict(progress.sparsifier.masks))
+        return original(progress, *more)
+
+    monkeypatch.setattr(fit, "_step_", watch)
+    prune(**HALF, schedule=SCHEDULES["rigl"], allocation={"kind": "erk"})
+    counts = [{name: int(mask.sum()) for name, mask in masks.items()} for masks in seen]
+    assert all(count == counts[0] for count in counts)
+    assert any(not torch.equal(seen[0][name], seen[-1][name]) for name in seen[0])
+
+
+def test_masks_of_an_already_pruned_model_hold_through_every_schedule(home: Path) -> None:
+    first = prune("first", budget={"sparsity": 0.4})
+    for kind, schedule in SCHEDULES.items():
+        params({"second": BLOCK | {"from": "first", "budget": {"sparsity": 0.6}, "schedule": schedule}})
+        importlib.import_module("tasks.prune.__main__").main("second")
+        second = load_model("second")
+        assert zeros(second) == round(0.6 * total(second)), kind
+        for name, held in first.constraints.items():
+            assert held.mask is not None
+            assert not second.module.get_parameter(name)[~held.mask].any()
+
+
+def test_fresh_weights_are_those_that_the_teacher_began_with(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[dict[str, torch.Tensor]] = []
+    original = fit._step_
+
+    def watch(progress: Any, *more: Any) -> Any:
+        began.append({name: tensor.clone() for name, tensor in state(progress.module).items()})
+        return original(progress, *more)
+
+    before = Path("models/teacher/model.safetensors").read_bytes()
+    monkeypatch.setattr(fit, "_step_", watch)
+    importlib.import_module("tasks.teacher.__main__").main()
+    assert Path("models/teacher/model.safetensors").read_bytes() == before
+    drawn = state(fresh(load_model("teacher")))
+    assert all(torch.equal(tensor, began[0][name]) for name, tensor in drawn.items())
+
+
+def test_rewinding_without_pruning_anything_would_be_the_teacher_s_training(home: Path) -> None:
+    # One weight of all is removed: the curve of the last epoch is nearly the teacher's own.
+    prune(
+        budget={"nonzeros": metrics.nonzeros(load_model("teacher").module) - 1}, schedule=SCHEDULES["rewind"]
+    )
+    own = Path("models/teacher/curve.csv").read_text().splitlines()
+    again = Path("models/child/curve.csv").read_text().splitlines()
+    rate = own[0].split(",").index("learning_rate")
+    assert own[2].split(",")[rate] == again[1].split(",")[rate]
+    loss = own[0].split(",").index("loss")
+    assert float(own[2].split(",")[loss]) == pytest.approx(float(again[1].split(",")[loss]), rel=0.2)
+
+
+def test_a_model_without_the_teacher_s_beginning_is_refused(home: Path) -> None:
+    lineage = Path("models/teacher/lineage.json")
+    before = lineage.read_text()
+    try:
+        lineage.write_text(json.dumps([{"op": "teacher"}]))
+        with pytest.raises(DecantError, match=r"its lineage\.json has no such beginning"):
+            prune(**HALF, schedule=SCHEDULES["rewind"])
+    finally:
+        lineage.write_text(before)
+    with pytest.raises(DecantError, match="has 2 epochs, so the last that can be gone back to is 1, got 2"):
+        prune(**HALF, schedule={"kind": "rewind", "epoch": 2})
+
+
+def test_snip_scores_the_fresh_network(home: Path) -> None:
+    model = prune(**HALF, criterion={"kind": "snip"}, schedule=SCHEDULES["fresh"])
+    assert zeros(model) == round(0.5 * total(model))
+
+
+# --- budgets
+
+
+def test_bytes_are_those_on_disk_and_no_more_is_lost_than_must_be(home: Path) -> None:
+    model = prune(budget={"bytes": 0.6})
+    limit = 0.6 * size_bytes(Path("models/teacher"))
+    assert limit - 60 < size_bytes(Path("models/child")) <= limit
+    assert zeros(model) > 0
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_drift_stops_before_the_logits_move_further(criterion: str, home: Path) -> None:
+    model, teacher = prune(budget={"drift": 0.02}, criterion={"kind": criterion}), load_model("teacher")
+    images = read(TRAIN).images[-1000:]
+    p = predict(teacher.module, images).double().softmax(1)
+    q = predict(model.module, images).double().softmax(1)
+    drift = (p * (p / q).log()).sum(1).mean().item()
+    assert 0.01 < drift <= 0.02 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"nonzeros": 10}, r"nonzeros 10 cannot be met: the least that can be left has (\d+)"),
+        ({"bytes": 500}, r"bytes 500 cannot be met: the least that can be left has ([\d,]+)"),
+        ({"bytes": 10_000_000}, "bytes 10,000,000 is met already"),
+        ({"drift": 1e-12}, "drift 1e-12 allows no removal"),
+        ({"sparsity": 0.9999}, r"the nearest possible is 0\.99"),
+    ],
+)
+def test_impossible_budgets_name_the_nearest(budget: dict[str, float], words: str, home: Path) -> None:
+    with pytest.raises(DecantError, match=words):
+        prune("never", budget=budget, criterion={"kind": "random"})
+    assert not Path("models/never").exists()
+
+
+def test_the_nearest_possible_budget_is_possible(home: Path) -> None:
+    with pytest.raises(DecantError) as told:
+        prune(budget={"nonzeros": 10}, allocation={"kind": "layer"})
+    nearest = int(str(told.value).split("has ")[1].split(";")[0].replace(",", ""))
+    # One weight in each layer is the least, which only an allocation that knows leaves everywhere.
+    model = prune(budget={"nonzeros": nearest}, allocation={"kind": "lamp"})
+    assert metrics.nonzeros(model.module) == nearest
+
+
+@pytest.mark.parametrize("schedule", ["one-shot", "gradual", "surgery", "rewind"])
+def test_two_of_four_in_all_layers_that_have_four_inputs(schedule: str, home: Path) -> None:
+    model = prune(structure={"kind": "n-of-m", "n": 2, "m": 4}, schedule=SCHEDULES[schedule])
+    for name, weight in compressible(model.module).items():
+        if name == "stem.0.weight":
+            assert name not in model.constraints
+            continue
+        fours = weight.movedim(1, -1).reshape(-1, 4)
+        assert ((fours == 0).sum(1) == 2).all()
+    ledger = {entry["name"]: entry for entry in json.loads(Path("models/child/ledger.json").read_text())}
+    assert ledger["stem.0.weight"]["untouched"] == "1 input channels are no multiple of 4"
+
+
+def test_adaptive_reads_validation_images_and_meets_the_budget(home: Path) -> None:
+    model = prune(budget={"sparsity": 0.7}, allocation={"kind": "adaptive", "images": 40, "points": 6})
+    uniform = prune("uniform", budget={"sparsity": 0.7}, allocation={"kind": "layer"})
+    assert zeros(model) == zeros(uniform) == round(0.7 * total(model))
+    validation, teacher = read(VALIDATION).images, load_model("teacher")
+    p = predict(teacher.module, validation).double().softmax(1)
+    drift = [
+        (p * (p / predict(m.module, validation).double().softmax(1)).log()).sum(1).mean().item()
+        for m in (model, uniform)
+    ]
+    assert drift[0] < drift[1]
+
+
+def test_obs_loses_less_than_magnitude(home: Path) -> None:
+    teacher, images = load_model("teacher"), read(VALIDATION).images
+    p = predict(teacher.module, images).double().softmax(1)
+    drift = {}
+    for kind in ("obs", "magnitude"):
+        model = prune(budget={"sparsity": 0.8}, allocation={"kind": "layer"}, criterion={"kind": kind})
+        assert zeros(model) == round(0.8 * total(model))
+        q = predict(model.module, images).double().softmax(1)
+        drift[kind] = (p * (p / q).log()).sum(1).mean().item()
+    assert drift["obs"] < 0.5 * drift["magnitude"]
+
+
+# --- regularization
+
+
+def test_group_norms_by_hand() -> None:
+    module = build(Resnet(widths=(2,), blocks=(0,)), (1, 8, 8), 3, seed=0)
+    with torch.no_grad():
+        module.get_parameter("stem.1.weight").copy_(torch.tensor([-0.5, 2.0]))
+        module.get_parameter("head.weight").copy_(torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.6, 0.8]]))
+    assert group_norms(module).item() == pytest.approx(2.5 + math.sqrt(2) * (5 + 1), rel=1e-5)
+    assert list(filters(module)) == ["stem.1.weight", "head.weight"]
+
+
+@pytest.mark.parametrize("term", ["l1", "group_lasso"])
+def test_regularization_shrinks_what_it_says(term: str, home: Path, tmp_path: Path) -> None:
+    def size(strength: float) -> tuple[float, float]:
+        module: nn.Module = build(Resnet(widths=(8, 8), blocks=(1, 1)), (1, 10, 10), 10, seed=0)
+        training = Training.model_validate(TRAINING | {"epochs": 4, term: strength})
+        fit.fit_(
+            module,
+            training,
+            training.hard_loss(),
+            read(TRAIN),
+            read(VALIDATION),
+            scratch=Scratch(tmp_path / str(strength), "id"),
+            seed=1,
+            constraints={},
+            title="regularized",
+        )
+        weights = torch.cat([weight.flatten() for weight in compressible(module).values()])
+        channels = torch.cat([weight.abs() for weight in filters(module).values() if weight.dim() == 1])
+        return weights.abs().median().item(), channels.min().item()
+
+    free, pulled = size(0.0), size(0.003 if term == "l1" else 0.02)
+    which = 0 if term == "l1" else 1
+    assert pulled[which] < 0.9 * free[which]
