@@ -197,8 +197,8 @@ def _rebuild(
     channels, height, width = described["shape"]
     shape, classes = (channels, height, width), tuple(described["classes"])
     module = build(architecture, shape, len(classes), seed=0).eval()
-    shapes = {name: [int(size) for size in word.split("x")] for name, word in described.get("shapes", {}).items()}
-    reshape_(module, shapes)
+    words = described.get("shapes", {})
+    reshape_(module, {name: [int(size) for size in word.split("x")] for name, word in words.items()})
     constraints: dict[str, Constraints] = {}
     grids, clamps = _decode_inputs(tensors, described["inputs"])
     for name, description in described["weights"].items():

@@ -122,7 +122,7 @@ def created(child: Checkpoint) -> list[Entry]:
 
 
 def check_invariants(parent: Checkpoint, child: Checkpoint, kept: Kept | None = None) -> None:
-    """Hold that whatever the parent's weights and inputs obeyed, the child's obey too, where there are any left.
+    """Hold that whatever the parent's weights and inputs obeyed, the child's obey too, of what is left.
 
     Raises:
         DecantError: An 80 % mask is no longer an 80 % mask, or the like; names the weight.
@@ -162,11 +162,10 @@ def chosen(entries: Sequence[Entry], tables: Tables) -> list[Entry]:
 
 
 def as_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return the entries for `ledger.json`; what was chosen, tried and removed stands only where anything was."""
+    """Return the entries for `ledger.json`; what was chosen, tried or removed stands only where anything was."""
     rare = ("chosen", "tried", "removed", "channels")
     return [
-        {key: value for key, value in asdict(entry).items() if value or key not in rare}
-        for entry in entries
+        {key: value for key, value in asdict(entry).items() if value or key not in rare} for entry in entries
     ]
 
 

@@ -49,8 +49,8 @@ def moments(
     """Return the moments of what the layers of the named weights receive.
 
     Products are summed in float32 within some hundreds of images and in float64 from there on: in float32
-    alone, the ten thousandth batch would lose four digits against the sum, and in float64 alone it takes twice
-    as long for digits that a sample of images does not determine.
+    alone, the ten thousandth batch would lose four digits against the sum, and in float64 alone it takes
+    twice as long for digits that a sample of images does not determine.
 
     Args:
         module: The network, in eval mode, as it is now.
@@ -190,10 +190,10 @@ def _batches(images: Tensor) -> Iterable[Tensor]:
     return (pixels(batch) for batch in images.split(BATCH))
 
 
-def _pieces(layer: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
+def _pieces(layer: Any, inputs: Tensor) -> tuple[Tensor, ...]:
     """Return the inputs in parts whose patches fit in memory, split along images."""
     positions = inputs[0].numel() // (layer.in_features if isinstance(layer, nn.Linear) else inputs.shape[1])
-    depth = int(layer.weight[0].numel()) * int(getattr(layer, "groups", 1))
+    depth = layer.weight[0].numel() * getattr(layer, "groups", 1)
     return inputs.split(max(1, FLOATS // max(1, positions * depth)))
 
 

@@ -23,7 +23,7 @@ def differing(module: nn.Module, built: nn.Module) -> Shapes:
 
 
 def reshape_(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Give the named tensors other shapes, filled with zeros, and their layers the channels to match, in place.
+    """Give the named tensors other shapes, filled with zeros, and tell their layers, in place.
 
     Raises:
         AttributeError: There is no tensor of a name.
@@ -40,7 +40,7 @@ def reshape_(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
 
 def replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put tensors of any size in the place of the named ones, and tell their layers, in place."""
-    owners = {}
+    owners: dict[str, tuple[nn.Module, bool]] = {}
     for name, tensor in tensors.items():
         path, _, attribute = name.rpartition(".")
         owner = module.get_submodule(path)

@@ -1,7 +1,7 @@
 """Least squares of one layer: the weights that come nearest to its outputs, from moments of its inputs.
 
-With a layer's inputs x̂, those of a reference network x, H = mean x̂ x̂ᵀ and G = mean x̂ xᵀ, the error of a row w'
-against the reference's row w is the mean of (w x - w' x̂)², which is w' H w'ᵀ - 2 w' G wᵀ and a constant.
+With a layer's inputs x̂, those of a reference network x, H = mean x̂ x̂ᵀ and G = mean x̂ xᵀ, the error of a
+row w' against the reference's row w is the mean of (w x - w' x̂)²: w' H w'ᵀ - 2 w' G wᵀ and a constant.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 CHUNK = 2**24
 """Numbers of one batch of matrices: 64 MB in float32, so that thousands of rows do not fill the memory."""
 
-EXACT = 2**39
-"""Rows times cubed unknowns up to which systems are solved by factorization: some ten seconds on two cores."""
+FACTORED = 2**38
+"""Sum over rows of cubed unknowns up to which systems are factored: some seconds on two cores."""
 
 STEPS = 32
 """Conjugate gradients where a factorization is too dear."""
@@ -110,7 +110,7 @@ def solve(problem: Problem, mask: Tensor, start: Tensor | None = None) -> Tensor
     `start`. Weights on dead inputs keep what they have.
     """
     kept = mask.sum(1).double()
-    if float(kept.pow(3).sum()) > EXACT:
+    if float(kept.pow(3).sum()) > FACTORED:
         return descend(problem, mask, problem.dense if start is None else start)
     masks, owner = torch.unique(mask, dim=0, return_inverse=True)
     if 2 * len(masks) <= len(mask):
@@ -164,12 +164,16 @@ def descend(problem: Problem, mask: Tensor, start: Tensor, steps: int = STEPS) -
     return rows.double()
 
 
-def chunks(counts: Tensor) -> list[Tensor]:
-    """Return row numbers in parts of similar counts [rows], whose padded square matrices fit in memory."""
+def chunks(counts: Tensor, width: int | None = None) -> list[Tensor]:
+    """Return row numbers in parts of similar counts [rows], whose padded matrices fit in memory.
+
+    Matrices are count x count, or count x `width`.
+    """
     order = counts.argsort(stable=True, descending=True)
     parts, at = [], 0
     while at < len(order):
-        size = max(1, CHUNK // max(1, int(counts[order[at]]) ** 2))
+        count = int(counts[order[at]])
+        size = max(1, CHUNK // max(1, count * (width or count)))
         parts.append(order[at : at + size])
         at += size
     return parts

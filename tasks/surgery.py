@@ -27,10 +27,8 @@ def removed(checkpoint: Checkpoint, kept: Kept) -> Checkpoint:
         kept: What stays of each tensor that loses something; whoever makes a channel and whoever reads it
             have to lose it together.
     """
-    before = checkpoint.module
-    module = copy.deepcopy(before)
-    tensors = dict(before.named_parameters()) | dict(before.named_buffers())
-    replace_(module, {name: _sliced(tensors[name].detach(), dims) for name, dims in kept.items()})
+    before, module = checkpoint.module, copy.deepcopy(checkpoint.module)
+    cut_(module, kept)
     constraints = {
         name: _constraints(held, before.get_parameter(name).shape, kept[name]) if name in kept else held
         for name, held in checkpoint.constraints.items()
@@ -41,6 +39,12 @@ def removed(checkpoint: Checkpoint, kept: Kept) -> Checkpoint:
     }
     attach_(module, checkpoint.grids, clamps)
     return replace(checkpoint, module=module, constraints=constraints, clamps=clamps)
+
+
+def cut_(module: nn.Module, kept: Kept) -> None:
+    """Take out of a network, in place, what is not in `kept`."""
+    tensors = module.state_dict()
+    replace_(module, {name: _sliced(tensors[name], dims) for name, dims in kept.items()})
 
 
 def composed(first: Kept, second: Kept) -> Kept:

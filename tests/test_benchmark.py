@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 import tasks
 from tasks.benchmark import __main__ as stage
-from tasks.benchmark.export import _rounded, check_same, open_session, to_onnx
 from tasks.benchmark.memory import peak_bytes
 from tasks.benchmark.params import BenchmarkParams
-from tasks.benchmark.timing import compare, interleave
 from tasks.benchmark.words import verdict
 from tasks.checkpoints import Checkpoint, save
 from tasks.constraints import Constraints, InputGrid, Levels, Range
 from tasks.errors import DecantError
+from tasks.export import _rounded, check_same, open_session, to_onnx
 from tasks.models import Resnet, build, compressible, predict
 from tasks.params import validate
+from tasks.timing import compare, interleave
 
 SHAPE = (1, 8, 8)
 CLASSES = tuple("abcde")

@@ -27,7 +27,12 @@ VALID: dict[str, Any] = {
     "teacher": {"architecture": {"kind": "mlp", "hidden": [8]}, "training": TRAINING},
     "models": {
         "cut": {"op": "clip", "from": "teacher", "cut": {"kind": "percentile", "keep": 0.99}},
-        "prune-80": {"op": "prune", "from": "cut", "criterion": {"kind": "magnitude"}, "budget": {"sparsity": 0.8}},
+        "prune-80": {
+            "op": "prune",
+            "from": "cut",
+            "criterion": {"kind": "magnitude"},
+            "budget": {"sparsity": 0.8},
+        },
         "int8": {"op": "quantize", "from": "prune-80", "scheme": {"kind": "integer", "bits": 8}},
         "student": {
             "op": "distill",
@@ -108,8 +113,8 @@ def test_this_file_s_own_example_is_valid() -> None:
         (
             "models/prune-80/criterion",
             {"kind": "xyz"},
-            "models.prune-80.criterion: unknown kind 'xyz'; known are fisher, magnitude, movement, obs, random, snip, taylor, "
-            "wanda",
+            "models.prune-80.criterion: unknown kind 'xyz'; known are drift, fisher, magnitude, movement, obs, "
+            "random, reconstruction, snip, taylor, wanda",
         ),
         ("models/prune-80/op", "prunes", "models.prune-80: unknown op 'prunes'; did you mean 'prune'?"),
         (
@@ -141,7 +146,11 @@ def test_this_file_s_own_example_is_valid() -> None:
         ("models/cut/skip", "head", "models.cut.skip: must be a list, got 'head'"),
         ("models/cut/skip", ["a", 1], "models.cut.skip.1: must be a word, got 1"),
         ("models/cut/from", 3, "models.cut.from: must be a word, got 3"),
-        ("models/prune-80/budget/sparsity", "80 %", "models.prune-80.budget.sparsity: must be a number, got '80 %'"),
+        (
+            "models/prune-80/budget/sparsity",
+            "80 %",
+            "models.prune-80.budget.sparsity: must be a number, got '80 %'",
+        ),
         ("models/int8/scheme/bits", 4.5, "models.int8.scheme.bits: must be a whole number, got 4.5"),
         (
             "models/int8/scheme/per_channel",
@@ -154,14 +163,30 @@ def test_this_file_s_own_example_is_valid() -> None:
             "models.student.student.widths.1: must be a whole number, got 'x'",
         ),
         ("seed", True, "seed: must not be true or false"),
-        ("models/prune-80/budget/sparsity", True, "models.prune-80.budget.sparsity: must not be true or false"),
+        (
+            "models/prune-80/budget/sparsity",
+            True,
+            "models.prune-80.budget.sparsity: must not be true or false",
+        ),
         # Values out of range.
         ("seed", -1, "seed: must be greater than or equal to 0, got -1"),
         ("threads/prune", 0, "threads.prune: must be greater than 0, got 0"),
-        ("models/prune-80/budget/sparsity", 1.0, "models.prune-80.budget.sparsity: must be less than 1, got 1.0"),
+        (
+            "models/prune-80/budget/sparsity",
+            1.0,
+            "models.prune-80.budget.sparsity: must be less than 1, got 1.0",
+        ),
         ("models/int8/scheme/bits", 9, "models.int8.scheme.bits: must be less than or equal to 8, got 9"),
-        ("models/prune-80/budget/sparsity", math.nan, "models.prune-80.budget.sparsity: must be a finite number, got nan"),
-        ("models/prune-80/budget/sparsity", math.inf, "models.prune-80.budget.sparsity: must be a finite number, got inf"),
+        (
+            "models/prune-80/budget/sparsity",
+            math.nan,
+            "models.prune-80.budget.sparsity: must be a finite number, got nan",
+        ),
+        (
+            "models/prune-80/budget/sparsity",
+            math.inf,
+            "models.prune-80.budget.sparsity: must be a finite number, got inf",
+        ),
         (
             "models/prune-80/allocation",
             {"kind": "globl"},

@@ -7,12 +7,12 @@ import torch
 from tqdm import tqdm
 
 from tasks import data
-from tasks.benchmark.export import check_same, open_session, to_onnx
 from tasks.benchmark.measure import REPEATS, as_json, describe_machine, measure
 from tasks.benchmark.memory import peak_bytes
 from tasks.benchmark.params import BenchmarkParams
 from tasks.benchmark.words import readme, verdict
 from tasks.checkpoints import MODELS, load_model, size_bytes
+from tasks.export import check_same, open_session, to_onnx
 from tasks.params import read_section
 from tasks.stages import replacing, run, write_json, write_text
 

@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tasks.benchmark.export import INPUT
-from tasks.benchmark.timing import Call, Latency, Rounds, compare, interleave, no_garbage_collection
 from tasks.data import pixels
+from tasks.export import INPUT
+from tasks.timing import Call, Latency, Rounds, compare, interleave, no_garbage_collection, processor
 
 REPEATS = {1: 10, 128: 1}
 """Timed calls in one turn, by batch size: about as many images' worth of time for each."""
@@ -71,7 +70,7 @@ def describe_machine(threads: int) -> dict[str, Any]:
     """Return what the seconds depend on beside the models."""
     return {
         # The bits of a training depend on the instructions that the kernels may use, more than on the name.
-        "processor": f"{_processor()} with {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{processor()} with {torch.backends.cpu.get_cpu_capability()}",
         "system": platform.system(),
         "threads": threads,
         "onnxruntime": onnxruntime.__version__,
@@ -109,13 +108,3 @@ def _calls(
         {name: partial(session.run, None, feed) for name, session in sessions.items()},
         {name: partial(module, batch) for name, module in modules.items()},
     )
-
-
-def _processor() -> str:
-    """Return the processor's name; platform.processor() is empty on many Linux machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

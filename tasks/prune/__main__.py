@@ -3,8 +3,10 @@
 from functools import partial
 
 from tasks.checkpoints import load_model
+from tasks.prune.channels import Channels
 from tasks.prune.once import Once
 from tasks.prune.params import PruneParams
+from tasks.prune.thinned import Thinned
 from tasks.prune.trained import fresh, run_schedule
 from tasks.stages import run
 from tasks.steps import begin_model, finish
@@ -14,9 +16,10 @@ def main(model: str) -> None:
     """Read the parent; remove what is least important, as scheduled; write the model."""
     step = begin_model(model, PruneParams)
     parent, teacher = load_model(step.block.from_), load_model("teacher")
-    once = Once(step.block, parent, teacher, step.seed, partial(fresh, parent))
-    child, curve = run_schedule(once, step)
-    finish(step, parent, child, once.untouched, curve)
+    kind = Thinned if isinstance(step.block.structure, Channels) else Once
+    once = kind(step.block, parent, teacher, step.seed, partial(fresh, parent))
+    result = run_schedule(once, step)
+    finish(step, parent, result.model, once.untouched, result.curve, kept=result.kept, facts=result.facts)
     step.scratch(step.block.from_, "teacher").clear()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -16,6 +16,8 @@ from tasks.errors import DecantError
 from tasks.models import compressible, normalized_by
 from tasks.moments import norms
 from tasks.params import Section
+from tasks.prune.channel_scores import ChannelScores, by_drift, by_reconstruction
+from tasks.prune.groups import Group
 from tasks.prune.obs import saliencies
 
 Scores = dict[str, Tensor]
@@ -41,18 +43,14 @@ class Scoring(Section):
         """Return the score of each weight, finite and without gradient; the module is untouched."""
         raise NotImplementedError
 
-    def together(self, scores: Tensor, dim: int) -> Tensor:
-        """Return the score of weights that are removed together, along a dimension."""
-        return scores.sum(dim)
-
 
 class Magnitude(Scoring):
     """Score |w|: a small weight moves its layer's output little.
 
-    Weights that go together, as in channels, score by the sum of |w| (`norm: 1`) or by the root of the sum of
-    squares (`norm: 2`). With `folded`, the weights are those of the network with its batch norms multiplied
-    in, which is what reaches the next layer. Does not help across layers of different scale unless folded:
-    use the allocation `layer` or `lamp` there. It does not look at the data.
+    Weights that go together, as in channels, score by the sum of |w| (`norm: 1`) or of w^2 (`norm: 2`). With
+    `folded`, the weights are those of the network with its batch norms multiplied in, which is what
+    reaches the next layer. Does not help across layers of different scale unless folded: use the allocation
+    `layer` or `lamp` there. It does not look at the data.
 
     References:
         Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015.
@@ -65,16 +63,12 @@ class Magnitude(Scoring):
     folded: bool = False
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
-        """Return |w| per weight."""
+        """Return |w| per weight, or its square."""
         scales = normalized_by(module) if self.folded else {}
         return {
-            name: (weight.detach() * scales[name]).abs() if name in scales else weight.detach().abs()
+            name: (weight.detach() * scales.get(name, 1.0)).abs() ** self.norm
             for name, weight in compressible(module).items()
         }
-
-    def together(self, scores: Tensor, dim: int) -> Tensor:
-        """Return the norm along a dimension."""
-        return scores.norm(p=self.norm, dim=dim)
 
 
 class Random(Scoring):
@@ -93,10 +87,6 @@ class Random(Scoring):
             name: torch.rand(weight.shape, generator=generator)
             for name, weight in compressible(module).items()
         }
-
-    def together(self, scores: Tensor, dim: int) -> Tensor:
-        """Return the first draw along a dimension: a sum of many would hardly differ between units."""
-        return scores.select(dim, 0)
 
 
 class Taylor(Scoring):
@@ -236,6 +226,7 @@ class Obs(Scoring):
     """
 
     repairs: ClassVar[bool] = True
+    structures: ClassVar[tuple[str, ...]] = ("weights", "blocks", "n-of-m")
     kind: Literal["obs"] = "obs"
     images: PositiveInt = 2000
     damping: PositiveFloat = 0.01
@@ -247,8 +238,69 @@ class Obs(Scoring):
         return saliencies(module, seen.images, self.damping)
 
 
+class OfChannels(Scoring):
+    """What criteria have that score channels as a whole, and no weight by itself."""
+
+    structures: ClassVar[tuple[str, ...]] = ("channels",)
+
+    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+        """Refuse: channels alone have scores.
+
+        Raises:
+            DecantError: Always; the recipe is refused before it comes to this.
+        """
+        raise DecantError(f"criterion {self.model_dump()['kind']} scores channels: take structure channels")
+
+    def channel_scores(self, module: nn.Module, groups: Sequence[Group], examples: Examples) -> ChannelScores:
+        """Return the score of each channel; the module is untouched."""
+        raise NotImplementedError
+
+
+class Reconstruction(OfChannels):
+    """Score a channel by what the layers that read it lose when it goes and they are solved anew.
+
+    Channels go one by one; the survivors' weights become the least squares solution on the layers' inputs
+    over the first `images` training images, towards the outputs of the whole network. No labels. Does not
+    help where what follows forgives some outputs and not others, or where a long fine-tuning follows.
+
+    References:
+        Luo et al., ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, 2017.
+        https://arxiv.org/abs/1707.06342
+    """
+
+    repairs: ClassVar[bool] = True
+    kind: Literal["reconstruction"] = "reconstruction"
+    images: PositiveInt = 2000
+    damping: PositiveFloat = 0.01
+
+    def channel_scores(self, module: nn.Module, groups: Sequence[Group], examples: Examples) -> ChannelScores:
+        """Return the error of the layers that read each channel, as shares of their outputs' squares."""
+        seen = _seen(self.kind, examples, self.images)
+        return by_reconstruction(module, groups, seen.images, self.damping)
+
+
+class Drift(OfChannels):
+    """Score a channel by how far the logits move without it: measured, one pass over the images for each.
+
+    The distance is KL(whole || without it) on the first `images` training images. No labels. Does not help
+    where channels stand in for one another: each alone can be spared, both cannot.
+
+    References:
+        Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, 2016,
+        section 2.2 (the oracle, by the loss). https://arxiv.org/abs/1611.06440
+    """
+
+    kind: Literal["drift"] = "drift"
+    images: PositiveInt = 500
+
+    def channel_scores(self, module: nn.Module, groups: Sequence[Group], examples: Examples) -> ChannelScores:
+        """Return the divergence in nats without each channel."""
+        return by_drift(module, groups, _seen(self.kind, examples, self.images).images)
+
+
 Criterion = Annotated[
-    Magnitude | Random | Taylor | Snip | Fisher | Wanda | Movement | Obs, Field(discriminator="kind")
+    Magnitude | Random | Taylor | Snip | Fisher | Wanda | Movement | Obs | Reconstruction | Drift,
+    Field(discriminator="kind"),
 ]
 
 

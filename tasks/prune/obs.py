@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon on each layer by itself: which weights go, and what the others become to make up for it.
+"""Optimal Brain Surgeon on each layer by itself: which weights go, and how the others make up for it.
 
 The error of a layer is the mean square of what its outputs change, over images and positions. It is a
 quadratic form of the weights, so the best survivors, and what removing one more weight costs, are closed
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,9 @@ from tqdm import tqdm
 from tasks.models import compressible
 from tasks.moments import Moments, moments, received
 from tasks.squares import (
-    EXACT,
     Problem,
-    chunks,
     cholesky,
+    chunks,
     descend,
     padded,
     pose,
@@ -37,11 +36,8 @@ from tasks.squares import (
 Choose = Callable[[Tensor, int], Tensor]
 """(scores [rows, d], minus infinity where removed already; zeros in all by now) -> mask, True survives."""
 
-COLUMNS = 128
-"""Columns that the block-wise variant removes from before it passes their error on."""
-
-DECIDED = 1e30
-"""Score of a weight whose fate is settled: finite, as minus infinity stands for what went earlier."""
+EXACT = 2**34
+"""Rows times d³ up to which each round is exact: some seconds for 16 rounds on two cores."""
 
 
 def saliency(weight: Tensor, hessian: Tensor, mask: Tensor | None = None, *, damping: float = 0.01) -> Tensor:
@@ -114,8 +110,8 @@ def prune(
     ratios. What survives is exact after each round; only the choice within a round is approximate, and with
     as many rounds as weights to remove it is OBS one at a time.
 
-    Where rows times d³ is beyond `tasks.squares.EXACT`, by shape alone, weights go block by block of columns
-    instead, in one sweep (see `sweep`), and survivors are then exact, or nearly so where they are too many.
+    Where rows times d³ is beyond `EXACT`, by shape alone, the rounds are approximate (see `thin`). The
+    survivors are solved for exactly at the end, or nearly so where they are too many even for that.
 
     Args:
         weight: The reference's weight [rows, d].
@@ -140,54 +136,45 @@ def prune(
     if zeros <= gone and (cross is None or torch.equal(cross, hessian)):
         return before, torch.where(before, weight, 0.0)
     problem = pose(weight, hessian, cross, damping)
-    rows, width = weight.shape
-    if rows * width**3 > EXACT:
-        kept, start = sweep(problem, zeros, choose, before)
+    size, width = weight.shape
+    targets = _targets(gone, zeros, weight.numel(), rounds)
+    if size * width**3 > EXACT:
+        kept, start = thin(problem, choose, before, targets)
         return kept, solve(problem, kept, start).to(weight.dtype)
     kept = before
-    for target in _targets(gone, zeros, weight.numel(), rounds):
+    for target in targets:
         found, spread = _survivors(problem, kept)
         kept = choose(_scores(problem, found, spread, kept), target) & kept
     return kept, solve(problem, kept).to(weight.dtype)
 
 
-def sweep(problem: Problem, zeros: int, choose: Choose, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mask and weight after one sweep over blocks of columns, in O(rows d² + d³).
+def thin(
+    problem: Problem, choose: Choose, mask: Tensor, targets: Sequence[int], steps: int = 8
+) -> tuple[Tensor, Tensor]:
+    """Return mask and weight after rounds that cost O(rows d² + d³) each, where exact ones cost O(rows d³).
 
-    As in SparseGPT, what removing a weight breaks is made up for by the columns after it, whose inverse
-    Hessians are all parts of one Cholesky factor. Other than there, how many weights a block loses is not the
-    same for all: before each block all columns that are left are ranked together, and of those that `choose`
-    would remove, the block's go.
+    Survivors are moved by conjugate gradients from where they were. The diagonal of each row's inverse
+    Hessian is that of the mean field, the same for all rows: with a share p of the weights left, another
+    input takes part with probability p, so H is replaced by its diagonal plus p times the rest. With all
+    weights it is the exact one, and with a last one too.
+
+    On layers of trained networks the error is within a few percent of that of exact rounds, above or below,
+    and half of that of one sweep over columns as in SparseGPT, which this was measured against. Does not
+    help where the rows keep very different shares.
 
     References:
         Frantar and Alistarh, SparseGPT, 2023, section 3. https://arxiv.org/abs/2301.00774
     """
-    factor = cholesky(problem.inverse).mT.contiguous().float()
+    alone = torch.diag_embed(problem.matrix.diagonal(dim1=1, dim2=2))
     weight = problem.dense if bool(mask.all()) else descend(problem, mask, problem.dense)
-    weight, kept = weight.float(), mask.clone()
-    scores = torch.full_like(weight, -math.inf)
-    for start in range(0, weight.shape[1], COLUMNS):
-        block, rest = slice(start, start + COLUMNS), slice(start + COLUMNS, None)
-        spread = factor[:, start:, start:].square().sum(1)[problem.group]
-        left = weight[:, start:].square() / spread
-        left = torch.where(problem.dead[:, start:], 0.0, left)
-        scores[:, start:] = torch.where(mask[:, start:], left, -math.inf)
-        kept[:, block] = choose(scores, zeros)[:, block] & mask[:, block]
-        scores[:, block] = torch.where(kept[:, block], DECIDED, -DECIDED)
-        scores[:, block].masked_fill_(~mask[:, block], -math.inf)
-        errors = _clear_(weight[:, block], kept[:, block], factor[:, block, block], problem.group)
-        weight[:, rest] -= problem.times(errors, factor[:, block, rest])
-    return kept, weight.double()
-
-
-def _clear_(weight: Tensor, kept: Tensor, factor: Tensor, group: Tensor) -> Tensor:
-    """Remove weights [rows, b] column by column, in place; return each one's error over its own spread."""
-    errors = torch.zeros_like(weight)
-    for column in range(weight.shape[1]):
-        tail = factor[:, column, column:][group]
-        errors[:, column] = torch.where(kept[:, column], 0.0, weight[:, column]) / tail[:, 0]
-        weight[:, column:] -= errors[:, column, None] * tail
-    return errors
+    for target in targets:
+        share = mask.double().mean().item()
+        factor = cholesky((share * problem.matrix + (1 - share) * alone).float())
+        half = torch.linalg.solve_triangular(factor, torch.eye(mask.shape[1]).expand_as(factor), upper=False)
+        spread = half.square().sum(1)[problem.group]
+        mask = choose(_scores(problem, weight, spread, mask), target) & mask
+        weight = descend(problem, mask, weight, steps)
+    return mask, weight
 
 
 def channel_order(
@@ -243,7 +230,7 @@ def channel_order(
 
 def _drop_(values: Tensor, inverse: Tensor, channel: int, factor: Tensor) -> None:
     """Take a channel out of the rows [rows, C, s] and out of the inverse Hessian [C, s, C, s], in place."""
-    channels, size = inverse.shape[:2]
+    size = inverse.shape[1]
     across = inverse[channel].reshape(size, -1)
     gain = torch.cholesky_solve(across, factor)
     values -= (values[:, channel] @ gain).reshape(values.shape)
@@ -356,9 +343,12 @@ def _survivors(problem: Problem, mask: Tensor) -> tuple[Tensor, Tensor]:
     weight = problem.dense.float()
     spread = problem.inverse.diagonal(dim1=1, dim2=2)[problem.group].float()
     few = removed < 0.44 * width
-    for chosen, form, counts in ((few, _corrected, removed), (~few, _factored, width - removed)):
-        numbers = (chosen & (removed > 0)).nonzero()[:, 0]
-        for part in chunks(counts[numbers]):
+    for chosen, form, counts, across in (
+        (few & (removed > 0), _corrected, removed, width),
+        (~few, _factored, width - removed, None),
+    ):
+        numbers = chosen.nonzero()[:, 0]
+        for part in chunks(counts[numbers], across):
             rows = numbers[part]
             weight[rows], spread[rows] = form(problem, mask[rows], rows)
     # A survivor's inverse cannot be below that of its own diagonal; cancellation in float32 might be.

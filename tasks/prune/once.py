@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from tasks import data, metrics
 from tasks.checkpoints import Checkpoint
 from tasks.data import Examples
 from tasks.errors import DecantError
+from tasks.fit import Row
 from tasks.ledger import select
 from tasks.prune.allocations import Counts
 from tasks.prune.budgets import Budget
@@ -32,12 +34,30 @@ from tasks.prune.obs import reconstruct
 from tasks.prune.params import PruneParams
 from tasks.prune.schedules import Iterative
 from tasks.prune.structures import Masked, split
+from tasks.surgery import Kept
 
 DRIFT_IMAGES = 1000
 """The last training images: those that drift is measured on; criteria look at the first ones."""
 
 COARSE = 64
 """A repairing criterion solves every layer anew for each budget tried, so it comes within 1/64 only."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model, and what is to be told of it.
+
+    Attributes:
+        model: The model.
+        kept: What is left of the tensors of the model before, where channels were removed.
+        facts: What the lineage should tell beside the recipe.
+        curve: Of the training, where there was one.
+    """
+
+    model: Checkpoint
+    kept: Kept = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    curve: Sequence[Row] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,18 @@ class Once:
         _, refused = split(self.structure, {n: self.parent.module.get_parameter(n) for n in chosen})
         return untouched | refused
 
+    @property
+    def drift_images(self) -> Tensor:
+        """Images that drift is measured on."""
+        return self.train.images[-DRIFT_IMAGES:]
+
+    def goal_of_budget(self) -> Goal | None:
+        """Return the budget as a cost, unchecked; None where units are counted directly."""
+        budget = self.block.budget
+        if budget is None or budget.measure == "sparsity":
+            return None
+        return goal_of(budget, self.parent, self.teacher, self.drift_images)
+
     @cached_property
     def goal(self) -> Goal | None:
         """The budget as a cost, checked to be possible; None where units are counted directly.
@@ -104,11 +136,8 @@ class Once:
         Raises:
             DecantError: The budget cannot be met, or is met already.
         """
-        budget = self.block.budget
-        if budget is None or budget.measure == "sparsity":
-            return None
-        goal = goal_of(budget, self.parent, self.teacher, self.train.images[-DRIFT_IMAGES:])
-        if budget.measure != "drift":
+        goal = self.goal_of_budget()
+        if goal is not None and goal.measure != "drift":
             check_possible(goal, self.parent, smallest(self.parent, self.structure, self.names))
         return goal
 
@@ -159,22 +188,19 @@ class Once:
         probe = probe_of(self.parent, self.structure, scores, lambda: self.validation.first(count).images)
         return Candidates(self.structure, allocation, scores, probe)
 
-    def pruned(self, goal: Goal | None = None) -> Checkpoint:
+    def pruned(self) -> Pruned:
         """Return the pruned model.
-
-        Args:
-            goal: In the place of the budget's own, for a part of the way there.
 
         Raises:
             DecantError: The budget cannot be met, a score is NaN, or a layer would be emptied.
         """
-        goal = goal or self.goal
+        goal = self.goal  # before any scoring
         candidates = self.candidates(self.scores())
         budget = self.block.budget
         width = max(1, candidates.most // COARSE) if self._repairs and goal is not None else 1
         counts = search(candidates, budget, goal, lambda tried: self.made(candidates, tried), width)
         candidates.check(counts)
-        return self.made(candidates, counts)
+        return Pruned(self.made(candidates, counts))
 
     def made(self, candidates: Candidates, counts: Counts) -> Checkpoint:
         """Return the model that has lost so many units of each layer."""

@@ -82,6 +82,9 @@ class PruneParams(Block):
                 f"budget {self.budget.measure} is known only when masks stand still: "
                 f"with schedule {schedule.kind} take sparsity or nonzeros"
             )
+        rounds = isinstance(schedule, Iterative) and isinstance(structure, Channels)
+        if self.budget and rounds and self.budget.measure in ("sparsity", "latency"):
+            return f"budget {self.budget.measure} of channels is met at once: in rounds take macs"
         if self.budget and self.budget.measure == "drift" and not isinstance(schedule, OneShot):
             return "budget drift compares with the unpruned model, which a training leaves: take one-shot"
         return ""

@@ -19,14 +19,12 @@ from tasks.losses import against_teacher
 from tasks.models import build, fit_normalization_
 from tasks.prune.during import Growing, Swapping
 from tasks.prune.masks import masked
-from tasks.prune.once import Once
+from tasks.prune.once import Once, Pruned
 from tasks.prune.params import PruneParams
 from tasks.prune.schedules import Gradual, Iterative, Rewind, Rigl, Surgery, Trained
 from tasks.steps import Step
+from tasks.surgery import composed
 from tasks.training import Loss, Training
-
-Pruned = tuple[Checkpoint, list[Row]]
-"""The model, and the curve of its training."""
 
 
 def fresh(checkpoint: Checkpoint) -> nn.Module:
@@ -68,7 +66,8 @@ def rewound(once: Once, step: Step[PruneParams], schedule: Rewind) -> Pruned:
             f"schedule.epoch: the teacher's recipe has {training.epochs} epochs, so the last that can be "
             f"gone back to is {training.epochs - 1}, got {schedule.epoch}"
         )
-    child = once.pruned()
+    result = once.pruned()
+    child = result.model
     if schedule.weights:
         module = once.fresh()
         if schedule.epoch:
@@ -80,22 +79,24 @@ def rewound(once: Once, step: Step[PruneParams], schedule: Rewind) -> Pruned:
     curve = _fit_(
         child.module, training, training.hard_loss(), step, seed, child.constraints, "train", epochs=epochs
     )
-    return child, curve
+    return replace(result, curve=curve)
 
 
 def iterated(once: Once, step: Step[PruneParams], schedule: Iterative) -> Pruned:
     """Prune a part and train, round after round; the last round meets the budget."""
-    child, curve = once.parent, list[Row]()
+    result, curve = Pruned(once.parent), list[Row]()
     for number, budget in enumerate(once.budgets(schedule), start=1):
         block = once.block.model_copy(update={"budget": budget})
-        child = replace(once, parent=child, block=block).pruned()
-        child = replace(child, module=copy.deepcopy(child.module))
+        part = replace(once, parent=result.model, block=block).pruned()
+        result = replace(part, kept=composed(result.kept, part.kept))
+        child = result.model
         title = f"round {number} of {schedule.rounds}"
         rows = _fit_(
             child.module, schedule.training, _loss(schedule), step, step.seed, child.constraints, title
         )
-        curve += [row | {"epoch": row["epoch"] + len(curve)} for row in rows]
-    return child, curve
+        done = len(curve)
+        curve += [row | {"epoch": row["epoch"] + done} for row in rows]
+    return replace(result, curve=curve)
 
 
 def grown(once: Once, step: Step[PruneParams], schedule: Trained, sparsifier: Sparsifier) -> Pruned:
@@ -111,11 +112,11 @@ def grown(once: Once, step: Step[PruneParams], schedule: Trained, sparsifier: Sp
         "train",
         sparsifier=sparsifier,
     )
-    return masked(child, sparsifier.masks), curve
+    return Pruned(masked(child, sparsifier.masks), curve=curve)
 
 
 def run_schedule(once: Once, step: Step[PruneParams]) -> Pruned:
-    """Return the pruned model and the curve of its training, which one shot has none of."""
+    """Return the pruned model; one shot has no training."""
     schedule = once.block.schedule
     if isinstance(schedule, Rewind):
         return rewound(once, step, schedule)
@@ -125,7 +126,7 @@ def run_schedule(once: Once, step: Step[PruneParams]) -> Pruned:
         return grown(once, step, schedule, Swapping(once, schedule))
     if isinstance(schedule, Gradual | Surgery):
         return grown(once, step, schedule, Growing(once, schedule))
-    return once.pruned(), []
+    return once.pruned()
 
 
 def _loss(schedule: Trained) -> Loss:

@@ -1,0 +1,321 @@
+"""How long layers and networks take on this machine, in ONNX Runtime with one thread, each measured once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from tasks.checkpoints import Checkpoint, altered
+from tasks.errors import DecantError
+from tasks.export import INPUT, open_session, to_onnx
+from tasks.prune.budgets import bracket
+from tasks.prune.goals import told
+from tasks.prune.layers import Layer, layers_of, reshaped
+from tasks.prune.shrinking import Ladder, Plan
+from tasks.stages import write_json
+from tasks.timing import interleave, no_garbage_collection, processor
+
+TIMINGS = Path("timings")
+STEPS = (1, 2, 4, 8, 16, 32)
+"""What `round_to: auto` chooses from."""
+
+PENALTY = 0.05
+"""How much slower than the best step a smaller one may be."""
+
+LAYER_ROUNDS, NETWORK_ROUNDS = 15, 30
+COPIES = 4
+ATTEMPTS = 6
+CLOSE = 0.02
+"""A latency this much below the limit, as a share of it, is near enough."""
+
+REFERENCE = Layer("reference", (64, 64, 3, 3), (14, 14), 196, (1, 1), (1, 1), (1, 1))
+"""Timed beside whatever is timed later, so that a slower hour does not count as a slower layer."""
+
+Calls = dict[str, Callable[[], object]]
+Stopwatch = Callable[[Calls, int], dict[str, list[float]]]
+"""Seconds of each call in each of so many rounds, timed in turns."""
+
+
+def stopwatch(
+    calls: Calls, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Return the median seconds of each call in each round; in each, all take turns in a drawn order."""
+    order = random.Random(0)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    with no_garbage_collection():
+        once = interleave(calls, 2, order, clock)
+        # About a millisecond for each turn: a single call of some microseconds is mostly the clock.
+        repeats = {n: max(2, min(50, round(1e-3 / max(each[-1], 1e-6)))) for n, each in once.items()}
+        for _ in range(rounds):
+            for name in order.sample(sorted(calls), len(calls)):
+                turn = interleave({name: calls[name]}, repeats[name], order, clock)
+                seconds[name].append(statistics.median(turn[name]))
+    return seconds
+
+
+@dataclass
+class Table:
+    """Times that were measured once and are read ever after, so that a second run decides the same.
+
+    Attributes:
+        path: The file, one for each kind of processor; made where it is missing.
+        watch: What measures.
+        reference: Seconds of the reference layer by batch size.
+        layers: Seconds of a layer, by its description and batch size.
+        networks: Time over another network's, by a sum over both, and batch size.
+    """
+
+    path: Path
+    watch: Stopwatch = stopwatch
+    reference: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, float] = field(default_factory=dict)
+    networks: dict[str, float] = field(default_factory=dict)
+
+    def seconds(self, layers: Sequence[Layer], batch: int) -> float:
+        """Return the sum of the layers' times at a batch size; measures what was not measured before."""
+        keys = {_key(layer, batch): layer for layer in layers}
+        if missing := {key: layer for key, layer in keys.items() if key not in self.layers}:
+            self._measure(missing, batch)
+        return sum(self.layers[_key(layer, batch)] for layer in layers)
+
+    def ratio(self, model: Checkpoint, other: Checkpoint, batch: int) -> float:
+        """Return one network's time over another's, exported and run; measured at the first call."""
+        mine, its = _sum(model), _sum(other)
+        if mine == its:
+            return 1.0
+        key = f"{mine} over {its}, batch {batch}"
+        if key not in self.networks:
+            feed = {INPUT: np.zeros((batch, *model.shape), np.float32)}
+            calls = {name: _run(each, feed) for name, each in (("model", model), ("other", other))}
+            seconds = self.watch(calls, NETWORK_ROUNDS)
+            ratios = [one / two for one, two in zip(seconds["model"], seconds["other"], strict=True)]
+            self.networks[key] = _digits(statistics.median(ratios))
+            self._save()
+        return self.networks[key]
+
+    def _measure(self, missing: Mapping[str, Layer], batch: int) -> None:
+        reference, size = "reference", str(batch)
+        calls = {key: layer_call(layer, batch) for key, layer in missing.items()}
+        rounds = self.watch(calls | {reference: layer_call(REFERENCE, batch)}, LAYER_ROUNDS)
+        measured = {name: statistics.median(seconds) / COPIES for name, seconds in rounds.items()}
+        self.reference.setdefault(size, _digits(measured[reference]))
+        factor = self.reference[size] / measured[reference]
+        self.layers |= {key: _digits(measured[key] * factor) for key in missing}
+        self._save()
+
+    def _save(self) -> None:
+        content = {
+            "onnxruntime": onnxruntime.__version__,
+            "threads": 1,
+            "reference": dict(sorted(self.reference.items())),
+            "layers": dict(sorted(self.layers.items())),
+            "networks": dict(sorted(self.networks.items())),
+        }
+        write_json(self.path, content)
+
+
+def read_table(folder: Path = TIMINGS, watch: Stopwatch = stopwatch) -> Table:
+    """Return this machine's table; an empty one where there is none, or one of another ONNX Runtime.
+
+    Raises:
+        DecantError: The file cannot be read.
+    """
+    # Many processors have one name; the instructions tell them apart.
+    name = f"{processor()} {torch.backends.cpu.get_cpu_capability()}".lower()
+    path = folder / f"{re.sub('[^a-z0-9]+', '-', name).strip('-')}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["onnxruntime"] != onnxruntime.__version__:
+            return Table(path, watch)
+        return Table(path, watch, content["reference"], content["layers"], content["networks"])
+    except FileNotFoundError:
+        return Table(path, watch)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DecantError(f"{path} holds no timings ({error}); delete it to measure anew") from None
+
+
+def best_step(table: Table, parent: Checkpoint, batch: int) -> int:
+    """Return the smallest step of channels at which the network's layers are about as fast as they can be.
+
+    For each step, each layer is timed with about three quarters of its channels, an odd multiple of the
+    step, and its time for one multiplication counts for all that the layer has.
+
+    Args:
+        table: What was measured before, and where new times go.
+        parent: The network.
+        batch: Images at once.
+    """
+    layers = layers_of(parent.module, parent.shape)
+    stepped = {step: _stepped(layers, step) for step in STEPS}
+    table.seconds([layer for each in stepped.values() for layer in each], batch)  # in turns, all of them
+    seconds = {
+        step: sum(
+            table.seconds([layer], batch) * whole.macs / layer.macs
+            for whole, layer in zip(layers, each, strict=True)
+        )
+        for step, each in stepped.items()
+    }
+    best = min(seconds.values())
+    return next(step for step in STEPS if seconds[step] <= best * (1 + PENALTY))
+
+
+def shrink_to_latency(
+    ladder: Ladder, table: Table, teacher: Checkpoint, limit: float, batch: int
+) -> tuple[Plan, float]:
+    """Return a network that runs in at most `limit` of the teacher's time, and in not much less.
+
+    Two networks around the limit are measured as a whole, at first the smallest and the largest; between
+    them the sum of the layers' times tells where to look next, and what is found there is measured in turn.
+
+    Args:
+        ladder: Where to look.
+        table: What was measured before, and where new times go.
+        teacher: What the time is compared with.
+        limit: The ratio.
+        batch: Images at once.
+
+    Returns:
+        The network, and its measured ratio.
+
+    Raises:
+        DecantError: The budget cannot be met, or is met already; names the nearest possible.
+    """
+    parent = ladder.parent
+    check_latency(table, ladder.plan(0).model, parent, teacher, limit, batch)
+    layers = layers_of(parent.module, parent.shape)
+
+    def measured(rung: int) -> float:
+        return table.ratio(ladder.plan(rung).model, teacher, batch)
+
+    def predicted(rung: int) -> float:
+        return table.seconds(reshaped(layers, ladder.plan(rung).shapes), batch)
+
+    low, high = 0, len(ladder.steps)
+    for _ in range(ATTEMPTS):
+        share = (limit - measured(low)) / (measured(high) - measured(low))
+        if high - low == 1 or measured(low) > limit * (1 - CLOSE):
+            break
+        wanted = predicted(low) + share * (predicted(high) - predicted(low))
+        below, _ = bracket(lambda rung: predicted(rung) > wanted, low, high)  # noqa: B023  called here alone
+        between = max(below, low + 1)
+        low, high = (between, high) if measured(between) <= limit else (low, between)
+    return ladder.plan(low), measured(low)
+
+
+def check_latency(
+    table: Table, smallest: Checkpoint, parent: Checkpoint, teacher: Checkpoint, limit: float, batch: int
+) -> None:
+    """Refuse a ratio that the network with the fewest channels does not run at, or that is met already.
+
+    Raises:
+        DecantError: Names the nearest that is possible.
+    """
+    if (nearest := table.ratio(smallest, teacher, batch)) > limit:
+        raise DecantError(
+            f"budget: latency {told(limit)} cannot be met: with the fewest channels that may be left it is "
+            f"{told(nearest)} of the teacher's, the nearest possible; ask for that or more"
+        )
+    if (now := table.ratio(parent, teacher, batch)) <= limit:
+        raise DecantError(
+            f"budget: latency {told(limit)} is met already: the model to prune has {told(now)}; "
+            "ask for less than that"
+        )
+
+
+def layer_call(layer: Layer, batch: int) -> Callable[[], object]:
+    """Return a call of `COPIES` of one layer in ONNX Runtime, with drawn weights and inputs.
+
+    Of several, as a call of any network takes some microseconds that are no layer's. What a convolution
+    makes is averaged at once, or bringing it from the kernels' layout to ONNX's would count too.
+    """
+    draw = np.random.Generator(np.random.PCG64(0))
+    convolution = bool(layer.stride)
+    rows = batch if convolution else batch * int(np.prod(layer.size))
+    inputs = draw.standard_normal((rows, layer.inputs, *(layer.size if convolution else ())), np.float32)
+    weights, nodes, outputs = [], [], []
+    for copy in range(COPIES):
+        drawn = draw.standard_normal(layer.weight, np.float32)
+        weights.append(numpy_helper.from_array(drawn, f"weight{copy}"))
+        nodes += _nodes(layer, copy)
+        outputs.append(helper.make_tensor_value_info(f"outputs{copy}", TensorProto.FLOAT, None))
+    given = helper.make_tensor_value_info("inputs", TensorProto.FLOAT, inputs.shape)
+    graph = helper.make_graph(nodes, "layer", [given], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return functools.partial(open_session(model.SerializeToString(), 1).run, None, {"inputs": inputs})
+
+
+def _nodes(layer: Layer, copy: int) -> list[onnx.NodeProto]:
+    inputs, made = ["inputs", f"weight{copy}"], [f"outputs{copy}"]
+    if not layer.stride:
+        return [helper.make_node("Gemm", inputs, made, transB=1)]
+    convolution = helper.make_node(
+        "Conv",
+        inputs,
+        [f"made{copy}"],
+        kernel_shape=layer.weight[2:],
+        strides=layer.stride,
+        pads=[*layer.padding, *layer.padding],
+        dilations=layer.dilation,
+        group=layer.groups,
+    )
+    return [convolution, helper.make_node("GlobalAveragePool", [f"made{copy}"], made)]
+
+
+def _stepped(layers: list[Layer], step: int) -> list[Layer]:
+    """Return the layers with about three quarters of their channels, an odd multiple of the step."""
+    stepped, first = [], layers[0].name  # the picture's channels stay
+    for layer in layers:
+        outputs, inputs, *kernel = layer.weight
+        if layer.each:
+            shape = (_odd(outputs, step), 1, *kernel)
+        elif layer.groups > 1:
+            shape = layer.weight
+        else:
+            shape = (_odd(outputs, step), inputs if layer.name == first else _odd(inputs, step), *kernel)
+        stepped.append(layer.of(shape))
+    return stepped
+
+
+def _odd(channels: int, step: int) -> int:
+    """Return the odd multiple of `step` nearest to three quarters of the channels, or all of them."""
+    multiples = range(step, channels + 1, 2 * step)
+    return min(multiples, key=lambda multiple: abs(4 * multiple - 3 * channels), default=channels)
+
+
+def _run(model: Checkpoint, feed: Mapping[str, Any]) -> Callable[[], object]:
+    proto: onnx.ModelProto = to_onnx(model)
+    return functools.partial(open_session(proto.SerializeToString(), 1).run, None, feed)
+
+
+def _key(layer: Layer, batch: int) -> str:
+    return f"{layer.describe()} batch {batch}"
+
+
+def _sum(model: Checkpoint) -> str:
+    """Return a short sum over all that a network's time depends on."""
+    inputs = sorted(
+        (name, str(grid and grid.bits), name in model.clamps)
+        for name in {*model.grids, *model.clamps}
+        for grid in [model.grids.get(name)]
+    )
+    words = json.dumps([model.architecture.model_dump(), model.shape, sorted(altered(model).items()), inputs])
+    return sha256(words.encode()).hexdigest()[:12]
+
+
+def _digits(number: float) -> float:
+    return float(f"{number:.4g}")
