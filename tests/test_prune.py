@@ -1,11 +1,13 @@
 """Criteria, structures, allocations, budgets: each class passes its family's exam; counts are exact."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,8 +22,10 @@ from tasks.prune.budgets import Budget, bracket
 from tasks.prune.criteria import Criterion, Fisher, Magnitude, Random, Scoring, Snip, Taylor, Wanda
 from tasks.prune.masks import Candidates, ranked
 from tasks.prune.params import PruneParams
-from tasks.prune.schedules import Gradual, Iterative
-from tasks.prune.structures import Blocks, Masked, NOfM, Weights, lowest, split
+from tasks.prune.schedules import Gradual, Iterative, Schedule
+from tasks.prune.structures import Blocks, Masked, NOfM, Structure, Weights, lowest, split
+from tasks.training import Training
+from tests.imports import ROOT
 
 CRITERIA = get_args(get_args(Criterion)[0])
 ALLOCATIONS = get_args(get_args(Allocation)[0])
@@ -470,3 +474,29 @@ def test_the_cubic_by_hand() -> None:
 def test_rounds_leave_the_same_share_each() -> None:
     schedule = Iterative.model_validate({"training": TRAINING, "rounds": 3})
     assert [schedule.part(number, 1.0, 0.125) for number in (1, 2, 3)] == pytest.approx([0.5, 0.25, 0.125])
+
+
+# --- the cards
+
+
+def cards() -> dict[str, list[dict[str, Any]]]:
+    """Return, by key of the block, what the cards of docs/pruning.md show for it."""
+    text = (ROOT / "docs" / "pruning.md").read_text(encoding="utf-8")
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for paragraph in re.findall(r"(?m)(?:^    .*\n)+", text):
+        for line in paragraph.splitlines():
+            for key, value in yaml.safe_load(line.strip()).items():
+                shown.setdefault(key, []).append(value)
+    return shown
+
+
+def test_the_cards_show_every_choice_there_is_and_nothing_else() -> None:
+    shown = cards()
+    for key, union in (("criterion", Criterion), ("allocation", Allocation), ("structure", Structure)):
+        kinds = [validate(value, union).kind for value in shown[key]]
+        assert set(kinds) == {kind.model_fields["kind"].default for kind in get_args(get_args(union)[0])}, key
+    schedules = {validate(value, Schedule).kind for value in shown["schedule"]}
+    assert schedules == {kind.model_fields["kind"].default for kind in get_args(get_args(Schedule)[0])}
+    assert {validate(value, Budget).measure for value in shown["budget"]} == set(Budget.model_fields)
+    for value in shown["training"]:
+        validate(value, Training)

@@ -163,9 +163,7 @@ def test_a_gradual_schedule_removes_more_and_more_and_surgery_gives_back(
         assert gone == sorted(gone)
         assert len(set(gone)) > 10
         changes = [
-            int((~before[name] & after[name]).sum())
-            for before, after in pairwise(seen)
-            for name in before
+            int((~before[name] & after[name]).sum()) for before, after in pairwise(seen) for name in before
         ]
         assert (sum(changes) > 0) == revives
 
@@ -329,6 +327,87 @@ def test_obs_loses_less_than_magnitude(home: Path) -> None:
         q = predict(model.module, images).double().softmax(1)
         drift[kind] = (p * (p / q).log()).sum(1).mean().item()
     assert drift["obs"] < 0.5 * drift["magnitude"]
+
+
+# --- channels
+
+CHANNELS = {"structure": {"kind": "channels", "minimum": 2}, "allocation": {"kind": "layer"}}
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "taylor", "fisher", "random", "reconstruction", "drift"])
+def test_channels_are_gone_and_the_budget_is_met(kind: str, home: Path) -> None:
+    teacher = load_model("teacher")
+    model = prune(**CHANNELS, criterion={"kind": kind}, budget={"macs": 0.5})
+    assert metrics.macs(model.module, model.shape) <= 0.5 * metrics.macs(teacher.module, teacher.shape)
+    assert metrics.parameters(model.module) < 0.6 * metrics.parameters(teacher.module)
+    ledger = json.loads(Path("models/child/ledger.json").read_text())
+    assert sum(entry.get("removed", 0) for entry in ledger) == metrics.parameters(
+        teacher.module
+    ) - metrics.parameters(model.module)
+    again = load_model("child")
+    images = read(VALIDATION).images
+    assert torch.equal(predict(again.module, images), predict(model.module, images))
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [{"sparsity": 0.5}, {"nonzeros": 0.6}, {"bytes": 0.6}, {"drift": 0.3}],
+    ids=lambda b: next(iter(b)),
+)
+def test_channels_to_every_budget(budget: dict[str, float], home: Path) -> None:
+    teacher, (measure, amount) = load_model("teacher"), next(iter(budget.items()))
+    model = prune(**CHANNELS, budget=budget)
+    if measure == "sparsity":
+        widths = [layer.num_features for layer in model.module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        assert widths[0] < 8
+    elif measure == "nonzeros":
+        assert metrics.nonzeros(model.module) <= amount * metrics.nonzeros(teacher.module)
+    elif measure == "bytes":
+        assert size_bytes(Path("models/child")) <= amount * size_bytes(Path("models/teacher"))
+    else:
+        images = read(TRAIN).images[-1000:]
+        p = predict(teacher.module, images).double().softmax(1)
+        q = predict(model.module, images).double().softmax(1)
+        assert 0 < (p * (p / q).log()).sum(1).mean().item() <= amount + 1e-6
+
+
+@pytest.mark.parametrize("schedule", ["iterative", "rate", "rewind"])
+def test_channels_with_schedules_that_train(schedule: str, home: Path) -> None:
+    if schedule == "rewind":  # the weights of then do not fit what is left
+        with pytest.raises(DecantError, match="rewind of channels keeps the weights"):
+            prune(**CHANNELS, budget={"macs": 0.5}, schedule=SCHEDULES[schedule])
+        return
+    model, teacher = (
+        prune(**CHANNELS, budget={"macs": 0.5}, schedule=SCHEDULES[schedule]),
+        load_model("teacher"),
+    )
+    assert metrics.macs(model.module, model.shape) <= 0.5 * metrics.macs(teacher.module, teacher.shape)
+    assert Path("models/child/curve.csv").exists()
+
+
+def test_reconstruction_repairs_what_it_removes(home: Path) -> None:
+    teacher, images = load_model("teacher"), read(VALIDATION).images
+    p = predict(teacher.module, images).double().softmax(1)
+    drift = {}
+    for kind in ("reconstruction", "magnitude"):
+        model = prune(**CHANNELS, criterion={"kind": kind}, budget={"macs": 0.5})
+        q = predict(model.module, images).double().softmax(1)
+        drift[kind] = (p * (p / q).log()).sum(1).mean().item()
+    assert drift["reconstruction"] < 0.5 * drift["magnitude"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"macs": 10}, r"macs 10 cannot be met: .*the least that can be left has [\d,]+"),
+        ({"macs": 10**9}, "macs 1,000,000,000 is met already"),
+    ],
+)
+def test_impossible_budgets_of_channels_name_the_nearest(
+    budget: dict[str, float], words: str, home: Path
+) -> None:
+    with pytest.raises(DecantError, match=words):
+        prune("never", **CHANNELS, budget=budget)
 
 
 # --- regularization

@@ -15,7 +15,6 @@ class Channels(Section):
     A channel goes from every layer that it passes through: residual additions, batch norms, grouped
     convolutions, and what reads it behind a flattening. What is left in each layer is a multiple of
     `round_to`, which `auto` finds by timing the network's shapes on this machine, and never below `minimum`.
-    `batch` is how many images at once are timed, for `auto` and for a budget of latency.
     `batch` is how many images at once `auto` and a latency budget are for.
     Does not help size as much as single weights do at the same accuracy.
 
@@ -27,5 +26,4 @@ class Channels(Section):
     kind: Literal["channels"] = "channels"
     round_to: PositiveInt | Literal["auto"] = 1
     minimum: PositiveInt = 1
-    batch: PositiveInt = 1
     batch: PositiveInt = 1

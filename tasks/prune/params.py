@@ -11,7 +11,7 @@ from tasks.prune.allocations import Allocation, Global
 from tasks.prune.budgets import Budget
 from tasks.prune.channels import Channels
 from tasks.prune.criteria import Criterion
-from tasks.prune.schedules import During, Iterative, OneShot, Rigl, Schedule
+from tasks.prune.schedules import During, Iterative, OneShot, Rewind, Rigl, Schedule
 from tasks.prune.structures import NOfM, Structure, Weights
 
 
@@ -71,6 +71,8 @@ class PruneParams(Block):
             return (
                 f"schedule {schedule.kind} changes masks in a training, channels are removed: take iterative"
             )
+        if isinstance(schedule, Rewind) and schedule.weights and isinstance(structure, Channels):
+            return "rewind of channels keeps the weights, those of then do not fit: add weights: false"
         if isinstance(schedule, Rigl) and not isinstance(structure, Weights):
             return f"schedule rigl moves single weights, got structure {structure.kind}"
         if inside and self.criterion.repairs:

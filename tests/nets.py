@@ -1,0 +1,162 @@
+"""Small networks with every coupling of channels, as architectures that params.yaml cannot name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tasks import checkpoints
+from tasks.checkpoints import Checkpoint
+from tasks.models import Architecture, Resnet, Shape, build
+from tasks.params import Section
+
+SHAPE: Shape = (2, 12, 12)
+CLASSES = tuple("abcd")
+
+
+class Grouped(Section):
+    """Convolutions of four and of two groups, one after the other."""
+
+    kind: Literal["grouped"] = "grouped"
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(shape[0], 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3, groups=4, bias=False),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.Conv2d(12, 6, 3, groups=2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, classes),
+        )
+
+
+class Depthwise(Section):
+    """A depthwise convolution between two others, as in phones' networks."""
+
+    kind: Literal["depthwise"] = "depthwise"
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(shape[0], 8, 3, stride=2),
+            nn.BatchNorm2d(8),
+            nn.ReLU6(),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU6(),
+            nn.Conv2d(8, 10, 1),
+            nn.Hardtanh(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(10, classes),
+        )
+
+
+class Flattened(Section):
+    """Where zero does not stay zero: a batch norm without scale, sigmoids; and pixels behind a flattening."""
+
+    kind: Literal["flattened"] = "flattened"
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(shape[0], 6, 3),
+            nn.BatchNorm2d(6, affine=False),
+            nn.Sigmoid(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(6 * 25, 7),
+            nn.Sigmoid(),
+            nn.Linear(7, classes),
+        )
+
+
+class Joined(Section):
+    """Two branches side by side, read as one."""
+
+    kind: Literal["joined"] = "joined"
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        return _Joined(shape[0], classes)
+
+
+class _Joined(nn.Module):
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(channels, 5, 3)
+        self.right = nn.Conv2d(channels, 4, 3, bias=False)
+        self.norm = nn.BatchNorm2d(9)
+        self.both = nn.Conv2d(9, 6, 3)
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        joined = torch.cat([self.left(inputs), self.right(inputs)], 1)
+        return self.head(self.both(torch.relu(self.norm(joined))).relu().mean((2, 3)))
+
+
+class Looped(Section):
+    """A residual addition of the picture itself, which no graph of weights shows."""
+
+    kind: Literal["looped"] = "looped"
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        return _Looped(shape[0], classes)
+
+
+class _Looped(nn.Module):
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.after = nn.Conv2d(channels, 4, 3)
+        self.head = nn.Linear(4, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.after(self.conv(inputs) + inputs).relu().mean((2, 3)))
+
+
+Net = Resnet | Grouped | Depthwise | Flattened | Joined | Looped
+
+NETS: dict[str, Net] = {
+    "residual": Resnet(widths=(6, 8), blocks=(2, 1), pool=2),
+    "grouped": Grouped(),
+    "depthwise": Depthwise(),
+    "flattened": Flattened(),
+    "joined": Joined(),
+}
+
+
+def net(architecture: Net, seed: int = 0) -> Checkpoint:
+    """Return a network of drawn weights, whose batch norms do something."""
+    module = build(architecture, SHAPE, len(CLASSES), seed).eval()  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if name.endswith("running_mean"):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+        elif name.endswith("running_var"):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        elif tensor.dim() == 1 and "mean" not in name:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5 + 0.2)
+    return Checkpoint(architecture, SHAPE, CLASSES, module)  # type: ignore[arg-type]
+
+
+def images(count: int = 64) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(0, 256, (count, *SHAPE), generator=generator).to(torch.uint8)
+
+
+@contextmanager
+def known() -> Iterator[None]:
+    """Make files able to name these networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            checkpoints, "Architecture", Architecture | Grouped | Depthwise | Flattened | Joined | Looped
+        )
+        yield
