@@ -3,37 +3,55 @@
     python -m benchmarks.pruning [--write] [--only sparsity …] [--seeds 1 2 3]
 
 Parts: `sparsity` (every criterion at 2 to 32 times fewer weights, one-shot and fine-tuned, on LeNet-300-100
-with MNIST and on the default teacher), `channels` (fewer MACs against Torch-Pruning's own pruner, timed in
-ONNX Runtime), `pattern` (2:4) and `cost` (seconds and memory). Stages run as they do in the pipeline, in a throw-away
-folder, with one thread each; the default teacher is the one in models/, so run `dvc repro` first. Results are
-kept in benchmarks/pruning.json, so that parts can be run one at a time; all of them take hours.
+with MNIST and on the default teacher), `one-shot` (95 % zeros without training), `channels` (fewer MACs
+against Torch-Pruning's own pruner, timed in ONNX Runtime), `pattern` (2:4) and `cost` (seconds and memory).
+Stages run as they do in the pipeline, in a throw-away folder, with one thread each; the default teacher is
+the one in models/, so run `dvc repro` first. Results are kept in benchmarks/pruning.json, so that parts can
+be run one at a time; all of them take hours.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
+import functools
 import importlib
 import io
 import json
 import os
+import random
+import re
 import shutil
+import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks import pruning_page
 from tasks import data, metrics
+from tasks.benchmark.measure import describe_machine
 from tasks.checkpoints import MODELS, Checkpoint, load_model, size_bytes
+from tasks.checkpoints import save as save_model
 from tasks.errors import DecantError
+from tasks.export import INPUT, open_session, to_onnx
 from tasks.models import predict
 from tasks.params import read_yaml
+from tasks.prune.budgets import bracket
 from tasks.report.pictures import save
-from tasks.stages import write_json, write_text
+from tasks.stages import replacing, write_json, write_text
+from tasks.timing import compare, interleave, no_garbage_collection
 from tests.imports import ROOT
 
 Keep = Callable[[dict[str, Any]], None]
@@ -161,6 +179,230 @@ def compressed(shop: Workshop, criterion: str, ratio: int, seed: int, first: int
     return {"one-shot": one_shot, "tuned": shop.measured("tuned")}
 
 
+def one_shot(workshops: dict[str, Workshop], seeds: list[int], keep: Keep) -> None:
+    """Keep the accuracy at 95 % of zeros without any training, by allocation."""
+    kinds, rows = ("global", "layer", "erk", "lamp"), []
+    for network, shop in workshops.items():
+        whole = shop.measured("teacher")["accuracy"]
+        for criterion in ("magnitude", "obs"):
+            cells = []
+            for allocation in tqdm(kinds, desc=f"{network}, {criterion}"):
+                block = {"op": "prune", "from": "teacher", "criterion": {"kind": criterion}}
+                block |= {"allocation": {"kind": allocation}, "budget": {"sparsity": 0.95}}
+                try:
+                    shop.make("pruned", block, seeds[0])
+                    cells.append(f"{shop.measured('pruned')['accuracy'] - whole:+.2f}")
+                except DecantError:
+                    cells.append("refused")
+            rows.append([f"{network}, {criterion}", *cells])
+    words = "Change of the accuracy on the test split in points, without any training; no chance is involved."
+    keep({"words": words, "columns": ["at 95 % zeros, by allocation", *kinds], "rows": rows})
+
+
+TARGETS = (2.1, 4.0)
+"""Times fewer MACs."""
+
+CHANNEL_TUNING = TUNING["default"] | {"epochs": 2}
+OURS: dict[str, dict[str, Any]] = {
+    "reconstruction, 16": {"criterion": {"kind": "reconstruction"}, "structure": {"round_to": 16}},
+    "reconstruction, auto": {"criterion": {"kind": "reconstruction"}, "structure": {"round_to": "auto"}},
+    "taylor, 16": {
+        "criterion": {"kind": "taylor"},
+        "allocation": {"kind": "layer"},
+        "structure": {"round_to": 16},
+    },
+    "magnitude, 16": {
+        "criterion": {"kind": "magnitude", "norm": 2},
+        "allocation": {"kind": "layer"},
+        "structure": {"round_to": 16},
+    },
+}
+PEERS = {
+    "Torch-Pruning magnitude": ("magnitude", None),
+    "Torch-Pruning magnitude, 16": ("magnitude", 16),
+    "Torch-Pruning taylor": ("taylor", None),
+    "Torch-Pruning taylor, 16": ("taylor", 16),
+}
+
+
+def channels(workshops: dict[str, Workshop], seeds: list[int], keep: Keep) -> None:
+    """Keep accuracy and speed of networks with fewer channels: ours, and those of Torch-Pruning's pruner."""
+    (shop,) = workshops.values()
+    whole = shop.measured("teacher")
+    cases: dict[str, Any] = {}
+    for target, name in tqdm([(t, n) for t in TARGETS for n in [*OURS, *PEERS]], desc="channels"):
+        key = f"{name} at {target}x"
+        if name in OURS:
+            block = {"op": "prune", "from": "teacher", "budget": {"macs": 1 / target}} | OURS[name]
+            block["structure"] = {"kind": "channels"} | OURS[name]["structure"]
+            model = shop.make(slug(key), block, seeds[0])
+        else:
+            model = peer(shop, slug(key), *PEERS[name], 1 / target)
+        cases[key] = case = shop.measured(slug(key)) | {"tuned": [], "model": model}
+        for seed in seeds:
+            tuning = {"op": "finetune", "from": slug(key), "training": CHANNEL_TUNING}
+            shop.make("tuned", tuning, seed)
+            case["tuned"].append(shop.measured("tuned")["accuracy"])
+    with shop.inside({}, 1):
+        models = {"teacher": load_model("teacher")} | {k: case["model"] for k, case in cases.items()}
+    speed = speedups(models)
+    rows = [
+        [
+            key,
+            f"{whole['macs'] / case['macs']:.2f}",
+            f"{case['accuracy']:.2f}",
+            pruning_page.spread(case["tuned"]),
+            *speed[key],
+        ]
+        for key, case in cases.items()
+    ]
+    words = (
+        f"Accuracy on the test split, the teacher has {whole['accuracy']:.2f} %; fine-tuned over seeds "
+        f"{', '.join(map(str, seeds))} by the same recipe, `{pruning_page.inline(CHANNEL_TUNING)}`. "
+        f"Torch-Pruning {version('torch-pruning')} by its own pruner with uniform ratios, its channel counts "
+        "as they come and rounded to 16; ours rounded as said. Speed-ups over the teacher in ONNX Runtime, "
+        "median over rounds with the 10th and 90th percentile, interleaved in one run on "
+        f"{describe_machine(1)['processor']}."
+    )
+    columns = ["channels", "times fewer MACs", "one-shot %", "fine-tuned %"]
+    columns += [f"{t} thread{'s' * (t > 1)}, batch {b}" for t in (1, 2) for b in (1, 128)]
+    keep({"words": words, "columns": columns, "rows": rows})
+
+
+def peer(shop: Workshop, name: str, kind: str, round_to: int | None, share: float) -> Checkpoint:
+    """Write the teacher as Torch-Pruning's pruner leaves it, the largest within a share of the MACs."""
+    import torch_pruning
+
+    with shop.inside({}, 1):
+        teacher, train = load_model("teacher"), data.read(data.TRAIN).first(2000)
+        limit = share * metrics.macs(teacher.module, teacher.shape)
+
+        def pruned(ratio: float) -> Checkpoint:
+            module = copy.deepcopy(teacher.module).requires_grad_(True)
+            importance = (
+                torch_pruning.importance.TaylorImportance()
+                if kind == "taylor"
+                else torch_pruning.importance.MagnitudeImportance(p=2)
+            )
+            pruner = torch_pruning.pruner.BasePruner(
+                module,
+                torch.zeros(1, *teacher.shape),
+                importance=importance,
+                pruning_ratio=ratio,
+                ignored_layers=[module.get_submodule("head")],
+                round_to=round_to,
+            )
+            if kind == "taylor":
+                F.cross_entropy(module(data.pixels(train.images)), train.labels).backward()
+            pruner.step()
+            for parameter in module.parameters():
+                parameter.grad = None
+            return replace(teacher, module=module.eval())
+
+        def spends(ratio: float) -> int:
+            model = pruned(ratio)
+            return metrics.macs(model.module, model.shape)
+
+        low, high = bracket(lambda step: spends(step / 200) <= limit, 0, 198)
+        assert low < high
+        model = pruned(high / 200)
+        with replacing(MODELS / name) as folder:
+            folder.mkdir()
+            save_model(model, folder)
+        return load_model(name)
+
+
+def speedups(models: dict[str, Checkpoint], rounds: int = 40) -> dict[str, list[str]]:
+    """Return each model's speed-ups over the teacher in ONNX Runtime: by threads, then by batch size."""
+    cells: dict[str, list[str]] = {name: [] for name in models}
+    files = {name: to_onnx(model).SerializeToString() for name, model in models.items()}
+    order = random.Random(0)
+    for threads in (1, 2):
+        sessions = {name: open_session(content, threads) for name, content in files.items()}
+        for batch in (1, 128):
+            feed = {INPUT: np.zeros((batch, *models["teacher"].shape), np.float32)}
+            calls = {name: functools.partial(s.run, None, feed) for name, s in sessions.items()}
+            measured: dict[str, list[list[float]]] = {name: [] for name in models}
+            with no_garbage_collection():
+                for _ in range(rounds):
+                    for name, spent in interleave(calls, 20 if batch == 1 else 2, order).items():
+                        measured[name].append(spent)
+            for name, latency in compare(measured, "teacher").items():
+                low, high = latency.speedup_low, latency.speedup_high
+                cells[name].append(f"{latency.speedup:.2f} ({low:.2f} to {high:.2f})")
+    return cells
+
+
+def pattern(workshops: dict[str, Workshop], seeds: list[int], keep: Keep) -> None:
+    """Keep what two of four cost after one epoch."""
+    (shop,) = workshops.values()
+    whole = shop.measured("teacher")["accuracy"]
+    pruned = {"op": "prune", "from": "teacher", "structure": {"kind": "n-of-m", "n": 2, "m": 4}}
+    gradual = {"kind": "gradual", "training": TUNING["default"]}
+    rows = []
+    for name, criterion, schedule in (
+        ("magnitude, then an epoch", "magnitude", None),
+        ("obs, then an epoch", "obs", None),
+        ("magnitude, gradual in an epoch", "magnitude", gradual),
+    ):
+        block, found, before = pruned | {"criterion": {"kind": criterion}}, [], "-"
+        for seed in tqdm(seeds, desc=name):
+            if schedule:
+                shop.make("tuned", block | {"schedule": schedule}, seed)
+            else:
+                shop.make("pruned", block, seed)
+                before = f"{shop.measured('pruned')['accuracy']:.2f}"
+                tuning = {"op": "finetune", "from": "pruned", "training": TUNING["default"]}
+                shop.make("tuned", tuning, seed)
+            found.append(shop.measured("tuned")["accuracy"])
+        rows.append([name, before, pruning_page.spread(found), f"{statistics.mean(found) - whole:+.2f}"])
+    words = (
+        f"On the default teacher, {whole:.2f} % on the test split, over seeds {', '.join(map(str, seeds))}."
+    )
+    columns = ["2:4 in all layers but the first", "one-shot %", "after the epoch %", "change"]
+    keep({"words": words, "columns": columns, "rows": rows})
+
+
+def cost(workshops: dict[str, Workshop], seeds: list[int], keep: Keep) -> None:
+    """Keep seconds and memory of each criterion on the default teacher, and of OBS on large layers."""
+    (shop,) = workshops.values()
+    kinds = [kind for kind in [*CRITERIA, "reconstruction", "drift"] if kind != "random"]
+    rows = [[kind, *spent("criterion", kind, folder=shop.folder)] for kind in tqdm(kinds, desc="criteria")]
+    large = [(size, share) for size in (1024, 2048, 4096) for share in (0.5, 0.9)]
+    layers = [
+        [f"{size} x {size}, {share:.0%} zeros", *spent("layer", str(size), str(share), folder=shop.folder)]
+        for size, share in tqdm(large, desc="layers")
+    ]
+    words = (
+        "Each in a process of its own with two threads: seconds to score the default teacher with the "
+        "criterion's default number of images (OBS: to prune it to 80 %), and by how much the peak of the "
+        f"process's memory grew. Then OBS on one layer. On {describe_machine(2)['processor']}, "
+        f"{os.cpu_count()} cores."
+    )
+    keep(
+        {
+            "words": words,
+            "columns": ["criterion", "seconds", "memory, MB"],
+            "rows": rows,
+            "layer columns": ["OBS on a layer", "seconds", "memory, MB"],
+            "layer rows": layers,
+        }
+    )
+
+
+def spent(*words: str, folder: Path) -> list[str]:
+    """Return seconds and megabytes of one case of pruning_cost.py."""
+    command = [sys.executable, "-m", "benchmarks.pruning_cost", str(folder), *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, growth = done.stdout.split()[-2:]
+    return [f"{float(seconds):.1f}", f"{int(growth) / 1e6:,.0f}"]
+
+
+def slug(words: str) -> str:
+    """Return the words as a model's name."""
+    return re.sub("[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
 def main() -> None:
     """Run the parts that are asked for, keep their results, and write the page anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -171,7 +413,8 @@ def main() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if arguments.write and RESULTS.exists() else {}
     with tempfile.TemporaryDirectory(prefix="decant-pruning-") as temporary:
         for part in arguments.only:
-            names = ("lenet-300-100", "default") if part == "sparsity" else ("default",)
+            both = part in ("sparsity", "one-shot")
+            names = ("lenet-300-100", "default") if both else ("default",)
             folder = Path(temporary) / part
             folder.mkdir()
             shops = {name: Workshop(name, folder / name) for name in names}
@@ -194,7 +437,7 @@ def write(results: dict[str, Any]) -> None:
         save(pruning_page.picture(results["sparsity"]), RESULTS.with_suffix(".svg"))
 
 
-PARTS = {"sparsity": sparsity}
+PARTS = {"sparsity": sparsity, "one-shot": one_shot, "channels": channels, "pattern": pattern, "cost": cost}
 
 
 if __name__ == "__main__":

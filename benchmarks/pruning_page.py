@@ -18,7 +18,13 @@ COLUMNS = {"one-shot": "one-shot", "tuned": "after fine-tuning"}
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the whole page; a part that was not run yet is left out."""
-    parts = {"sparsity": sparsity, "channels": channels, "pattern": pattern, "cost": cost}
+    parts = {
+        "sparsity": sparsity,
+        "one-shot": one_shot,
+        "channels": channels,
+        "pattern": pattern,
+        "cost": cost,
+    }
     head = ["# Pruning, side by side", "", "Written by `python -m benchmarks.pruning --write`.", ""]
     return "\n".join(
         [*head, *(line for name, part in parts.items() if name in results for line in part(results[name]))]
@@ -31,10 +37,11 @@ def sparsity(result: Mapping[str, Any]) -> list[str]:
         "## Criteria at equal sparsity",
         "",
         "Accuracy on the test split in percent, mean over seeds and, where they differ, deviation. The ratio "
-        "is of prunable weights before over after. All criteria share each network's ERK allocation, teacher, "
-        "images and fine-tuning; random is the control. One-shot, a criterion without chance gives the same "
-        "model for every seed. Movement is scored in the training, so it has no one-shot model and is pruned "
-        "inside the same epochs. SNIP scores the fresh network and here prunes the trained one, as all do.",
+        "is of prunable weights before over after. All criteria share each network's ERK allocation, "
+        "teacher, images and fine-tuning; random is the control. One-shot, a criterion without chance gives "
+        "the same model for every seed. Movement is scored in the training, so it has no one-shot model and "
+        "is pruned inside the same epochs. SNIP scores the fresh network and here prunes the trained one, as "
+        "all do.",
         "",
         "![Accuracy against the ratio of weights, for each criterion](pruning.svg)",
         "",
@@ -72,6 +79,11 @@ def lost(rows: Rows, whole: float) -> list[str]:
                 f"{ratio}x {mine:.2f} against {theirs:.2f} ({mine / theirs:.0%})" if theirs > 0 else ""
             )
     return [f"Points lost one-shot, OBS against magnitude: {'; '.join(filter(None, words))}."]
+
+
+def one_shot(result: Mapping[str, Any]) -> list[str]:
+    """Return the table at 95 % zeros."""
+    return ["## Without training", "", result["words"], "", *table(result["columns"], result["rows"]), ""]
 
 
 def channels(result: Mapping[str, Any]) -> list[str]:

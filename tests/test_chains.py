@@ -12,19 +12,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
-from tasks import steps
+from tasks import metrics, steps
 from tasks.checkpoints import Checkpoint, load_model, state
 from tasks.constraints import FREE
 from tasks.data import read
 from tasks.errors import DecantError
-from tasks.ledger import created
+from tasks.export import check_same, open_session, to_onnx
+from tasks.ledger import check_invariants, created
 from tasks.models import Resnet, build, compressible, fit_normalization_, predict
 from tasks.params import Section
 from tasks.prepare import tables
 from tasks.prepare.sources import SOURCES
 from tasks.prepare.splits import Split
 from tasks.ranges import CANDIDATES
+from tasks.surgery import Kept, removed
 from tests.imports import OPERATIONS
 
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -50,6 +53,13 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "criterion": {"kind": "magnitude"},
         "allocation": {"kind": "layer"},
         "budget": {"sparsity": 0.6},
+    },
+    "thin": {
+        "op": "prune",
+        "criterion": {"kind": "magnitude"},
+        "allocation": {"kind": "layer"},
+        "structure": {"kind": "channels"},
+        "budget": {"macs": 0.6},
     },
     "integer": {"op": "quantize", "scheme": {"kind": "integer", "bits": 4}},
     "static": {"op": "quantize", "scheme": {"kind": "integer", "bits": 8}, "activations": {"bits": 8}},
@@ -135,6 +145,10 @@ def written_by(name: str, make: Callable[[], None]) -> Checkpoint:
     (checkpoint,) = saved
     assert Path("models", name).is_dir()
     return checkpoint
+
+
+def images() -> Tensor:
+    return read(Path("data/validation.parquet")).images
 
 
 def apply(kinds: list[str], **changes: dict[str, Any]) -> list[Checkpoint]:
@@ -328,6 +342,45 @@ def test_training_holds_what_was_done_before(kinds: list[str], home: Path) -> No
     before, after = made[at - 1].module, made[at].module
     assert any(not torch.equal(p, before.get_parameter(name)) for name, p in after.named_parameters())
     assert not list(Path(".scratch").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ["thin", "finetune", "prune", "integer"],
+        ["prune", "thin", "finetune", "static"],
+        ["channels", "input-channels", "prune", "thin"],
+        ["integer", "thin", "finetune"],
+        ["binary", "thin", "threshold", "finetune"],
+        ["ranged", "thin", "inputs", "thin", "prune"],
+        ["thin", "distill", "prune"],
+    ],
+    ids="-".join,
+)
+def test_channels_go_at_any_place_of_a_chain(
+    kinds: list[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = []
+
+    def check(parent: Checkpoint, child: Checkpoint, kept: Kept | None = None) -> None:
+        lost.append(kept or {})
+        check_invariants(parent, child, kept)
+
+    monkeypatch.setattr(steps, "check_invariants", check)
+    second = {"m3_thin": {"budget": {"macs": 0.4}}} if kinds.count("thin") == 2 else {}
+    made = apply(kinds, **second)
+    for index, (kind, model) in enumerate(zip(kinds, made, strict=True)):
+        same_on_disk(f"m{index}-{kind}", model)
+        check_same(kind, model, open_session(to_onnx(model).SerializeToString(), 1), images())
+    if "distill" in kinds:
+        return
+    for index, kept in enumerate(lost):
+        assert bool(kept) == (kinds[index] == "thin")
+        if kept:
+            parent = made[index - 1] if index else load_model("teacher")
+            assert metrics.macs(made[index].module, parent.shape) < metrics.macs(parent.module, parent.shape)
+            made[:index] = [removed(model, kept) for model in made[:index]]
+    hold_all(made[:-1], made[-1])
 
 
 def test_a_whole_chain_gives_the_same_bytes_again(home: Path) -> None:

@@ -37,7 +37,7 @@ STEPS = (1, 2, 4, 8, 16, 32)
 PENALTY = 0.05
 """How much slower than the best step a smaller one may be."""
 
-LAYER_ROUNDS, NETWORK_ROUNDS = 15, 30
+LAYER_ROUNDS, NETWORK_ROUNDS = 9, 30
 COPIES = 4
 ATTEMPTS = 6
 CLOSE = 0.02
@@ -60,7 +60,7 @@ def stopwatch(
     with no_garbage_collection():
         once = interleave(calls, 2, order, clock)
         # About a millisecond for each turn: a single call of some microseconds is mostly the clock.
-        repeats = {n: max(2, min(50, round(1e-3 / max(each[-1], 1e-6)))) for n, each in once.items()}
+        repeats = {n: max(1, min(50, round(1e-3 / max(each[-1], 1e-6)))) for n, each in once.items()}
         for _ in range(rounds):
             for name in order.sample(sorted(calls), len(calls)):
                 turn = interleave({name: calls[name]}, repeats[name], order, clock)
@@ -152,8 +152,8 @@ def read_table(folder: Path = TIMINGS, watch: Stopwatch = stopwatch) -> Table:
 def best_step(table: Table, parent: Checkpoint, batch: int) -> int:
     """Return the smallest step of channels at which the network's layers are about as fast as they can be.
 
-    For each step, each layer is timed with about three quarters of its channels, an odd multiple of the
-    step, and its time for one multiplication counts for all that the layer has.
+    For each step, each layer is timed with two numbers of channels that are odd multiples of it, just above
+    half of what it has and about three quarters; the time for one multiplication counts for all that it has.
 
     Args:
         table: What was measured before, and where new times go.
@@ -161,14 +161,14 @@ def best_step(table: Table, parent: Checkpoint, batch: int) -> int:
         batch: Images at once.
     """
     layers = layers_of(parent.module, parent.shape)
-    stepped = {step: _stepped(layers, step) for step in STEPS}
-    table.seconds([layer for each in stepped.values() for layer in each], batch)  # in turns, all of them
+    places = {step: _just_above_half(layers, step) + _three_quarters(layers, step) for step in STEPS}
+    table.seconds([layer for each in places.values() for layer in each], batch)  # in turns, all of them
     seconds = {
         step: sum(
             table.seconds([layer], batch) * whole.macs / layer.macs
-            for whole, layer in zip(layers, each, strict=True)
+            for whole, layer in zip(layers * 2, each, strict=True)
         )
-        for step, each in stepped.items()
+        for step, each in places.items()
     }
     best = min(seconds.values())
     return next(step for step in STEPS if seconds[step] <= best * (1 + PENALTY))
@@ -276,25 +276,34 @@ def _nodes(layer: Layer, copy: int) -> list[onnx.NodeProto]:
     return [convolution, helper.make_node("GlobalAveragePool", [f"made{copy}"], made)]
 
 
-def _stepped(layers: list[Layer], step: int) -> list[Layer]:
-    """Return the layers with about three quarters of their channels, an odd multiple of the step."""
-    stepped, first = [], layers[0].name  # the picture's channels stay
-    for layer in layers:
+def _just_above_half(layers: list[Layer], step: int) -> list[Layer]:
+    """Return the layers with half their channels and a step: where kernels work in tens, the most in vain."""
+    return _narrowed(layers, lambda channels: min(channels, channels // (2 * step) * step + step))
+
+
+def _three_quarters(layers: list[Layer], step: int) -> list[Layer]:
+    """Return the layers with the odd multiple of the step that is nearest to three quarters."""
+
+    def nearest(channels: int) -> int:
+        multiples = range(step, channels + 1, 2 * step)
+        return min(multiples, key=lambda multiple: abs(4 * multiple - 3 * channels), default=channels)
+
+    return _narrowed(layers, nearest)
+
+
+def _narrowed(layers: list[Layer], narrow: Callable[[int], int]) -> list[Layer]:
+    """Return the layers with other numbers of channels; the picture's stay, and those of unequal groups."""
+    narrowed = []
+    for place, layer in enumerate(layers):
         outputs, inputs, *kernel = layer.weight
         if layer.each:
-            shape = (_odd(outputs, step), 1, *kernel)
+            shape = (narrow(outputs), 1, *kernel)
         elif layer.groups > 1:
             shape = layer.weight
         else:
-            shape = (_odd(outputs, step), inputs if layer.name == first else _odd(inputs, step), *kernel)
-        stepped.append(layer.of(shape))
-    return stepped
-
-
-def _odd(channels: int, step: int) -> int:
-    """Return the odd multiple of `step` nearest to three quarters of the channels, or all of them."""
-    multiples = range(step, channels + 1, 2 * step)
-    return min(multiples, key=lambda multiple: abs(4 * multiple - 3 * channels), default=channels)
+            shape = (narrow(outputs), narrow(inputs) if place else inputs, *kernel)
+        narrowed.append(layer.of(shape))
+    return narrowed
 
 
 def _run(model: Checkpoint, feed: Mapping[str, Any]) -> Callable[[], object]:
