@@ -162,7 +162,7 @@ def chosen(entries: Sequence[Entry], tables: Tables) -> list[Entry]:
 
 
 def as_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return the entries for `ledger.json`; what was chosen, tried or removed stands only where anything was."""
+    """Return the entries for `ledger.json`; chosen, tried and removed stand only where there is anything."""
     rare = ("chosen", "tried", "removed", "channels")
     return [
         {key: value for key, value in asdict(entry).items() if value or key not in rare} for entry in entries

@@ -430,6 +430,10 @@ def test_the_table_is_read_where_it_is_there(tmp_path: Path) -> None:
     again = read_table(tmp_path, watch)
     assert again.seconds([layer], 1) == seconds
     assert watch.timed.count("10x16 on 1 rows batch 1") == 1
+    other = Layer("linear", (10, 8), (), 1)  # two stages at once: neither loses what the other measured
+    written.seconds([other], 1)
+    again.seconds([Layer("linear", (10, 4), (), 1)], 1)
+    assert len(read_table(tmp_path, watch).layers) == 3
     content = json.loads(written.path.read_text())
     written.path.write_text(json.dumps(content | {"onnxruntime": "0.1"}))
     assert read_table(tmp_path, watch).layers == {}

@@ -215,8 +215,8 @@ class Obs(Scoring):
 
     H is the second moment of the layer's inputs over the first `images` training images, without labels.
     Layers are done one after another on what the pruned ones before send them, towards the outputs of the
-    unpruned network, in `rounds` of removal and exact least squares; layers too large for that go block by
-    block. Helps most without fine-tuning and at high sparsity. Does not help where a long fine-tuning
+    unpruned network, in `rounds` of removal and least squares; in layers too large for exact ones, all rows
+    share one inverse while weights are chosen. Helps most without fine-tuning and at high sparsity. Does not help where a long fine-tuning
     follows, which would have found the same weights.
 
     References:
@@ -233,7 +233,7 @@ class Obs(Scoring):
     rounds: PositiveInt = 16
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
-        """Return w^2 / [H^-1] per weight: twice the rise of its layer's squared output error."""
+        """Return w^2 / [H^-1] per weight: the rise of its layer's mean squared output error."""
         seen = _seen(self.kind, examples, self.images)
         return saliencies(module, seen.images, self.damping)
 

@@ -119,6 +119,10 @@ class Table:
         self._save()
 
     def _save(self) -> None:
+        """Write the table; what another stage has measured in the meantime stays, but where both have."""
+        there = _read(self.path, self.watch)
+        self.reference = there.reference | self.reference
+        self.layers, self.networks = there.layers | self.layers, there.networks | self.networks
         content = {
             "onnxruntime": onnxruntime.__version__,
             "threads": 1,
@@ -137,7 +141,10 @@ def read_table(folder: Path = TIMINGS, watch: Stopwatch = stopwatch) -> Table:
     """
     # Many processors have one name; the instructions tell them apart.
     name = f"{processor()} {torch.backends.cpu.get_cpu_capability()}".lower()
-    path = folder / f"{re.sub('[^a-z0-9]+', '-', name).strip('-')}.json"
+    return _read(folder / f"{re.sub('[^a-z0-9]+', '-', name).strip('-')}.json", watch)
+
+
+def _read(path: Path, watch: Stopwatch) -> Table:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["onnxruntime"] != onnxruntime.__version__:
