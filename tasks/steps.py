@@ -98,6 +98,8 @@ def write(
 ) -> None:
     """Print the ledger and write `models/<name>`: the model, its ledger, and a curve where it was trained."""
     show(f"{step.name}: {step.op}", ledger)
+    if facts:
+        print(f"  {', '.join(f'{name} {value}' for name, value in facts.items())}")
     entry = {**step.recipe, "data": _sum(data.TRAIN), "versions": {"torch": torch.__version__}}
     entry |= facts or {}
     with replacing(MODELS / step.name) as folder:

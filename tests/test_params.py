@@ -113,8 +113,8 @@ def test_this_file_s_own_example_is_valid() -> None:
         (
             "models/prune-80/criterion",
             {"kind": "xyz"},
-            "models.prune-80.criterion: unknown kind 'xyz'; known are drift, fisher, magnitude, movement, obs, "
-            "random, reconstruction, snip, taylor, wanda",
+            "models.prune-80.criterion: unknown kind 'xyz'; known are drift, fisher, magnitude, movement, "
+            "obs, random, reconstruction, snip, taylor, wanda",
         ),
         ("models/prune-80/op", "prunes", "models.prune-80: unknown op 'prunes'; did you mean 'prune'?"),
         (

@@ -216,8 +216,8 @@ class Obs(Scoring):
     H is the second moment of the layer's inputs over the first `images` training images, without labels.
     Layers are done one after another on what the pruned ones before send them, towards the outputs of the
     unpruned network, in `rounds` of removal and least squares; in layers too large for exact ones, all rows
-    share one inverse while weights are chosen. Helps most without fine-tuning and at high sparsity. Does not help where a long fine-tuning
-    follows, which would have found the same weights.
+    share one inverse while weights are chosen. Helps most without fine-tuning and at high sparsity. Does not
+    help where a long fine-tuning follows, which would have found the same weights.
 
     References:
         Hassibi and Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, 1992.

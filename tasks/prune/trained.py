@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from tasks import data
-from tasks.checkpoints import Checkpoint, load_model, state
+from tasks.checkpoints import Checkpoint, altered, load_model, state
 from tasks.constraints import Constraints, project_
 from tasks.errors import DecantError
 from tasks.fit import Row, Sparsifier, fit_
@@ -46,15 +46,15 @@ def origin(checkpoint: Checkpoint) -> tuple[Training, int]:
         DecantError: The model does not descend from a network that was trained on labels from fresh weights.
     """
     first = checkpoint.lineage[0] if checkpoint.lineage else {}
-    distilled = any(entry["op"] == "distill" for entry in checkpoint.lineage)
+    other = any(entry["op"] == "distill" for entry in checkpoint.lineage) or altered(checkpoint)
     try:
-        if distilled:
-            raise KeyError("distill")
+        if other:
+            raise KeyError("training")
         return Training.model_validate(first["training"]), int(first["seed"])
     except (KeyError, ValidationError):
         raise DecantError(
             "snip and rewind go back to how the teacher began, so the model to prune must descend from it "
-            "without distilling; its lineage.json has no such beginning"
+            "without distilling and have all its channels; its lineage.json has no such beginning"
         ) from None
 
 
