@@ -13,25 +13,31 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from tasks.report.pictures import SETTINGS, STYLES
 
 Rows = Sequence[Mapping[str, Any]]
+NETWORKS = ("lenet-300-100", "default")
+TABLES = {
+    "one-shot": "Without training",
+    "pattern": "Two of four",
+    "channels": "Channels at equal MACs",
+    "cost": "Cost",
+}
 COLUMNS = {"one-shot": "one-shot", "tuned": "after fine-tuning"}
 
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the whole page; a part that was not run yet is left out."""
-    parts = {
-        "sparsity": sparsity,
-        "one-shot": one_shot,
-        "channels": channels,
-        "pattern": pattern,
-        "cost": cost,
-    }
-    head = ["# Pruning, side by side", "", "Written by `python -m benchmarks.pruning --write`.", ""]
-    return "\n".join(
-        [*head, *(line for name, part in parts.items() if name in results for line in part(results[name]))]
-    )
+    networks = {name: results[name] for name in NETWORKS if name in results}
+    lines = ["# Pruning, side by side", "", "Written by `python -m benchmarks.pruning --write`.", ""]
+    lines += sparsity(networks) if networks else []
+    for part, title in TABLES.items():
+        if part in results:
+            lines += [f"## {title}", "", results[part]["words"], ""]
+            lines += [*table(results[part]["columns"], results[part]["rows"]), ""]
+    if "cost" in results:
+        lines += [*table(results["cost"]["layer columns"], results["cost"]["layer rows"]), ""]
+    return "\n".join(lines)
 
 
-def sparsity(result: Mapping[str, Any]) -> list[str]:
+def sparsity(networks: Mapping[str, Any]) -> list[str]:
     """Return a table for each network: criteria by ratio, one-shot and fine-tuned."""
     lines = [
         "## Criteria at equal sparsity",
@@ -41,19 +47,19 @@ def sparsity(result: Mapping[str, Any]) -> list[str]:
         "teacher, images and fine-tuning; random is the control. One-shot, a criterion without chance gives "
         "the same model for every seed. Movement is scored in the training, so it has no one-shot model and "
         "is pruned inside the same epochs. SNIP scores the fresh network and here prunes the trained one, as "
-        "all do.",
+        "all do. The default network is fine-tuned on half of the training images.",
         "",
         "![Accuracy against the ratio of weights, for each criterion](pruning.svg)",
         "",
     ]
-    for network, baseline in result["baselines"].items():
-        rows = [row for row in result["rows"] if row["network"] == network]
+    for network, result in networks.items():
+        rows, whole = result["rows"], result["baseline"]["accuracy"]
         ratios = sorted({row["ratio"] for row in rows})
         seeds = sorted({row["seed"] for row in rows})
         lines += [
-            f"### {network}, unpruned {baseline['accuracy']:.2f} %",
+            f"### {network}, unpruned {whole:.2f} %",
             "",
-            f"Fine-tuning: `{inline(result['tuning'][network])}`. Seeds {', '.join(map(str, seeds))}.",
+            f"Fine-tuning: `{inline(result['tuning'])}`. Seeds {', '.join(map(str, seeds))}.",
             "",
         ]
         for key, words in COLUMNS.items():
@@ -64,7 +70,7 @@ def sparsity(result: Mapping[str, Any]) -> list[str]:
                 if any(values):
                     lines.append(f"| {criterion} | {' | '.join(map(spread, values))} |")
             lines.append("")
-        lines += [*lost(rows, baseline["accuracy"]), ""]
+        lines += [*lost(rows, whole), ""]
     return lines
 
 
@@ -79,42 +85,6 @@ def lost(rows: Rows, whole: float) -> list[str]:
                 f"{ratio}x {mine:.2f} against {theirs:.2f} ({mine / theirs:.0%})" if theirs > 0 else ""
             )
     return [f"Points lost one-shot, OBS against magnitude: {'; '.join(filter(None, words))}."]
-
-
-def one_shot(result: Mapping[str, Any]) -> list[str]:
-    """Return the table at 95 % zeros."""
-    return ["## Without training", "", result["words"], "", *table(result["columns"], result["rows"]), ""]
-
-
-def channels(result: Mapping[str, Any]) -> list[str]:
-    """Return the table of channels removed, with speed-ups."""
-    return [
-        "## Channels at equal MACs",
-        "",
-        result["words"],
-        "",
-        *table(result["columns"], result["rows"]),
-        "",
-    ]
-
-
-def pattern(result: Mapping[str, Any]) -> list[str]:
-    """Return the table of 2:4."""
-    return ["## Two of four", "", result["words"], "", *table(result["columns"], result["rows"]), ""]
-
-
-def cost(result: Mapping[str, Any]) -> list[str]:
-    """Return the tables of seconds and memory."""
-    return [
-        "## Cost",
-        "",
-        result["words"],
-        "",
-        *table(result["columns"], result["rows"]),
-        "",
-        *table(result["layer columns"], result["layer rows"]),
-        "",
-    ]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
@@ -148,19 +118,16 @@ def inline(recipe: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def picture(result: Mapping[str, Any]) -> Figure:
+def picture(networks: Mapping[str, Any]) -> Figure:
     """Return accuracy against ratio for each criterion: a row for each network, one-shot and fine-tuned."""
     with mpl.rc_context(SETTINGS):
-        networks = list(result["baselines"])
         figure = Figure(figsize=(10, 4 * len(networks)), layout="constrained")
         panels = figure.subplots(len(networks), 2, squeeze=False)
-        for line, network in enumerate(networks):
-            rows = [row for row in result["rows"] if row["network"] == network]
+        for line, (network, result) in enumerate(networks.items()):
+            whole = result["baseline"]["accuracy"]
             for panel, (key, words) in zip(panels[line], COLUMNS.items(), strict=True):
-                _curves(panel, rows, key)
-                panel.axhline(
-                    result["baselines"][network]["accuracy"], color="#000000", linewidth=0.8, linestyle=":"
-                )
+                _curves(panel, result["rows"], key)
+                panel.axhline(whole, color="#000000", linewidth=0.8, linestyle=":")
                 panel.set(title=f"{network}, {words}", xlabel="times fewer weights", ylabel="accuracy, %")
         panels[0][0].legend(frameon=False, fontsize=8)
         return figure

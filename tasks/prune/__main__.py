@@ -19,6 +19,7 @@ def main(model: str) -> None:
     kind = Thinned if isinstance(step.block.structure, Channels) else Once
     once = kind(step.block, parent, teacher, step.seed, partial(fresh, parent))
     result = run_schedule(once, step)
+    once.check(result.model)
     finish(step, parent, result.model, once.untouched, result.curve, kept=result.kept, facts=result.facts)
     step.scratch(step.block.from_, "teacher").clear()
 

@@ -19,7 +19,7 @@ from tasks.ledger import select
 from tasks.prune.allocations import Counts
 from tasks.prune.budgets import Budget
 from tasks.prune.criteria import Obs
-from tasks.prune.goals import Goal, check_possible, goal_of
+from tasks.prune.goals import Goal, check_possible, goal_of, told
 from tasks.prune.masks import (
     Candidates,
     Masks,
@@ -40,7 +40,7 @@ DRIFT_IMAGES = 1000
 """The last training images: those that drift is measured on; criteria look at the first ones."""
 
 COARSE = 64
-"""A repairing criterion solves every layer anew for each budget tried, so it comes within 1/64 only."""
+"""Where every layer is solved anew for each number tried, the search comes within 1/64 of the best only."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,7 @@ class Once:
         assert self.goal is not None
         start, end = self.goal.cost(self.parent), self.goal.limit
         parts = [schedule.part(r, start, end) for r in range(1, schedule.rounds)]
-        whole = budget.measure != "latency"
-        return [*(Budget(**{budget.measure: round(p) if whole else p}) for p in parts), budget]
+        return [*(Budget(**{budget.measure: round(part)}) for part in parts), budget]
 
     def scores(self, module: nn.Module | None = None) -> Masks:
         """Return the scores of the prunable weights, minus infinity where they are removed already."""
@@ -196,16 +195,30 @@ class Once:
         """
         goal = self.goal  # before any scoring
         candidates = self.candidates(self.scores())
-        budget = self.block.budget
-        width = max(1, candidates.most // COARSE) if self._repairs and goal is not None else 1
-        counts = search(candidates, budget, goal, lambda tried: self.made(candidates, tried), width)
+        if goal is not None and goal.measure != "nonzeros" and self.block.criterion.repairs:
+            make, width = self.made, max(1, candidates.most // COARSE)
+        else:  # how many are not zero is known before the survivors are solved for
+            make, width = self._masked, 1
+        counts = search(candidates, self.block.budget, goal, lambda tried: make(candidates, tried), width)
         candidates.check(counts)
         return Pruned(self.made(candidates, counts))
+
+    def check(self, model: Checkpoint) -> None:
+        """Hold that the budget is met in the end, whatever a training did to what was free to move.
+
+        Raises:
+            DecantError: It is not; tells by how much.
+        """
+        if self.goal is not None and not self.goal.met_by(model):
+            raise DecantError(
+                f"budget: {self.goal.measure} {told(self.goal.limit)} was met before the training and is not "
+                f"after it: {told(self.goal.cost(model))}; ask for less"
+            )
 
     def made(self, candidates: Candidates, counts: Counts) -> Checkpoint:
         """Return the model that has lost so many units of each layer."""
         if not isinstance(criterion := self.block.criterion, Obs):
-            return masked(self.parent, candidates.masks(counts))
+            return self._masked(candidates, counts)
         zeros = {name: count * self.structure.size for name, count in counts.items()}
         solved = reconstruct(
             self.parent.module,
@@ -218,9 +231,8 @@ class Once:
         )
         return repaired(self.parent, solved)
 
-    @property
-    def _repairs(self) -> bool:
-        return self.block.criterion.repairs
+    def _masked(self, candidates: Candidates, counts: Counts) -> Checkpoint:
+        return masked(self.parent, candidates.masks(counts))
 
     def _chooser(self, shape: torch.Size) -> Callable[[Tensor, int], Tensor]:
         """Return the choice of a layer's zeros among scores [rows, d], by the structure."""
