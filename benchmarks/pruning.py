@@ -232,10 +232,8 @@ def one_shot(folder: Path, seeds: list[int], keep: Keep) -> None:
 TARGETS = (2.1, 4.0)
 """Times fewer MACs."""
 
-CHANNEL_TUNING = DISTILLING | {"epochs": 2}
 OURS: dict[str, dict[str, Any]] = {
     "reconstruction, 16": {"criterion": {"kind": "reconstruction"}, "structure": {"round_to": 16}},
-    "reconstruction, auto": {"criterion": {"kind": "reconstruction"}, "structure": {"round_to": "auto"}},
     "taylor, 16": {
         "criterion": {"kind": "taylor"},
         "allocation": {"kind": "layer"},
@@ -270,7 +268,7 @@ def channels(folder: Path, seeds: list[int], keep: Keep) -> None:
             model = peer(shop, slug(key), *PEERS[name], 1 / target)
         cases[key] = case = shop.measured(slug(key)) | {"tuned": [], "model": model}
         for seed in seeds:
-            tuning = {"op": "finetune", "from": slug(key), "loss": SOFT, "training": CHANNEL_TUNING}
+            tuning = {"op": "finetune", "from": slug(key), "loss": SOFT, "training": DISTILLING}
             shop.make("tuned", tuning, seed)
             case["tuned"].append(shop.measured("tuned")["accuracy"])
     with shop.inside({}, 1):
@@ -289,7 +287,7 @@ def channels(folder: Path, seeds: list[int], keep: Keep) -> None:
     words = (
         f"Accuracy on the test split, the teacher has {whole['accuracy']:.2f} %; fine-tuned over seeds "
         f"{', '.join(map(str, seeds))} by the same recipe, the teacher's soft targets "
-        f"`{pruning_page.inline(SOFT)}` and `{pruning_page.inline(CHANNEL_TUNING)}`. "
+        f"`{pruning_page.inline(SOFT)}` and `{pruning_page.inline(DISTILLING)}`. "
         f"Torch-Pruning {version('torch-pruning')} by its own pruner with uniform ratios, its channel counts "
         "as they come and rounded to 16; ours rounded as said. Speed-ups over the teacher in ONNX Runtime, "
         "median over rounds with the 10th and 90th percentile, interleaved in one run on "

@@ -5,6 +5,11 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# Machines are shared and noisy: an example that takes long is no failure.
+settings.register_profile("decant", deadline=None)
+settings.load_profile("decant")
 
 # Before anything imports Prefect: neither the user's profile nor the user's server.
 _home = tempfile.TemporaryDirectory(prefix="decant-prefect-")
