@@ -398,7 +398,7 @@ def cost(folder: Path, seeds: list[int], keep: Keep) -> None:
     shop = Workshop("default", folder)
     kinds = [kind for kind in [*CRITERIA, "reconstruction", "drift"] if kind != "random"]
     rows = [[kind, *spent("criterion", kind, folder=shop.folder)] for kind in tqdm(kinds, desc="criteria")]
-    large = [(size, share) for size in (1024, 2048, 4096) for share in (0.5, 0.9)]
+    large = [(1024, 0.5), (1024, 0.9), (2048, 0.9), (4096, 0.9)]
     layers = [
         [f"{size} x {size}, {share:.0%} zeros", *spent("layer", str(size), str(share), folder=shop.folder)]
         for size, share in tqdm(large, desc="layers")

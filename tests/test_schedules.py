@@ -20,9 +20,12 @@ from tasks.data import TRAIN, VALIDATION, read
 from tasks.errors import DecantError
 from tasks.fit import group_norms
 from tasks.models import Resnet, build, compressible, filters, predict
+from tasks.params import validate
 from tasks.prepare import tables
 from tasks.prepare.sources import SOURCES
 from tasks.prepare.splits import Split
+from tasks.prune.once import Once
+from tasks.prune.params import PruneParams
 from tasks.prune.trained import fresh
 from tasks.scratch import Scratch
 from tasks.training import Training
@@ -280,6 +283,15 @@ def test_impossible_budgets_name_the_nearest(budget: dict[str, float], words: st
     with pytest.raises(DecantError, match=words):
         prune("never", budget=budget, criterion={"kind": "random"})
     assert not Path("models/never").exists()
+
+
+def test_a_training_that_breaks_the_budget_is_told(home: Path) -> None:
+    teacher = load_model("teacher")
+    block = validate(BLOCK | {"budget": {"nonzeros": 700}}, PruneParams)
+    once = Once(block, teacher, teacher, 1, lambda: teacher.module)
+    once.check(once.pruned().model)
+    with pytest.raises(DecantError, match="nonzeros 700 was met before the training and is not after it"):
+        once.check(teacher)
 
 
 def test_the_nearest_possible_budget_is_possible(home: Path) -> None:
