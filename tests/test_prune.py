@@ -471,6 +471,15 @@ def test_the_cubic_by_hand() -> None:
     assert [schedule.ramp(step, 100) for step in (0, 10, 30, 50, 90)] == [0, 0, 1 - 0.5**3, 1, 1]
 
 
+@given(st.integers(1, 400), st.floats(0, 0.9), st.floats(0.05, 1), st.integers(1, 80))
+def test_every_gradual_schedule_comes_to_its_end(steps: int, begin: float, more: float, every: int) -> None:
+    content = {"training": TRAINING, "begin": begin, "end": min(1.0, begin + more), "every": every}
+    schedule = Gradual.model_validate(content)
+    shares = [schedule.ramp(step, steps) for step in range(steps) if schedule.due(step, steps)]
+    assert shares[-1] == 1
+    assert shares == sorted(shares)
+
+
 def test_rounds_leave_the_same_share_each() -> None:
     schedule = Iterative.model_validate({"training": TRAINING, "rounds": 3})
     assert [schedule.part(number, 1.0, 0.125) for number in (1, 2, 3)] == pytest.approx([0.5, 0.25, 0.125])

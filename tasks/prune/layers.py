@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -93,11 +92,6 @@ def reshaped(layers: list[Layer], shapes: Shapes) -> list[Layer]:
 def macs(layers: list[Layer], shapes: Shapes) -> int:
     """Return the multiplications for one image when the weights have these shapes."""
     return sum(layer.macs for layer in reshaped(layers, shapes))
-
-
-def parameters(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the number of parameters when they have these shapes."""
-    return sum(prod(shapes.get(name, parameter.shape)) for name, parameter in module.named_parameters())
 
 
 def _layer(name: str, layer: Any, inputs: Tensor, output: Tensor) -> Layer:

@@ -66,14 +66,20 @@ class During(Trained):
 
     def due(self, step: int, steps: int) -> bool:
         """Say whether masks change before the next step, of which `step` of all `steps` were taken."""
-        first, last = round(self.begin * steps), round(self.end * steps)
+        first, last = self._span(steps)
         return first <= step <= last and ((step - first) % self.every == 0 or step == last)
 
     def ramp(self, step: int, steps: int) -> float:
         """Return the share in [0, 1] of the final removals at a step: the cubic of Zhu and Gupta."""
-        first, last = round(self.begin * steps), round(self.end * steps)
-        done = min(max((step - first) / max(last - first, 1), 0.0), 1.0)
-        return float(1 - (1 - done) ** 3)
+        first, last = self._span(steps)
+        if step >= last:
+            return 1.0
+        return float(1 - (1 - max(step - first, 0) / (last - first)) ** 3)
+
+    def _span(self, steps: int) -> tuple[int, int]:
+        """Return the first and the last step before which masks change; the last one of all at the latest."""
+        first = min(round(self.begin * steps), steps - 1)
+        return first, max(first, min(round(self.end * steps), steps - 1))
 
 
 class Gradual(During):
