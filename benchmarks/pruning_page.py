@@ -135,10 +135,9 @@ def picture(networks: Mapping[str, Any]) -> Figure:
 
 def _curves(panel: Any, rows: Rows, key: str) -> None:
     ratios = sorted({row["ratio"] for row in rows})
-    styles = [*STYLES, ("#000000", "*")]
-    for (colour, marker), criterion in zip(
-        styles, dict.fromkeys(row["criterion"] for row in rows), strict=True
-    ):
+    criteria = dict.fromkeys(row["criterion"] for row in rows)
+    # A part that is still running has fewer criteria than there are styles.
+    for (colour, marker), criterion in zip([*STYLES, ("#000000", "*")], criteria, strict=False):
         points = [(r, accuracies(rows, criterion, r, key)) for r in ratios]
         known = [(r, statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for r, v in points if v]
         if known:
