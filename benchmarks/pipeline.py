@@ -55,7 +55,7 @@ def main() -> None:
         committed = sums(folder)
         share_downloads(folder)
         stages, total, peak = build(folder)
-        starts = {stage.operation: start_seconds(folder, stage.operation) for stage in stages}
+        starts = {name: start_seconds(folder, name) for name in {stage.operation for stage in stages}}
         differing = sorted(path for path, md5 in sums(folder).items() if committed.get(path) != md5)
     page = tables(stages, starts, total, peak, differing)
     print(page)
