@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -14,6 +15,8 @@ from tasks import checkpoints
 from tasks.checkpoints import Checkpoint
 from tasks.models import Architecture, Resnet, Shape, build
 from tasks.params import Section
+from tasks.prune.groups import groups_of
+from tasks.prune.shrinking import Plan
 
 SHAPE: Shape = (2, 12, 12)
 CLASSES = tuple("abcd")
@@ -160,3 +163,13 @@ def known() -> Iterator[None]:
             checkpoints, "Architecture", Architecture | Grouped | Depthwise | Flattened | Joined | Looped
         )
         yield
+
+
+def drawn(parent: Checkpoint, seed: int) -> Plan:
+    """Return a plan that removes some channels of each group, which ones is drawn."""
+    draw, gone = random.Random(seed), {}
+    groups = groups_of(parent)
+    for group in groups:
+        which = draw.sample(range(group.count), draw.randrange(1, group.count))
+        gone[group.name] = torch.tensor([index in which for index in range(group.count)])
+    return Plan(parent, groups, gone)

@@ -1,7 +1,6 @@
 """Which channels belong together, how many a budget leaves, and that the network without them is the same."""
 
 import json
-import random
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,17 +20,7 @@ from tasks.prune.layers import Layer, layers_of, macs
 from tasks.prune.shrinking import Ladder, Plan, ladder_of, shrink, shrink_to_drift, smallest
 from tasks.prune.structures import lowest
 from tasks.prune.timings import STEPS, Calls, Table, best_step, read_table, shrink_to_latency, stopwatch
-from tests.nets import NETS, SHAPE, Looped, images, net
-
-
-def drawn(parent: Checkpoint, seed: int) -> Plan:
-    """Return a plan that removes some channels of each group, which ones is drawn."""
-    draw, gone = random.Random(seed), {}
-    groups = groups_of(parent)
-    for group in groups:
-        which = draw.sample(range(group.count), draw.randrange(1, group.count))
-        gone[group.name] = torch.tensor([index in which for index in range(group.count)])
-    return Plan(parent, groups, gone)
+from tests.nets import NETS, SHAPE, Looped, drawn, images, net
 
 
 def left(plan: Plan) -> dict[str, int]:

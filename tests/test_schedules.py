@@ -3,10 +3,10 @@
 import importlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -29,6 +29,8 @@ from tasks.prune.params import PruneParams
 from tasks.prune.trained import fresh
 from tasks.scratch import Scratch
 from tasks.training import Training
+
+T = TypeVar("T")
 
 TRAINING = {
     "epochs": 2,
@@ -77,6 +79,22 @@ def prune(name: str = "child", **changes: Any) -> Checkpoint:
     params({name: BLOCK | changes})
     importlib.import_module("tasks.prune.__main__").main(name)
     return load_model(name)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any], T]) -> list[T]:
+    """Return a list to which every step of a training from here on adds what `look` sees before it."""
+    seen, original = list[T](), fit._step_
+
+    def watch(progress: Any, *more: Any) -> Any:
+        seen.append(look(progress))
+        return original(progress, *more)
+
+    monkeypatch.setattr(fit, "_step_", watch)
+    return seen
+
+
+def masks_now(progress: Any) -> dict[str, torch.Tensor]:
+    return dict(progress.sparsifier.masks)
 
 
 def zeros(model: Checkpoint) -> int:
@@ -150,18 +168,11 @@ def test_a_gradual_schedule_removes_more_and_more_and_surgery_gives_back(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind, revives in (("gradual", False), ("surgery", True)):
-        seen: list[dict[str, torch.Tensor]] = []
-        original = fit._step_
-
-        def watch(progress: Any, *more: Any, original: Any = original, seen: Any = seen) -> Any:
-            seen.append(dict(progress.sparsifier.masks))
-            return original(progress, *more)
-
-        monkeypatch.setattr(fit, "_step_", watch)
         training = TRAINING | {"epochs": 4, "optimizer": {"kind": "sgd", "learning_rate": 0.3}}
         schedule = SCHEDULES[kind] | {"training": training, "every": 1}
-        prune(budget={"sparsity": 0.9}, schedule=schedule, allocation={"kind": "layer"})
-        monkeypatch.setattr(fit, "_step_", original)
+        with monkeypatch.context() as patch:
+            seen = watched(patch, masks_now)
+            prune(budget={"sparsity": 0.9}, schedule=schedule, allocation={"kind": "layer"})
         gone = [sum(int((~mask).sum()) for mask in masks.values()) for masks in seen]
         assert gone == sorted(gone)
         assert len(set(gone)) > 10
@@ -174,14 +185,7 @@ def test_a_gradual_schedule_removes_more_and_more_and_surgery_gives_back(
 def test_rigl_moves_weights_and_keeps_the_number_in_each_layer(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[dict[str, torch.Tensor]] = []
-    original = fit._step_
-
-    def watch(progress: Any, *more: Any) -> Any:
-        seen.append(dict(progress.sparsifier.masks))
-        return original(progress, *more)
-
-    monkeypatch.setattr(fit, "_step_", watch)
+    seen = watched(monkeypatch, masks_now)
     prune(**HALF, schedule=SCHEDULES["rigl"], allocation={"kind": "erk"})
     counts = [{name: int(mask.sum()) for name, mask in masks.items()} for masks in seen]
     assert all(count == counts[0] for count in counts)
@@ -203,15 +207,8 @@ def test_masks_of_an_already_pruned_model_hold_through_every_schedule(home: Path
 def test_fresh_weights_are_those_that_the_teacher_began_with(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began: list[dict[str, torch.Tensor]] = []
-    original = fit._step_
-
-    def watch(progress: Any, *more: Any) -> Any:
-        began.append({name: tensor.clone() for name, tensor in state(progress.module).items()})
-        return original(progress, *more)
-
     before = Path("models/teacher/model.safetensors").read_bytes()
-    monkeypatch.setattr(fit, "_step_", watch)
+    began = watched(monkeypatch, lambda progress: {n: t.clone() for n, t in state(progress.module).items()})
     importlib.import_module("tasks.teacher.__main__").main()
     assert Path("models/teacher/model.safetensors").read_bytes() == before
     drawn = state(fresh(load_model("teacher")))

@@ -1,7 +1,6 @@
 """Channels cut out of tensors, constraints and layers alike, and models without them on disk and in ONNX."""
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ from tasks.errors import DecantError
 from tasks.export import check_same, open_session, to_onnx
 from tasks.ledger import as_json, check_invariants, compare, show
 from tasks.models import Resnet, predict
-from tasks.prune.groups import groups_of
-from tasks.prune.shrinking import Plan
 from tasks.quantize.schemes import Binary, Integer
 from tasks.surgery import composed, removed
-from tests.nets import NETS, images, known, net
+from tests.nets import NETS, drawn, images, known, net
 
 CONV, NEXT = "stages.0.conv1.weight", "stages.0.conv2.weight"
 KEPT = {
@@ -28,16 +25,6 @@ KEPT = {
     **{f"stages.0.norm1.{n}": {0: torch.tensor([0, 2, 5])} for n in ("weight", "bias")},
     **{f"stages.0.norm1.running_{n}": {0: torch.tensor([0, 2, 5])} for n in ("mean", "var")},
 }
-
-
-def drawn(parent: Checkpoint, seed: int) -> Plan:
-    """Return a plan that removes some channels of each group, which ones is drawn."""
-    draw, gone = random.Random(seed), {}
-    groups = groups_of(parent)
-    for group in groups:
-        which = draw.sample(range(group.count), draw.randrange(1, group.count))
-        gone[group.name] = torch.tensor([index in which for index in range(group.count)])
-    return Plan(parent, groups, gone)
 
 
 def residual() -> Checkpoint:
