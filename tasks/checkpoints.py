@@ -1,8 +1,8 @@
 """Models in memory and on disk: safetensors and JSON, packed at their real width; loading executes no code.
 
 models/<name>/
-  model.safetensors   the weights as they are deployed
-  model.json          what rebuilds the module around them
+  model.safetensors   the numbers as they are deployed, one after another: floats, and packed bytes
+  model.json          what rebuilds the module around them, and says in which order they lie
   lineage.json        where the model comes from: every step's recipe, versions, sums
 """
 
@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,18 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from tasks.constraints import Constraints, InputGrid, Levels, Range, attach_, project_
+from tasks.constraints import Constraints, DynamicGrid, Grid, InputGrid, Levels, Range, attach_, project_
 from tasks.errors import DecantError
-from tasks.models import Architecture, Shape, build
-from tasks.packing import decode_mask, encode_mask, pack, unpack
+from tasks.models import Architecture, Shape, build, drop_norms_
+from tasks.packing import Parts, decode_mask, encode_mask, pack, packed_size, unpack
 from tasks.shapes import Shapes, differing, reshape_
-from tasks.stages import write_json
+from tasks.stages import write_json, write_text
 
 MODELS = Path("models")
 DEPLOYED = ("model.safetensors", "model.json")
 """The files that rebuild the function: what ships, and what is counted."""
 
-FORMAT = 1
-
-PER_CHANNEL = "per channel"
-"""What stands in model.json for a range whose bounds are tensors in model.safetensors."""
+FORMAT = 2
 
 BROKEN = (
     AttributeError,  # a layer that there is not
@@ -63,6 +60,7 @@ class Checkpoint:
         grids: The grid on which a layer's inputs are rounded, by the layer's name.
         clamps: The range that a layer's inputs are cut to before they are rounded, by the layer's name.
         lineage: One entry for each step from the teacher to here, oldest first.
+        folded: Whether the batch norms are part of the convolutions before them.
     """
 
     architecture: Architecture
@@ -70,14 +68,15 @@ class Checkpoint:
     classes: tuple[str, ...]
     module: nn.Module
     constraints: Mapping[str, Constraints] = field(default_factory=dict)
-    grids: Mapping[str, InputGrid] = field(default_factory=dict)
+    grids: Mapping[str, Grid] = field(default_factory=dict)
     lineage: tuple[Mapping[str, Any], ...] = ()
     clamps: Mapping[str, Range] = field(default_factory=dict)
+    folded: bool = False
 
     def narrowed(
         self,
         changes: Mapping[str, Constraints],
-        grids: Mapping[str, InputGrid] | None = None,
+        grids: Mapping[str, Grid] | None = None,
         clamps: Mapping[str, Range] | None = None,
     ) -> Checkpoint:
         """Return a copy whose named weights obey `changes`, whose named layers clamp and round their inputs.
@@ -105,9 +104,27 @@ class Checkpoint:
         )
 
 
+def blank(
+    architecture: Architecture,
+    shape: Shape,
+    classes: int,
+    *,
+    folded: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> nn.Module:
+    """Return a network of a checkpoint's form, in eval mode, whose numbers mean nothing yet."""
+    module = build(architecture, shape, classes, seed=0).eval()
+    if folded:
+        drop_norms_(module)
+    reshape_(module, shapes or {})
+    return module
+
+
 def altered(checkpoint: Checkpoint) -> Shapes:
     """Return the shapes in which a model is not what its architecture builds: channels were removed."""
-    built = build(checkpoint.architecture, checkpoint.shape, len(checkpoint.classes), seed=0)
+    built = blank(
+        checkpoint.architecture, checkpoint.shape, len(checkpoint.classes), folded=checkpoint.folded
+    )
     return differing(checkpoint.module, built)
 
 
@@ -131,34 +148,44 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         DecantError: A weight is NaN or infinite.
     """
-    tensors, inputs = _encode_inputs(checkpoint)
+    parts = Parts()
+    inputs = _encode_inputs(checkpoint, parts)
     described: dict[str, Any] = {}
     for name, tensor in state(checkpoint.module).items():
         if not torch.isfinite(tensor).all():
             raise DecantError(f"{name} holds NaN or infinity; the learning rate may be too high")
-        if name not in checkpoint.constraints:
-            tensors[name] = tensor.contiguous()
-            continue
-        parts, described[name] = _encode(tensor, checkpoint.constraints[name])
-        tensors |= {f"{name}.{part}": value for part, value in parts.items()}
+        if name in checkpoint.constraints:
+            described[name] = _encode(tensor, checkpoint.constraints[name], parts)
+        else:
+            parts.add_floats(tensor)
     # One word each: as lists they would take most of a small model's description.
     shapes = {name: "x".join(map(str, shape)) for name, shape in altered(checkpoint).items()}
-    weights = safetensors.torch.save(tensors)
+    weights = safetensors.torch.save(parts.tensors())
+    content = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "architecture": checkpoint.architecture.model_dump(),
+        "shape": checkpoint.shape,
+        "classes": checkpoint.classes,
+        **({"folded": True} if checkpoint.folded else {}),
+        **({"inputs": inputs} if inputs else {}),
+        **({"shapes": shapes} if shapes else {}),
+        "weights": described,
+    }
     (folder / "model.safetensors").write_bytes(weights)
-    write_json(
-        folder / "model.json",
-        {
-            "format": FORMAT,
-            "sha256": hashlib.sha256(weights).hexdigest(),
-            "architecture": checkpoint.architecture.model_dump(),
-            "shape": checkpoint.shape,
-            "classes": checkpoint.classes,
-            "weights": described,
-            "inputs": inputs,
-            **({"shapes": shapes} if shapes else {}),
-        },
-    )
+    write_text(folder / "model.json", _terse(content))
     write_json(folder / "lineage.json", list(checkpoint.lineage))
+
+
+def _terse(content: Mapping[str, Any]) -> str:
+    """Return JSON of a line for each entry, and for each weight, without spaces: it counts into the size."""
+
+    def text(value: Any) -> str:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+    lines = [f"{text(key)}:{text(value)}" for key, value in content.items() if key != "weights"]
+    weights = ",\n".join(f"{text(name)}:{text(words)}" for name, words in content["weights"].items())
+    return "{" + ",\n".join([*lines, f'"weights":{{{weights}}}']) + "}\n"
 
 
 def load_model(name: str) -> Checkpoint:
@@ -191,127 +218,150 @@ def load(folder: Path) -> Checkpoint:
 
 
 def _rebuild(
-    described: dict[str, Any], tensors: dict[str, Tensor], lineage: tuple[dict[str, Any], ...]
+    described: dict[str, Any], tensors: Mapping[str, Tensor], lineage: tuple[dict[str, Any], ...]
 ) -> Checkpoint:
     architecture: Architecture = TypeAdapter(Architecture).validate_python(described["architecture"])
     channels, height, width = described["shape"]
     shape, classes = (channels, height, width), tuple(described["classes"])
-    module = build(architecture, shape, len(classes), seed=0).eval()
+    folded = described.get("folded", False)
     words = described.get("shapes", {})
-    reshape_(module, {name: [int(size) for size in word.split("x")] for name, word in words.items()})
+    shapes = {name: [int(size) for size in word.split("x")] for name, word in words.items()}
+    module = blank(architecture, shape, len(classes), folded=folded, shapes=shapes)
+    parts = Parts.of(tensors)
+    grids, clamps = _decode_inputs(described.get("inputs", {}), parts)
     constraints: dict[str, Constraints] = {}
-    grids, clamps = _decode_inputs(tensors, described["inputs"])
-    for name, description in described["weights"].items():
-        parts = {
-            key.removeprefix(f"{name}."): tensors.pop(key)
-            for key in list(tensors)
-            if key.startswith(f"{name}.")
-        }
-        tensors[name], constraints[name] = _decode(parts, description)
-    expected = state(module).keys()
-    if tensors.keys() != expected:
-        raise ValueError(f"tensors {sorted(tensors.keys() ^ expected)} are missing or too many")
-    module.load_state_dict(tensors, strict=False)
+    found: dict[str, Tensor] = {}
+    for name, tensor in state(module).items():
+        if name in described["weights"]:
+            found[name], constraints[name] = _decode(described["weights"][name], tensor.shape, parts)
+        else:
+            found[name] = parts.floats(tensor.shape)
+    parts.check_empty()
+    if unknown := described["weights"].keys() - found.keys():
+        raise ValueError(f"there are no tensors {sorted(unknown)}")
+    module.load_state_dict(found, strict=False)
     attach_(module, grids, clamps)
-    return Checkpoint(architecture, shape, classes, module, constraints, grids, lineage, clamps)
+    return Checkpoint(architecture, shape, classes, module, constraints, grids, lineage, clamps, folded)
 
 
-def _encode_inputs(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of clamps per channel, and the JSON of all that layers do to their inputs."""
-    tensors: dict[str, Tensor] = {}
+def _encode_inputs(checkpoint: Checkpoint, parts: Parts) -> dict[str, Any]:
+    """Return the JSON of all that layers do to their inputs; bounds per channel go into `parts`."""
     described: dict[str, Any] = {name: dict(vars(grid)) for name, grid in checkpoint.grids.items()}
     for name, clamp in checkpoint.clamps.items():
-        parts, words = _encode_range(clamp)
-        tensors |= {f"{name}.inputs.{part}": value for part, value in parts.items()}
-        described[name] = described.get(name, {}) | words
-    return tensors, described
+        described[name] = described.get(name, {}) | _encode_range(clamp, parts)
+    # The bounds lie in the order of the clamps, so it is theirs that is told.
+    return {name: described[name] for name in {**checkpoint.clamps, **checkpoint.grids}}
 
 
-def _decode_inputs(
-    tensors: dict[str, Tensor], described: dict[str, Any]
-) -> tuple[dict[str, InputGrid], dict[str, Range]]:
-    """Return what `_encode_inputs` was given, and take its tensors out of `tensors`, in place."""
-    grids: dict[str, InputGrid] = {}
+def _decode_inputs(described: Mapping[str, Any], parts: Parts) -> tuple[dict[str, Grid], dict[str, Range]]:
+    """Return what `_encode_inputs` was given, and take its tensors out of `parts`, in place."""
+    grids: dict[str, Grid] = {}
     clamps: dict[str, Range] = {}
     for name, description in described.items():
-        ends = ("low", "high") if description.get("range") == PER_CHANNEL else ()
-        clamp = _decode_range({end: tensors.pop(f"{name}.inputs.{end}") for end in ends}, description)
-        if clamp is not None:
+        if (clamp := _decode_range(description, parts)) is not None:
             clamps[name] = clamp
         if grid := {key: value for key, value in description.items() if key != "range"}:
-            grids[name] = InputGrid(**grid)
+            grids[name] = InputGrid(**grid) if "scale" in grid else DynamicGrid(**grid)
     return grids, clamps
 
 
-def _encode_range(bounds: Range) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return one range as JSON, or as float32 tensors where each channel has its own."""
+def _encode_range(bounds: Range, parts: Parts) -> dict[str, Any]:
+    """Return one range as JSON: two numbers, or the shape of two tensors where each channel has its own."""
     if isinstance(bounds.low, Tensor) and isinstance(bounds.high, Tensor):
-        return {"low": bounds.low.contiguous(), "high": bounds.high.contiguous()}, {"range": PER_CHANNEL}
-    return {}, {"range": [_finite(bound) for bound in bounds.ends()]}
+        parts.add_floats(bounds.low)
+        parts.add_floats(bounds.high)
+        return {"range": "x".join(map(str, bounds.low.shape))}
+    return {"range": [_finite(bound) for bound in bounds.ends()]}
 
 
-def _decode_range(parts: Mapping[str, Tensor], described: Mapping[str, Any]) -> Range | None:
+def _decode_range(described: Mapping[str, Any], parts: Parts) -> Range | None:
     """Return the range that `_encode_range` was given, or None where there is none."""
     if "range" not in described:
         return None
-    if described["range"] == PER_CHANNEL:
-        return Range(parts["low"], parts["high"])
+    if isinstance(described["range"], str):
+        shape = [int(size) for size in described["range"].split("x")]
+        return Range(parts.floats(shape), parts.floats(shape))
     low, high = described["range"]
     return Range(-math.inf if low is None else low, math.inf if high is None else high)
 
 
-def _encode(weight: Tensor, constraints: Constraints) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return one constrained weight as packed tensors and the JSON that says how to read them."""
-    parts: dict[str, Tensor] = {}
-    described: dict[str, Any] = {"shape": list(weight.shape)}
+def _encode(weight: Tensor, constraints: Constraints, parts: Parts) -> dict[str, Any]:
+    """Return the JSON that says how to read one constrained weight, whose numbers go into `parts`."""
+    described: dict[str, Any] = {}
     kept = weight.flatten()
-    codes = None if constraints.levels is None else constraints.levels.codes(weight).flatten()
+    levels, mask = constraints.levels, constraints.mask
+    codes = None if levels is None else levels.codes(weight).flatten()
     if constraints.range is not None:
-        bounds, words = _encode_range(constraints.range)
-        parts |= bounds
-        described |= words
-    if constraints.mask is not None:
-        mask = constraints.mask.flatten()
-        encoded, described["gap_bits"] = encode_mask(mask.numpy())
-        parts["mask"] = torch.from_numpy(encoded)
-        described["survivors"] = int(mask.sum())
-        kept, codes = kept[mask], None if codes is None else codes[mask]
-    if constraints.levels is None or codes is None:
-        parts["values"] = kept.contiguous()
-        return parts, described
-    parts["codes"] = torch.from_numpy(pack(codes.to(torch.uint8).numpy(), constraints.levels.bits))
-    parts["scale"] = constraints.levels.scale.contiguous()
-    described["bits"] = constraints.levels.bits
-    values = constraints.levels.values
-    if torch.equal(values, torch.arange(values[0].item(), values[0].item() + len(values))):
-        described["integers"] = [int(values[0]), int(values[-1])]
+        described |= _encode_range(constraints.range, parts)
+    if mask is not None:
+        encoded, gap_bits = encode_mask(mask.flatten().numpy())
+        parts.add_packed(encoded)
+        described["mask"] = [gap_bits, int(mask.sum()), len(encoded)]
+        kept, codes = kept[mask.flatten()], None if codes is None else codes[mask.flatten()]
+    if levels is None or codes is None:
+        parts.add_floats(kept)
+        return described
+    parts.add_packed(pack(codes.to(torch.uint8).numpy(), len(levels.values)))
+    parts.add_floats(levels.scale)
+    described["per"] = _scope(levels, weight.shape)
+    if levels.zero_point is not None:
+        parts.add_packed(levels.zero_point.flatten().to(torch.uint8).numpy())
+        described["affine"] = True
+    if (integers := levels.integers) is not None:
+        described["integers"] = integers
     else:
-        parts["levels"] = values.contiguous()
-    return parts, described
+        parts.add_floats(levels.values)
+        described["levels"] = len(levels.values)
+    return described
 
 
-def _decode(parts: dict[str, Tensor], described: dict[str, Any]) -> tuple[Tensor, Constraints]:
-    """Return the weight and the constraints that `_encode` was given."""
-    shape = described["shape"]
-    count = math.prod(shape)
-    bounds, mask, levels = _decode_range(parts, described), None, None
-    survivors = described.get("survivors", count)
-    if "survivors" in described:
-        kept = decode_mask(parts["mask"].numpy(), described["gap_bits"], survivors, count)
+def _decode(described: Mapping[str, Any], shape: torch.Size, parts: Parts) -> tuple[Tensor, Constraints]:
+    """Return the weight of this shape and the constraints that `_encode` was given."""
+    count, mask, levels = shape.numel(), None, None
+    bounds, survivors = _decode_range(described, parts), count
+    if "mask" in described:
+        gap_bits, survivors, size = described["mask"]
+        kept = decode_mask(parts.packed(size), gap_bits, survivors, count)
         mask = torch.from_numpy(kept).reshape(shape)
-    if "bits" in described:
-        first, last = described.get("integers", (0, 0))
-        values = parts["levels"] if "levels" in parts else torch.arange(first, last + 1).float()
-        levels = Levels(values, parts["scale"])
-        codes = torch.from_numpy(unpack(parts["codes"].numpy(), described["bits"], survivors)).long()
+    if "per" in described:
+        first, last = described.get("integers", (0, described.get("levels", 0) - 1))
+        number = last - first + 1
+        packed = parts.packed(packed_size(survivors, number))
+        codes = torch.from_numpy(unpack(packed, number, survivors)).long()
+        scale, group = _scales(described["per"], shape, parts)
+        zero_point = None
+        if described.get("affine"):
+            found = torch.from_numpy(parts.packed(scale.numel()).copy())
+            zero_point = found.to(torch.float32).reshape(scale.shape)
+        values = torch.arange(first, last + 1).float() if "integers" in described else parts.floats([number])
+        levels = Levels(values, scale, zero_point, group)
         weight = levels.decode(_spread(codes, mask, shape))
     else:
-        weight = _spread(parts["values"], mask, shape)
+        weight = _spread(parts.floats([survivors]), mask, shape)
     weight = weight if mask is None else torch.where(mask, weight, 0.0)
     return weight, Constraints(bounds, levels, mask)
 
 
-def _spread(survivors: Tensor, mask: Tensor | None, shape: list[int]) -> Tensor:
+def _scope(levels: Levels, shape: torch.Size) -> str | int | Sequence[int]:
+    """Return what shares a scale: `tensor`, `channel`, the size of a group, or the scales' shape."""
+    if levels.group is not None:
+        return levels.group
+    if levels.scale.dim() == 0:
+        return "tensor"
+    usual = (shape[0], *[1] * (len(shape) - 1))
+    return "channel" if tuple(levels.scale.shape) == usual else list(levels.scale.shape)
+
+
+def _scales(scope: str | int | Sequence[int], shape: torch.Size, parts: Parts) -> tuple[Tensor, int | None]:
+    """Return the scales that `_scope` describes, and the size of a group where there are groups."""
+    if isinstance(scope, int):
+        return parts.floats([shape[0], -(-shape[1:].numel() // scope)]), scope
+    if isinstance(scope, str):
+        return parts.floats([] if scope == "tensor" else [shape[0], *[1] * (len(shape) - 1)]), None
+    return parts.floats(scope), None
+
+
+def _spread(survivors: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
     """Return the survivors at their places and zeros elsewhere."""
     if mask is None:
         return survivors.reshape(shape)

@@ -7,7 +7,7 @@ may come in any order: zero stays zero under a mask even where the levels (binar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,29 +101,63 @@ def _tensor(bound: float | Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Levels:
-    """Weights are `values[code] * scale`: integers, signs and codebooks are all of this form.
+    """Weights are `(values[code] - zero_point) * scale`: integers, signs and codebooks are all of this form.
 
     Attributes:
         values: The levels [L], float32, strictly ascending, at most 256.
-        scale: Step per tensor (shape [], or all ones) or per output channel ([O, 1, ...]), float32, positive.
+        scale: Step, float32, not zero: one [], one for each channel (a shape that broadcasts, such as
+            [O, 1, ...]), or with `group` one for each group of each row [O, G].
+        zero_point: Whole numbers of the scale's shape, float32, for integers that are not symmetric; the
+            level that stands for exactly 0. None where 0 itself does.
+        group: How many neighbours in a row of `weight.flatten(1)` share a scale; the last of the
+            G = ceil(d / group) groups of a row may be shorter.
     """
 
     values: Tensor
     scale: Tensor
+    zero_point: Tensor | None = None
+    group: int | None = None
 
     @property
     def bits(self) -> int:
-        """Bits that one code takes on disk."""
+        """Bits that hold one code, where each has bits of its own."""
         return max(1, (len(self.values) - 1).bit_length())
+
+    @property
+    def scope(self) -> str:
+        """What shares a scale: `tensor`, `channel`, or `group of 32`."""
+        if self.group is not None:
+            return f"group of {self.group}"
+        return "tensor" if self.scale.dim() == 0 else "channel"
+
+    @property
+    def integers(self) -> tuple[int, int] | None:
+        """The first and the last level where they are all whole numbers between; else None."""
+        first = self.values[0].item()
+        whole = torch.arange(len(self.values)) + first
+        return (int(first), int(whole[-1])) if torch.equal(self.values, whole.to(self.values)) else None
+
+    def spread(self, each: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return numbers of the scale's shape so that they broadcast against a weight of this shape."""
+        if self.group is None:
+            return each
+        width = math.prod(shape[1:])
+        return each.repeat_interleave(self.group, dim=1)[:, :width].reshape(*shape)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Return the index [weight's shape], int64, of the nearest level; half-way goes to the upper one."""
         middles = (self.values[1:] + self.values[:-1]) / 2
-        return torch.bucketize((weight / self.scale).contiguous(), middles, right=True)
+        found = weight / self.spread(self.scale, weight.shape)
+        if self.zero_point is not None:
+            found = found + self.spread(self.zero_point, weight.shape)
+        return torch.bucketize(found.contiguous(), middles, right=True)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the weights that the codes stand for."""
-        return self.values[codes] * self.scale
+        values = self.values[codes]
+        if self.zero_point is not None:
+            values = values - self.spread(self.zero_point, codes.shape)
+        return values * self.spread(self.scale, codes.shape)
 
     def project(self, weight: Tensor) -> Tensor:
         """Return the weight with each element at its nearest level."""
@@ -133,9 +167,17 @@ class Levels:
         """Say whether both are the same grid, to the bit."""
         return (
             other is not None
+            and self.group == other.group
             and torch.equal(self.values, other.values)
             and torch.equal(self.scale, other.scale)
+            and _same(self.zero_point, other.zero_point)
         )
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)
 
 
 @dataclass(frozen=True)
@@ -202,8 +244,7 @@ class Constraints:
         if self.range is not None:
             words.append(self.range.describe())
         if self.levels is not None:
-            scope = "channel" if self.levels.scale.numel() > 1 else "tensor"
-            words.append(f"{len(self.levels.values)} levels per {scope}")
+            words.append(f"{len(self.levels.values)} levels per {self.levels.scope}")
         if self.mask is not None:
             words.append(f"mask {1 - self.mask.float().mean().item():.2%} zero")
         return ", ".join(words)
@@ -230,10 +271,44 @@ class InputGrid:
         """Return the rounded inputs; gradients pass where the input lies inside the grid's range."""
         return torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero_point, 0, 2**self.bits - 1)
 
+    def describe(self) -> str:
+        """Return the grid in a few words."""
+        return f"{self.bits} bits, step {self.scale:.3g}"
 
-def attach_(
-    module: nn.Module, grids: Mapping[str, InputGrid], clamps: Mapping[str, Range] | None = None
-) -> None:
+
+@dataclass(frozen=True)
+class DynamicGrid:
+    """A grid over the range that the inputs of this very batch have, widened to hold 0.
+
+    It is what ONNX's DynamicQuantizeLinear does: no calibration, and an image's answer depends a little on
+    the images beside it.
+
+    Attributes:
+        bits: Width of a code, unsigned.
+    """
+
+    bits: int
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the rounded inputs; gradients pass."""
+        top = 2**self.bits - 1
+        low, high = inputs.detach().aminmax()
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        scale = (high - low) / top
+        scale = torch.where(scale > 0, scale, 1.0)
+        zero_point = torch.round(-low / scale).clamp(0, top)
+        codes = (torch.round(inputs / scale) + zero_point).clamp(0, top)
+        return passed((codes - zero_point) * scale, inputs)
+
+    def describe(self) -> str:
+        """Return the grid in a few words."""
+        return f"{self.bits} bits, range of each batch"
+
+
+Grid = InputGrid | DynamicGrid
+
+
+def attach_(module: nn.Module, grids: Mapping[str, Grid], clamps: Mapping[str, Range] | None = None) -> None:
     """Make each named layer clamp its inputs, then round them, in place; copies of the module do it too.
 
     What a layer did to its inputs before is replaced, not added to: a clamp that came after a grid would
@@ -251,7 +326,7 @@ def attach_(
 @dataclass(frozen=True)
 class _Inputs:
     clamp: Range | None
-    grid: InputGrid | None
+    grid: Grid | None
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         first = inputs[0] if self.clamp is None else self.clamp.project(inputs[0])
@@ -264,6 +339,22 @@ def project_(module: nn.Module, constraints: Mapping[str, Constraints]) -> None:
         for name, constraint in constraints.items():
             weight = module.get_parameter(name)
             weight.copy_(constraint.project(weight))
+
+
+def passed(value: Tensor, through: Tensor) -> Tensor:
+    """Return `value`, exactly, whose gradient goes to `through` unchanged; both of one shape."""
+    result: Tensor = _Passed.apply(value, through)
+    return result
+
+
+class _Passed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, through: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0]
 
 
 def straight_through(weight: Tensor, constraints: Constraints, dense: bool = False) -> Tensor:

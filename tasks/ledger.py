@@ -222,5 +222,5 @@ def _holds(checkpoint: Checkpoint, name: str) -> str:
     if (clamp := checkpoint.clamps.get(layer)) is not None:
         words.append(f"inputs in {clamp.describe()}")
     if (grid := checkpoint.grids.get(layer)) is not None:
-        words.append(f"inputs in {grid.bits} bits, step {grid.scale:.3g}")
+        words.append(f"inputs in {grid.describe()}")
     return ", ".join(word for word in words if word)

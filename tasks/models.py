@@ -157,7 +157,10 @@ class Normalize(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the shape changes."""
+    """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the shape changes.
+
+    What is added has a name on either side, `branch` and `carried`, so that it can be rounded there.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -170,11 +173,12 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
+        self.branch, self.carried = nn.Identity(), nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return [N, outputs, H / stride, W / stride] of inputs [N, inputs, H, W]."""
         hidden = F.relu(self.norm1(self.conv1(inputs)))
-        return F.relu(self.norm2(self.conv2(hidden)) + self.shortcut(inputs))
+        return F.relu(self.branch(self.norm2(self.conv2(hidden))) + self.carried(self.shortcut(inputs)))
 
 
 def build(architecture: Architecture, shape: Shape, classes: int, seed: int) -> nn.Module:
@@ -218,6 +222,20 @@ def followers(module: nn.Module) -> dict[str, tuple[str, nn.BatchNorm2d]]:
         for (name, layer), (after, norm) in pairwise(layers)
         if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     }
+
+
+def drop_norms_(module: nn.Module) -> None:
+    """Take out each batch norm that follows a convolution, and give that one a bias, in place.
+
+    The biases are zeros: whoever folds the batch norms in sets them.
+    """
+    for name, (after, _) in followers(module).items():
+        layer = module.get_submodule(name.removesuffix(".weight"))
+        assert isinstance(layer, nn.Conv2d)
+        if layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
+        path, _, last = after.rpartition(".")
+        setattr(module.get_submodule(path), last, nn.Identity())
 
 
 def filters(module: nn.Module) -> dict[str, Tensor]:

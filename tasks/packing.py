@@ -1,38 +1,106 @@
-"""Integers at their real width and masks as positions: pure functions between arrays, exact both ways."""
+"""Integers at their real width, masks as positions, all numbers of a model in two streams: exact both ways.
+
+A name for each tensor would take more bytes than the numbers of a small model of few bits.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Bytes = npt.NDArray[np.uint8]
 
 
-def pack(codes: Bytes, bits: int) -> Bytes:
-    """Return codes [N] of `bits` bits each as ceil(N * bits / 8) bytes, lowest bit first.
+WORD = 8
+"""Bytes of the word that several codes share where that takes less than whole bits each."""
+
+
+def packed_size(count: int, levels: int) -> int:
+    """Return the bytes of `count` codes of `levels` values: the fewer of the two ways to pack them."""
+    bits = _bits(levels)
+    return min(-(-count * bits // 8), _words(count, levels))
+
+
+def pack(codes: Bytes, levels: int) -> Bytes:
+    """Return codes [N] below `levels` as bytes, in whole bits each or as digits of 64-bit words.
+
+    In whole bits, lowest first, a code of three levels takes 2; as digits of base 3, of which 40 fit into a
+    word, it takes 1.6, where the least is 1.585. Words are written to their end, lowest byte first, but the
+    last one only as far as its digits reach.
 
     Raises:
-        ValueError: `bits` is not in [1, 8], or a code needs more.
+        ValueError: `levels` is not in [2, 256], or a code is no level.
     """
-    if not 1 <= bits <= 8:
-        raise ValueError(f"A code takes 1 to 8 bits, got {bits}")
-    if codes.size and int(codes.max()) >> bits:
-        raise ValueError(f"Code {int(codes.max())} does not fit into {bits} bits")
-    spread = np.unpackbits(codes.reshape(-1, 1), axis=1, count=bits, bitorder="little")
+    if not 2 <= levels <= 256:
+        raise ValueError(f"Codes are of 2 to 256 levels, got {levels}")
+    if codes.size and int(codes.max()) >= levels:
+        raise ValueError(f"Code {int(codes.max())} is none of {levels} levels")
+    if _words(codes.size, levels) < -(-codes.size * _bits(levels) // 8):
+        return _pack_words(codes, levels)
+    spread = np.unpackbits(codes.reshape(-1, 1), axis=1, count=_bits(levels), bitorder="little")
     return np.packbits(spread.reshape(-1), bitorder="little")
 
 
-def unpack(packed: Bytes, bits: int, count: int) -> Bytes:
+def unpack(packed: Bytes, levels: int, count: int) -> Bytes:
     """Return the `count` codes that `pack` was given.
 
     Raises:
-        ValueError: The bytes are not as many as `count` codes of `bits` bits take.
+        ValueError: The bytes are not as many as `count` codes take, or hold a code that is no level.
     """
-    if packed.size != -(-count * bits // 8):
+    if packed.size != packed_size(count, levels):
         raise ValueError(
-            f"{count} codes of {bits} bits take {-(-count * bits // 8)} bytes, found {packed.size}"
+            f"{count} codes of {levels} levels take {packed_size(count, levels)} bytes, found {packed.size}"
         )
-    return _codes(packed, bits, count)
+    if _words(count, levels) < -(-count * _bits(levels) // 8):
+        return _unpack_words(packed, levels, count)
+    codes = _codes(packed, _bits(levels), count)
+    if codes.size and int(codes.max()) >= levels:
+        raise ValueError(f"Code {int(codes.max())} is none of {levels} levels")
+    return codes
+
+
+def _bits(levels: int) -> int:
+    return max(1, (levels - 1).bit_length())
+
+
+def _digits(levels: int) -> int:
+    """Return how many codes fit into one word."""
+    digits, reached = 0, 1
+    while (reached := reached * levels) <= 2 ** (8 * WORD):
+        digits += 1
+    return digits
+
+
+def _words(count: int, levels: int) -> int:
+    """Return the bytes of `count` codes in words, the last one cut where its digits end."""
+    whole, rest = divmod(count, _digits(levels))
+    return whole * WORD + -(-(levels**rest - 1).bit_length() // 8)
+
+
+def _pack_words(codes: Bytes, levels: int) -> Bytes:
+    digits = _digits(levels)
+    padded = np.zeros(-(-codes.size // digits) * digits, np.uint64)
+    padded[: codes.size] = codes
+    words = np.zeros(padded.size // digits, np.uint64)
+    for column in reversed(padded.reshape(-1, digits).T):
+        words = words * np.uint64(levels) + column
+    return words.astype("<u8").view(np.uint8)[: _words(codes.size, levels)]
+
+
+def _unpack_words(packed: Bytes, levels: int, count: int) -> Bytes:
+    digits = _digits(levels)
+    padded = np.zeros(-(-count // digits) * WORD, np.uint8)
+    padded[: packed.size] = packed
+    words = padded.view("<u8").astype(np.uint64)
+    codes = np.empty((words.size, digits), np.uint8)
+    for place in range(digits):
+        words, codes[:, place] = np.divmod(words, np.uint64(levels))
+    return codes.reshape(-1)[:count]
 
 
 def encode_mask(kept: npt.NDArray[np.bool_]) -> tuple[Bytes, int]:
@@ -68,7 +136,7 @@ def _encode_gaps(kept: npt.NDArray[np.bool_], width: int) -> Bytes:
     ends = np.cumsum(gaps // escape + 1)
     codes = np.full(int(ends[-1]) if ends.size else 0, escape, np.uint8)
     codes[ends - 1] = gaps % escape
-    return pack(codes, width)
+    return pack(codes, 1 << width)
 
 
 def _decode_gaps(encoded: Bytes, width: int, survivors: int, count: int) -> npt.NDArray[np.bool_]:
@@ -88,3 +156,73 @@ def _decode_gaps(encoded: Bytes, width: int, survivors: int, count: int) -> npt.
 def _codes(packed: Bytes, bits: int, count: int) -> Bytes:
     spread = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
     return np.packbits(spread, axis=1, bitorder="little").reshape(-1)
+
+
+class Parts:
+    """The numbers of a model in the order in which they are written, and read again: floats, and bytes."""
+
+    def __init__(self) -> None:
+        self._floats: list[Tensor] = []
+        self._packed: list[Tensor] = []
+
+    def add_floats(self, tensor: Tensor) -> None:
+        """Append numbers of any shape, in float32."""
+        self._floats.append(tensor.detach().float().flatten())
+
+    def add_packed(self, packed: Bytes) -> None:
+        """Append bytes."""
+        self._packed.append(torch.from_numpy(packed))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the two streams by name; one that is empty is left out."""
+        streams = {"floats": self._floats, "packed": self._packed}
+        return {name: torch.cat(parts) for name, parts in streams.items() if parts}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Parts:
+        """Return what `tensors` came from, to be read from the front.
+
+        Raises:
+            ValueError: There is another stream, or one of another type.
+        """
+        types = {"floats": torch.float32, "packed": torch.uint8}
+        found = {name: tensor.dtype for name, tensor in tensors.items()}
+        if not found.items() <= types.items():
+            raise ValueError(f"expected streams of {types}, found {found}")
+        parts = cls()
+        parts._floats = [tensors.get("floats", torch.zeros(0))]
+        parts._packed = [tensors.get("packed", torch.zeros(0, dtype=torch.uint8))]
+        return parts
+
+    def floats(self, shape: Sequence[int]) -> Tensor:
+        """Take the next numbers, of this shape.
+
+        Raises:
+            ValueError: There are not as many.
+        """
+        return _take(self._floats, math.prod(shape), "numbers").reshape(tuple(shape))
+
+    def packed(self, count: int) -> Bytes:
+        """Take the next bytes.
+
+        Raises:
+            ValueError: There are not as many.
+        """
+        return _take(self._packed, count, "bytes").numpy()
+
+    def check_empty(self) -> None:
+        """Hold that all was read.
+
+        Raises:
+            ValueError: Something is left.
+        """
+        left = len(self._floats[0]), len(self._packed[0])
+        if any(left):
+            raise ValueError(f"{left[0]} numbers and {left[1]} bytes are too many")
+
+
+def _take(stream: list[Tensor], count: int, what: str) -> Tensor:
+    if len(stream[0]) < count:
+        raise ValueError(f"{count} {what} expected, {len(stream[0])} are left")
+    taken, stream[0] = stream[0][:count].clone(), stream[0][count:]
+    return taken

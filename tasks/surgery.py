@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tasks.checkpoints import Checkpoint
 from tasks.constraints import Constraints, Levels, Range, attach_
+from tasks.errors import DecantError
 from tasks.shapes import depthwise, replace_
 
 Kept = Mapping[str, Mapping[int, Tensor]]
@@ -70,9 +71,29 @@ def _constraints(held: Constraints, full: torch.Size, dims: Mapping[int, Tensor]
     levels, mask = held.levels, held.mask
     return Constraints(
         None if held.range is None else _range(held.range, full, dims),
-        None if levels is None else Levels(levels.values, _sliced(levels.scale, dims, full)),
+        None if levels is None else _levels(levels, full, dims),
         None if mask is None else _sliced(mask, dims),
     )
+
+
+def _levels(levels: Levels, full: torch.Size, dims: Mapping[int, Tensor]) -> Levels:
+    """Return the levels of what is left.
+
+    Raises:
+        DecantError: The weight has a scale for each group of inputs, and loses inputs.
+    """
+    if levels.group is not None:
+        if set(dims) != {0}:
+            raise DecantError(
+                f"A weight of {levels.scope} cannot lose inputs, its groups would shift: "
+                f"remove channels first, and quantize what is left"
+            )
+        full = levels.scale.shape
+    scale, zero_point = (
+        None if each is None else _sliced(each, dims, full) for each in (levels.scale, levels.zero_point)
+    )
+    assert scale is not None
+    return Levels(levels.values, scale, zero_point, levels.group)
 
 
 def _range(bounds: Range, full: torch.Size, dims: Mapping[int, Tensor]) -> Range:
