@@ -14,21 +14,17 @@ all that is there.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import functools
-import importlib
-import io
 import json
 import os
 import random
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,20 +32,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks import pruning_page
+from benchmarks.workshop import LENET, Workshop
 from tasks import data, metrics
 from tasks.benchmark.measure import describe_machine
-from tasks.checkpoints import MODELS, Checkpoint, load_model, size_bytes
+from tasks.checkpoints import MODELS, Checkpoint, load_model
 from tasks.checkpoints import save as save_model
 from tasks.errors import DecantError
 from tasks.export import INPUT, open_session, to_onnx
 from tasks.models import predict
-from tasks.params import read_yaml
 from tasks.prune.budgets import bracket
 from tasks.report.pictures import save
 from tasks.stages import replacing, write_json, write_text
@@ -70,17 +65,6 @@ CRITERIA: dict[str, dict[str, Any]] = {
     "wanda": {"kind": "wanda"},
     "snip": {"kind": "snip"},
     "obs": {"kind": "obs"},
-}
-LENET = {
-    "data": {"source": "mnist", "validation": 5000},
-    "teacher": {
-        "architecture": {"kind": "lenet-300-100"},
-        "training": {
-            "epochs": 20,
-            "optimizer": {"kind": "sgd", "learning_rate": 0.1},
-            "average": 0.99,
-        },
-    },
 }
 TUNING: dict[str, dict[str, Any]] = {
     "lenet-300-100": {
@@ -105,69 +89,27 @@ DISTILLING = TUNING["default"] | {"average": 0.99}
 """With the soft targets of the teacher: what the default recipes do after pruning."""
 
 
-class Workshop:
-    """A throw-away folder with images and a teacher, in which stages run as in the pipeline."""
+def workshop(name: str, folder: Path, images: dict[str, Any] | None = None) -> Workshop:
+    """Return a folder with the network's teacher: the default one's from models/, the other one trained."""
+    sections = ({} if name == "default" else LENET) | ({"data": images} if images else {})
+    return Workshop(name, folder, sections, ROOT / MODELS / "teacher" if name == "default" else None)
 
-    def __init__(self, name: str, folder: Path, images: dict[str, Any] | None = None) -> None:
-        self.name, self.folder = name, folder
-        folder.mkdir(parents=True)
-        self.sections = ({} if name == "default" else LENET) | ({"data": images} if images else {})
-        self.sections["threads"] = dict.fromkeys(read_yaml(ROOT / "params.yaml")["threads"], 1)
-        with self.inside({}, seed=1):
-            if "data" in self.sections:
-                importlib.import_module("tasks.prepare.__main__").main()
-            else:
-                (folder / "data").symlink_to(ROOT / "data")
-            if name == "default":
-                shutil.copytree(ROOT / "models" / "teacher", folder / "models" / "teacher")
-            else:
-                importlib.import_module("tasks.teacher.__main__").main()
 
-    @contextlib.contextmanager
-    def inside(self, models: dict[str, Any], seed: int) -> Iterator[None]:
-        """Work in the folder, quietly, with these blocks in params.yaml."""
-        before = Path.cwd()
-        os.chdir(self.folder)
-        content = self.sections | {"seed": seed, "models": models}
-        Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                yield
-        finally:
-            os.chdir(before)
-
-    def make(self, name: str, block: dict[str, Any], seed: int) -> Checkpoint:
-        """Run one operation and return the model."""
-        with self.inside({name: block}, seed):
-            importlib.import_module(f"tasks.{block['op']}.__main__").main(name)
-            return load_model(name)
-
-    def renormalized(self, name: str) -> float:
-        """Return the accuracy in percent with batch norms whose statistics are of 2,000 training images."""
-        with self.inside({}, 1):
-            module, test = load_model(name).module, data.read(data.TEST)
-            for layer in module.modules():
-                if isinstance(layer, nn.BatchNorm2d):
-                    layer.reset_running_stats()
-                    layer.momentum = None
-            predict(module.train(), data.read(data.TRAIN).first(2000).images)
-            return 100 * metrics.accuracy(predict(module.eval(), test.images), test.labels)
-
-    def measured(self, name: str) -> dict[str, float]:
-        """Return accuracy on the test split in percent, and what the model has left."""
-        with self.inside({}, 1):
-            model, test = load_model(name), data.read(data.TEST)
-            return {
-                "accuracy": 100 * metrics.accuracy(predict(model.module, test.images), test.labels),
-                "nonzeros": metrics.nonzeros(model.module),
-                "macs": metrics.macs(model.module, model.shape),
-                "bytes": size_bytes(MODELS / name),
-            }
+def renormalized(shop: Workshop, name: str) -> float:
+    """Return the accuracy in percent with batch norms whose statistics are of 2,000 training images."""
+    with shop.inside({}, 1):
+        module, test = load_model(name).module, data.read(data.TEST)
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()
+                layer.momentum = None
+        predict(module.train(), data.read(data.TRAIN).first(2000).images)
+        return 100 * metrics.accuracy(predict(module.eval(), test.images), test.labels)
 
 
 def sparsity(name: str, folder: Path, seeds: list[int], keep: Keep) -> None:
     """Keep, by criterion, ratio and seed, the accuracy one-shot and after fine-tuning."""
-    shop = Workshop(name, folder, FEW if name == "default" else None)
+    shop = workshop(name, folder, FEW if name == "default" else None)
     baseline, rows = shop.measured("teacher"), list[dict[str, Any]]()
     cases = [(c, r, s) for c in [*CRITERIA, "movement"] for r in RATIOS for s in seeds]
     for criterion, ratio, seed in tqdm(cases, desc=name):
@@ -204,7 +146,7 @@ def one_shot(folder: Path, seeds: list[int], keep: Keep) -> None:
     """Keep the accuracy at 95 % of zeros without any training, by allocation."""
     kinds, rows = ("global", "layer", "erk", "lamp"), []
     for network in TUNING:
-        shop = Workshop(network, folder / network)
+        shop = workshop(network, folder / network)
         whole = shop.measured("teacher")["accuracy"]
         for criterion in ("magnitude", "obs"):
             cells, again = [], []
@@ -214,7 +156,7 @@ def one_shot(folder: Path, seeds: list[int], keep: Keep) -> None:
                 try:
                     shop.make("pruned", block, seeds[0])
                     cells.append(f"{shop.measured('pruned')['accuracy'] - whole:+.2f}")
-                    again.append(f"{shop.renormalized('pruned') - whole:+.2f}")
+                    again.append(f"{renormalized(shop, 'pruned') - whole:+.2f}")
                 except DecantError:
                     cells.append("refused")
                     again.append("refused")
@@ -255,7 +197,7 @@ PEERS = {
 
 def channels(folder: Path, seeds: list[int], keep: Keep) -> None:
     """Keep accuracy and speed of networks with fewer channels: ours, and those of Torch-Pruning's pruner."""
-    shop = Workshop("default", folder)
+    shop = workshop("default", folder)
     whole = shop.measured("teacher")
     cases: dict[str, Any] = {}
     for target, name in tqdm([(t, n) for t in TARGETS for n in [*OURS, *PEERS]], desc="channels"):
@@ -364,7 +306,7 @@ def speedups(models: dict[str, Checkpoint], rounds: int = 40) -> dict[str, list[
 
 def pattern(folder: Path, seeds: list[int], keep: Keep) -> None:
     """Keep what two of four cost after one epoch."""
-    shop = Workshop("default", folder)
+    shop = workshop("default", folder)
     whole = shop.measured("teacher")["accuracy"]
     pruned = {"op": "prune", "from": "teacher", "structure": {"kind": "n-of-m", "n": 2, "m": 4}}
     gradual = {"kind": "gradual", "training": DISTILLING, "loss": SOFT}
@@ -395,7 +337,7 @@ def pattern(folder: Path, seeds: list[int], keep: Keep) -> None:
 
 def cost(folder: Path, seeds: list[int], keep: Keep) -> None:
     """Keep seconds and memory of each criterion on the default teacher, and of OBS on large layers."""
-    shop = Workshop("default", folder)
+    shop = workshop("default", folder)
     kinds = [kind for kind in [*CRITERIA, "reconstruction", "drift"] if kind != "random"]
     rows = [[kind, *spent("criterion", kind, folder=shop.folder)] for kind in tqdm(kinds, desc="criteria")]
     large = [(1024, 0.5), (1024, 0.9), (2048, 0.9), (4096, 0.9)]

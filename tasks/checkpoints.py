@@ -73,6 +73,12 @@ class Checkpoint:
     clamps: Mapping[str, Range] = field(default_factory=dict)
     folded: bool = False
 
+    @property
+    def narrowest(self) -> int:
+        """The fewest bits of any weight; 32 where none is rounded."""
+        widths = [held.levels.bits for held in self.constraints.values() if held.levels is not None]
+        return min(widths, default=32)
+
     def narrowed(
         self,
         changes: Mapping[str, Constraints],
@@ -355,6 +361,8 @@ def _scope(levels: Levels, shape: torch.Size) -> str | int | Sequence[int]:
 def _scales(scope: str | int | Sequence[int], shape: torch.Size, parts: Parts) -> tuple[Tensor, int | None]:
     """Return the scales that `_scope` describes, and the size of a group where there are groups."""
     if isinstance(scope, int):
+        if scope < 1:
+            raise ValueError(f"a group is of {scope} weights")
         return parts.floats([shape[0], -(-shape[1:].numel() // scope)]), scope
     if isinstance(scope, str):
         return parts.floats([] if scope == "tensor" else [shape[0], *[1] * (len(shape) - 1)]), None

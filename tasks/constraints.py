@@ -267,6 +267,13 @@ class InputGrid:
     scale: float
     zero_point: int
 
+    def __post_init__(self) -> None:
+        """Refuse a grid that does not hold 0, or no number at all."""
+        if not (1 <= self.bits <= 8 and self.scale > 0 and 0 <= self.zero_point < 2**self.bits):
+            raise ValueError(
+                f"A grid has 1 to 8 bits, a positive step and a zero point among its points, got {self}"
+            )
+
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the rounded inputs; gradients pass where the input lies inside the grid's range."""
         return torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero_point, 0, 2**self.bits - 1)
@@ -288,6 +295,11 @@ class DynamicGrid:
     """
 
     bits: int
+
+    def __post_init__(self) -> None:
+        """Refuse a width that a code cannot have."""
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"A grid has 1 to 8 bits, got {self.bits}")
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the rounded inputs; gradients pass."""

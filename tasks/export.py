@@ -2,56 +2,85 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 import onnxruntime
 import torch
-from onnx import numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
-from tasks.checkpoints import Checkpoint, altered, state
-from tasks.constraints import InputGrid, Range
+from tasks.checkpoints import Checkpoint
 from tasks.errors import DecantError
-from tasks.models import Architecture, Shape, build, predict
-from tasks.shapes import reshape_
+from tasks.folding import folded
+from tasks.models import predict
+from tasks.onnx_layers import Form, Forms, fill_
+from tasks.onnx_trace import INPUT, traced
 
-INPUT, OUTPUT = "image", "logits"
 TOLERANCE = 1e-4
-DIFFERING = 0.005
+"""Of float32 logits, absolute and as a share."""
+
+STEPS = 255
+"""The range of the logits over one step of 8 bits."""
+
+ROUNDING = {"Round", "QuantizeLinear", "DynamicQuantizeLinear"}
+
+APART, DIFFERING = 0.01, 0.0005
+"""Shares of the images: with a logit off by more than a step, and with another prediction."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A checkpoint as it ships.
+
+    Attributes:
+        model: The function from `image` [N, C, H, W] in [0, 1] to `logits` [N, K], both float32.
+        forms: How each layer is multiplied, by its name.
+    """
+
+    model: onnx.ModelProto
+    forms: Forms
+
+    @property
+    def content(self) -> bytes:
+        """The file, the same bytes for the same checkpoint."""
+        return self.model.SerializeToString(deterministic=True)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is computed on other numbers than float32, so that a bit can become a step."""
+        kinds = {node.op_type for node in self.model.graph.node}
+        return bool(kinds & ROUNDING) or any(form is not Form.FLOAT for form in self.forms.values())
+
+
+def deploy(checkpoint: Checkpoint) -> Deployed:
+    """Return the checkpoint's function as ONNX Runtime runs it best, its batch norms folded.
+
+    Raises:
+        DecantError: ONNX has no operator for something in the network.
+    """
+    whole = folded(checkpoint)
+    model = traced(whole)
+    forms = fill_(model, whole)
+    onnx.checker.check_model(model)
+    return Deployed(model, forms)
 
 
 def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
-    """Return the checkpoint's function, from `image` [N, C, H, W] in [0, 1] to `logits` [N, K], both float32.
-
-    Weights are unpacked to float32: ONNX has no operator for packed, sparse or binary ones. Inputs that are
-    cut to a range or rounded to a grid stay so.
-    """
-    layers = sorted({*checkpoint.grids, *checkpoint.clamps})
-    inputs = tuple((name, checkpoint.clamps.get(name), checkpoint.grids.get(name)) for name in layers)
-    shapes = tuple(altered(checkpoint).items())
-    graph = _graph(checkpoint.architecture, checkpoint.shape, len(checkpoint.classes), inputs, shapes)
-    model = onnx.ModelProto.FromString(graph)
-    tensors = state(checkpoint.module)
-    unfilled = set(tensors)
-    for initializer in model.graph.initializer:
-        if initializer.name in tensors:
-            weight = tensors[initializer.name].detach().contiguous().numpy()
-            initializer.CopyFrom(numpy_helper.from_array(weight, initializer.name))
-            unfilled.discard(initializer.name)
-    assert not unfilled, f"The exported graph has no place for {sorted(unfilled)}"
-    onnx.checker.check_model(model)
-    return model
+    """Return the model alone."""
+    return deploy(checkpoint).model
 
 
 def open_session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
-    """Return an ONNX Runtime session on the processor that uses `threads` threads."""
+    """Return an ONNX Runtime session on the processor that uses `threads` threads.
+
+    Processors without VNNI add two products of 8-bit integers up in 16 bits, which is too little for
+    weights of 8 bits: their sums would be cut without a word, and the logits wrong. ONNX Runtime has an
+    option for it, which is set here, costs nothing elsewhere, and belongs into every program that opens
+    such a model. Weights as `uint8`, which are right everywhere, take twice as long where there is VNNI.
+    """
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Waiting threads that spin would take the processor from whichever model is measured next.
@@ -62,126 +91,36 @@ def open_session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
 def check_same(name: str, checkpoint: Checkpoint, session: Any, images: Tensor) -> None:
     """Hold that ONNX Runtime computes what PyTorch does on uint8 images [N, C, H, W].
 
-    Logits agree within float32's rounding. Where inputs are rounded, a difference in the last bit may become
-    a whole step of the grid, so there the mean difference must be small beside the logits' spread.
+    Where no inputs are rounded, logits agree within float32's rounding, and so do all predictions but those
+    between two classes that are as near to each other.
+
+    Where inputs are rounded, a difference in the last bit can take one of them over the edge of a step,
+    and the layers behind work on another picture. So there at least 99 % of the images have all logits
+    within one step, which is that of 8 bits over the range of all logits, and at most 0.05 % (or one image)
+    are predicted otherwise, all of which had two logits within two steps. Of the shipped models none has
+    a logit off by more than 0.6 of such a step; a scale that is wrong by 1 % breaks this by far.
 
     Raises:
         DecantError: The two do not agree; names the model.
     """
     expected = predict(checkpoint.module, images)
     found = predict(lambda inputs: torch.from_numpy(session.run(None, {INPUT: inputs.numpy()})[0]), images)
+    gap = (found - expected).abs().amax(1)
     if checkpoint.grids:
-        gap = ((found - expected).abs().mean() / expected.std()).item()
-        same, words = gap <= 0.01, f"differ by {gap:.2%} of their spread on average"
+        near = (expected.max() - expected.min()) / STEPS
+        beyond, allowed = gap > near, APART
     else:
-        same = torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
-        words = f"differ by up to {(found - expected).abs().max().item():.3g}"
-    differing = (found.argmax(1) != expected.argmax(1)).double().mean().item()
-    if not same or differing > DIFFERING:
+        near = TOLERANCE * (1 + expected.abs().max())
+        beyond, allowed = ~torch.isclose(found, expected, TOLERANCE, TOLERANCE).all(1), 0.0
+    first, second = expected.topk(2, dim=1).values.unbind(1)
+    other = found.argmax(1) != expected.argmax(1)
+    tied = first - second <= 2 * near
+    same = beyond.double().mean().item() <= allowed and not bool((other & ~tied).any())
+    if not same or int(other.sum()) > max(1, DIFFERING * len(images)):
         raise DecantError(
-            f"ONNX Runtime does not compute the same function as PyTorch for {name}: logits {words}, "
-            f"{differing:.2%} of {len(images)} predictions are other ones; a layer of its architecture is "
-            f"exported wrongly by torch {torch.__version__} or run wrongly by "
+            f"ONNX Runtime does not compute the same function as PyTorch for {name}: logits differ by up to "
+            f"{gap.max().item():.3g}, those of {beyond.double().mean().item():.2%} of {len(images)} images "
+            f"by more than {near.item():.3g}, and {int(other.sum())} predictions are other ones; a layer of "
+            f"its architecture is exported wrongly by torch {torch.__version__} or run wrongly by "
             f"onnxruntime {onnxruntime.__version__}"
         )
-
-
-@functools.cache
-def _graph(
-    architecture: Architecture,
-    shape: Shape,
-    classes: int,
-    inputs: tuple[tuple[str, Range | None, InputGrid | None], ...],
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
-) -> bytes:
-    """Return the graph of an architecture with fresh weights: tracing takes seconds, filling it nothing."""
-    module = build(architecture, shape, classes, seed=0).eval()
-    reshape_(module, dict(shapes))
-    for name, clamp, grid in inputs:
-        layer = module.get_submodule(name)
-        if clamp is not None:
-            layer.register_forward_pre_hook(functools.partial(_clamped, clamp))
-        if grid is not None:
-            layer.register_forward_pre_hook(functools.partial(_rounded, grid))
-    # Without the exporter's optimizer each weight keeps its name; ONNX Runtime folds batch norms itself.
-    with _silent():
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, *shape),),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    _drop_biases_(model)
-    _strip_(model)
-    return model.SerializeToString(deterministic=True)
-
-
-def _clamped(clamp: Range, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Cut as the range does; the exporter has operators for it: Clip, or Max and Min per channel."""
-    return (clamp.project(inputs[0]), *inputs[1:])
-
-
-def _rounded(grid: InputGrid, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Round as the grid does, to the bit, in operators that PyTorch can export.
-
-    Not QuantizeLinear and DequantizeLinear: where ONNX Runtime sees these it rounds the layer's weights too,
-    to eight bits of its own choice, and the model is no longer the one that was evaluated.
-    """
-    inverse = (1 / torch.tensor(grid.scale)).item()
-    codes = torch.clamp(
-        torch.round(inputs[0] * inverse), -grid.zero_point, 2**grid.bits - 1 - grid.zero_point
-    )
-    return (codes * grid.scale, *inputs[1:])
-
-
-def _drop_biases_(model: onnx.ModelProto) -> None:
-    """Remove, in place, the zeros that the exporter adds where a convolution has no bias.
-
-    They are computed at run time, so ONNX Runtime takes them for no constants: it would neither fold the
-    batch norm behind such a convolution nor choose its fast layout, and the teacher runs half as fast.
-    """
-    graph = model.graph
-    constant = {initializer.name for initializer in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Conv" and len(node.input) > 2 and node.input[2] not in constant:
-            del node.input[2:]
-    while idle := _idle(graph):
-        for node in idle:
-            graph.node.remove(node)
-
-
-def _idle(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the nodes whose results nobody reads."""
-    read = {name for node in graph.node for name in node.input} | {out.name for out in graph.output}
-    return [node for node in graph.node if not read & set(node.output)]
-
-
-def _strip_(model: onnx.ModelProto) -> None:
-    """Remove, in place, what tells of this machine: stack traces with paths, the name of the build."""
-    model.producer_name, model.producer_version, model.doc_string = "decant", "", ""
-    graph = model.graph
-    graph.name, graph.doc_string = "model", ""
-    del graph.value_info[:]
-    parts = (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output)
-    for part in parts:
-        del part.metadata_props[:]
-        part.doc_string = ""
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the exporter from warning of libraries that are not used here."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

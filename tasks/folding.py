@@ -13,7 +13,7 @@ from tasks.constraints import Constraints, Levels, Range, attach_, project_
 from tasks.models import drop_norms_, followers, predict
 
 TINY = 1e-30
-"""In place of a factor of 0, by which no scale can be multiplied and divided again."""
+"""In place of a factor or a scale of 0, by which nothing can be divided again."""
 
 
 def folded(checkpoint: Checkpoint) -> Checkpoint:
@@ -50,19 +50,28 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, module=module, constraints=constraints, folded=True)
 
 
-def moved(before: Checkpoint, after: Checkpoint, images: Tensor) -> float:
-    """Return by how much any logit moves between two forms of one function over uint8 images [N, C, H, W]."""
-    return (predict(before.module, images) - predict(after.module, images)).abs().max().item()
+def moved(before: Checkpoint, after: Checkpoint, images: Tensor) -> tuple[float, float]:
+    """Return how far any logit moves between two forms of one function, and the logits' standard deviation.
+
+    Args:
+        before: One form.
+        after: The other.
+        images: uint8 [N, C, H, W].
+    """
+    expected = predict(before.module, images)
+    return (predict(after.module, images) - expected).abs().max().item(), expected.std().item()
 
 
 def _affine(layer: nn.Module, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return factor and bias [O] of a convolution and its batch norm, float32; no factor is 0."""
     assert norm.running_mean is not None and norm.running_var is not None
-    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    deviation = (norm.running_var.double() + norm.eps).sqrt()
+    factor = 1 / deviation if norm.weight is None else norm.weight.double() / deviation
+    beta = torch.zeros_like(factor) if norm.bias is None else norm.bias.double()
     bias = getattr(layer, "bias", None)
     shift = norm.running_mean.double() if bias is None else norm.running_mean.double() - bias.double()
     factor = torch.where(factor.abs() < TINY, TINY, factor).float()
-    return factor, (norm.bias.double() - shift * factor.double()).float()
+    return factor, (beta - shift * factor.double()).float()
 
 
 def _scaled(held: Constraints, factor: Tensor, shape: torch.Size) -> Constraints:
@@ -71,6 +80,7 @@ def _scaled(held: Constraints, factor: Tensor, shape: torch.Size) -> Constraints
     if levels is not None:
         each = factor.flatten(1) if levels.group is not None else factor
         scale = levels.scale * each
+        scale = torch.where(scale == 0, TINY, scale)  # the product of two tiny numbers
         zero_point = None if levels.zero_point is None else levels.zero_point.expand_as(scale).contiguous()
         levels = Levels(levels.values, scale, zero_point, levels.group)
     if bounds is not None:

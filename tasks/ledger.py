@@ -49,17 +49,20 @@ class Entry:
     channels: str = ""
 
 
-def select(module: nn.Module, skip: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def select(
+    module: nn.Module, skip: Sequence[str], weights: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, str]]:
     """Return the names of the weights to work on, and why each other parameter is left alone.
 
     Args:
         module: The network.
         skip: Layers that the recipe leaves out, such as `head`.
+        weights: The names of all that the operation can work on; those of `compressible` where None.
 
     Raises:
         DecantError: The recipe skips a layer that there is not, or all of them.
     """
-    weights = list(compressible(module))
+    weights = list(compressible(module)) if weights is None else list(weights)
     layers = [name.removesuffix(".weight") for name in weights]
     for layer in skip:
         if layer not in layers:
@@ -93,7 +96,7 @@ def compare(
     entries = [
         Entry(
             name=name,
-            weight=name in weights,
+            weight=name in weights or name in child.constraints,
             count=parameter.numel(),
             changed=int((parameter != before[name]).sum()),
             zeros=int((parameter == 0).sum()),
@@ -149,6 +152,16 @@ def check_invariants(parent: Checkpoint, child: Checkpoint, kept: Kept | None = 
 
 Tables = Mapping[str, tuple[str, Mapping[str, float | None]]]
 """The kind that was chosen for a parameter, by its name, and what each kind that was tried costs."""
+
+
+def merged(parts: Sequence[Tables]) -> Tables:
+    """Return several tables as one: what each says of a parameter, one after the other."""
+    together: dict[str, tuple[str, Mapping[str, float | None]]] = {}
+    for part in parts:
+        for name, (kind, tried) in part.items():
+            before, earlier = together.get(name, ("", {}))
+            together[name] = ("; ".join(filter(None, (before, kind))), {**earlier, **tried})
+    return together
 
 
 def chosen(entries: Sequence[Entry], tables: Tables) -> list[Entry]:

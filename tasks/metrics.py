@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,17 +80,23 @@ def macs(module: nn.Module, shape: Shape) -> int:
 
     Zeros count as much as any other weight: a kernel that skips single zeros is the exception.
     """
-    counts: list[int] = []
+    return sum(layer_macs(module, shape).values())
 
-    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        counts.append(output.numel() // weight.shape[0] * weight.numel())
 
-    layers = [module.get_submodule(name.removesuffix(".weight")) for name in compressible(module)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
+def layer_macs(module: nn.Module, shape: Shape) -> dict[str, int]:
+    """Return the multiplications of each convolution and linear layer, by the name of its weight."""
+    weights = compressible(module)
+    counts = dict.fromkeys(weights, 0)
+
+    def count(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+        counts[name] += output.numel() // weights[name].shape[0] * weights[name].numel()
+
+    handles = [
+        module.get_submodule(name.removesuffix(".weight")).register_forward_hook(partial(count, name))
+        for name in weights
+    ]
     with torch.no_grad():
         module(torch.zeros(1, *shape))
     for handle in handles:
         handle.remove()
-    return sum(counts)
+    return counts

@@ -156,10 +156,14 @@ class Normalize(nn.Module):
         return (inputs - self.mean) / self.deviation
 
 
+class Summand(nn.Identity):
+    """A place where what goes into an addition has a name, so that it can be rounded there."""
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the shape changes.
 
-    What is added has a name on either side, `branch` and `carried`, so that it can be rounded there.
+    What is added has a name on either side: `branch` and `carried`.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -173,7 +177,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
-        self.branch, self.carried = nn.Identity(), nn.Identity()
+        self.branch, self.carried = Summand(), Summand()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return [N, outputs, H / stride, W / stride] of inputs [N, inputs, H, W]."""

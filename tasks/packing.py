@@ -19,9 +19,18 @@ Bytes = npt.NDArray[np.uint8]
 WORD = 8
 """Bytes of the word that several codes share where that takes less than whole bits each."""
 
+GAP_BITS = range(2, 9)
+"""How wide the gaps between a mask's survivors may be written."""
+
 
 def packed_size(count: int, levels: int) -> int:
-    """Return the bytes of `count` codes of `levels` values: the fewer of the two ways to pack them."""
+    """Return the bytes of `count` codes of `levels` values: the fewer of the two ways to pack them.
+
+    Raises:
+        ValueError: `levels` is not in [2, 256].
+    """
+    if not 2 <= levels <= 256:
+        raise ValueError(f"Codes are of 2 to 256 levels, got {levels}")
     bits = _bits(levels)
     return min(-(-count * bits // 8), _words(count, levels))
 
@@ -36,11 +45,10 @@ def pack(codes: Bytes, levels: int) -> Bytes:
     Raises:
         ValueError: `levels` is not in [2, 256], or a code is no level.
     """
-    if not 2 <= levels <= 256:
-        raise ValueError(f"Codes are of 2 to 256 levels, got {levels}")
+    size = packed_size(codes.size, levels)
     if codes.size and int(codes.max()) >= levels:
         raise ValueError(f"Code {int(codes.max())} is none of {levels} levels")
-    if _words(codes.size, levels) < -(-codes.size * _bits(levels) // 8):
+    if size < -(-codes.size * _bits(levels) // 8):
         return _pack_words(codes, levels)
     spread = np.unpackbits(codes.reshape(-1, 1), axis=1, count=_bits(levels), bitorder="little")
     return np.packbits(spread.reshape(-1), bitorder="little")
@@ -111,7 +119,7 @@ def encode_mask(kept: npt.NDArray[np.bool_]) -> tuple[Bytes, int]:
     75 % of zeros.
     """
     encodings = [(np.packbits(kept, bitorder="little"), 0)]
-    encodings += [(_encode_gaps(kept, width), width) for width in range(2, 9)]
+    encodings += [(_encode_gaps(kept, width), width) for width in GAP_BITS]
     return min(encodings, key=lambda encoding: (encoding[0].size, encoding[1]))
 
 
@@ -119,8 +127,11 @@ def decode_mask(encoded: Bytes, width: int, survivors: int, count: int) -> npt.N
     """Return the mask [count] that `encode_mask` was given.
 
     Raises:
-        ValueError: The bytes do not hold `survivors` survivors among `count` weights.
+        ValueError: The bytes do not hold `survivors` survivors among `count` weights; or there is no such
+            width.
     """
+    if width not in (0, *GAP_BITS):
+        raise ValueError(f"Gaps of a mask take 2 to 8 bits, or 0 for a bitmap, got {width}")
     if width == 0:
         kept = np.unpackbits(encoded, count=count, bitorder="little").astype(bool)
     else:
@@ -222,7 +233,7 @@ class Parts:
 
 
 def _take(stream: list[Tensor], count: int, what: str) -> Tensor:
-    if len(stream[0]) < count:
+    if not 0 <= count <= len(stream[0]):
         raise ValueError(f"{count} {what} expected, {len(stream[0])} are left")
     taken, stream[0] = stream[0][:count].clone(), stream[0][count:]
     return taken

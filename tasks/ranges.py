@@ -45,22 +45,54 @@ class Span(Section):
         """
         return Constraints(range=self.over(of_weight(weight, mask, per_channel=self.per_channel)))
 
-    def reach(self, weight: Tensor, mask: Tensor | None, bits: int, *, per_channel: bool) -> Tensor:
-        """Return the largest size in the range, [] or [O, 1, ...]: where levels around zero should end.
+    def reach(
+        self,
+        weight: Tensor,
+        mask: Tensor | None,
+        bits: int,
+        *,
+        per_channel: bool,
+        group: int | None = None,
+        axis: int = 0,
+    ) -> Tensor:
+        """Return the largest size in the range, where levels around zero should end: [], [O, 1, ...], [O, G].
 
         Never more than the largest |w|, beyond which levels would be wasted; and the largest |w| where the
-        range holds nothing but zero, which leaves no step to round to.
+        range holds nothing but zero, which leaves no step to round to. What shares a range is as in
+        `of_weight`.
 
         Raises:
             ValueError: A weight is NaN or infinite.
         """
-        samples = of_weight(weight, mask, per_channel=per_channel)
-        held = self.over(samples, bits)
-        ends = torch.stack([torch.as_tensor(end, dtype=torch.float32).abs() for end in (held.low, held.high)])
-        largest = torch.tensor([sample.largest for sample in samples.each], dtype=torch.float32)
-        largest = largest.reshape(samples.shape or ())
-        reach = torch.minimum(ends.amax(0), largest)
+        samples = of_weight(weight, mask, per_channel=per_channel, group=group, axis=axis)
+        reach, largest = _largest(self.over(samples, bits)), _largest(samples.extremes())
+        reach = torch.minimum(reach, largest)
         return torch.where(reach > 0, reach, largest)
+
+    def ends(
+        self,
+        weight: Tensor,
+        mask: Tensor | None,
+        bits: int,
+        *,
+        per_channel: bool,
+        group: int | None = None,
+        axis: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """Return where levels that are not symmetric should end: low <= 0 and high >= 0, shaped as `reach`.
+
+        Never beyond the extremes, and the extremes where the range holds nothing but zero; widened to hold 0.
+
+        Raises:
+            ValueError: A weight is NaN or infinite.
+        """
+        samples = of_weight(weight, mask, per_channel=per_channel, group=group, axis=axis, symmetric=False)
+        low, high = _tensors(self.over(samples, bits))
+        lowest, highest = _tensors(samples.extremes())
+        lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)
+        low, high = torch.maximum(low, lowest).clamp(max=0), torch.minimum(high, highest).clamp(min=0)
+        empty = low == high
+        return torch.where(empty, lowest, low), torch.where(empty, highest, high)
 
 
 class Fitted(Span):
@@ -305,6 +337,17 @@ CANDIDATES: dict[str, Span] = {
     "aciq, gauss": Aciq(distribution="gauss"),
 }
 """What `best` tries: every range that needs no number from a person. The first wins among equals."""
+
+
+def _tensors(held: Range) -> tuple[Tensor, Tensor]:
+    low, high = (torch.as_tensor(end, dtype=torch.float32) for end in (held.low, held.high))
+    return low, high
+
+
+def _largest(held: Range) -> Tensor:
+    """Return the largest size that each part of a range holds."""
+    low, high = _tensors(held)
+    return torch.maximum(low.abs(), high.abs())
 
 
 def _quantile(ordered: Tensor, share: float) -> float:

@@ -54,11 +54,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """One sample for the whole tensor, or one for each of its channels.
+    """One sample for the whole tensor, or one for each of its channels, or for each group of neighbours.
 
     Attributes:
-        each: The samples, in the order of the channels.
-        shape: In which their bounds broadcast against the tensor; None where one range serves all.
+        each: The samples, in the order of the channels, and within these of the groups.
+        shape: Of their bounds: as it broadcasts against the tensor, or [O, G] for groups; None where one
+            range serves all.
     """
 
     each: tuple[Sample, ...]
@@ -74,9 +75,30 @@ class Samples:
             return Range(low.item(), high.item())
         return Range(low.reshape(self.shape), high.reshape(self.shape))
 
+    def extremes(self) -> Range:
+        """Return from the least to the largest number of each sample."""
+        return self.range([(sample.low, sample.high) for sample in self.each])
 
-def of_weight(weight: Tensor, mask: Tensor | None, *, per_channel: bool) -> Samples:
+
+def of_weight(
+    weight: Tensor,
+    mask: Tensor | None,
+    *,
+    per_channel: bool,
+    group: int | None = None,
+    axis: int = 0,
+    symmetric: bool = True,
+) -> Samples:
     """Return the weights that no mask holds at zero: zeros say nothing of how the others spread.
+
+    Args:
+        weight: Weights of any shape.
+        mask: True where a weight survives; None where all do.
+        per_channel: Whether each output channel is a sample of its own.
+        group: How many neighbours in a row of `weight.flatten(1)` are a sample of their own instead; the
+            last one of a row has what is left.
+        axis: Which dimension of the weight the output channels are.
+        symmetric: Whether the levels will lie on both sides of zero alike.
 
     Raises:
         ValueError: A weight is NaN or infinite.
@@ -84,11 +106,14 @@ def of_weight(weight: Tensor, mask: Tensor | None, *, per_channel: bool) -> Samp
     weight = weight.detach()
     if not torch.isfinite(weight).all():
         raise ValueError("The weight holds NaN or infinity; there is no range to find in it")
-    if not per_channel:
-        return Samples((_of(weight, mask),), None)
-    masks = [None] * len(weight) if mask is None else list(mask)
-    each = tuple(_of(row, kept) for row, kept in zip(weight, masks, strict=True))
-    return Samples(each, (-1, *[1] * (weight.dim() - 1)))
+    shape: tuple[int, ...] | None = None
+    if group is not None:
+        shape = (len(weight), -(-weight[0].numel() // group))
+    elif per_channel:
+        shape = tuple(-1 if dim == axis else 1 for dim in range(weight.dim()))
+    parts = _parts(weight, per_channel, group, axis)
+    masks = [None] * len(parts) if mask is None else _parts(mask, per_channel, group, axis)
+    return Samples(tuple(_of(part, kept, symmetric) for part, kept in zip(parts, masks, strict=True)), shape)
 
 
 def of_inputs(
@@ -181,9 +206,16 @@ class _Watched:
         return Samples(each, self.shape)
 
 
-def _of(weight: Tensor, mask: Tensor | None) -> Sample:
+def _parts(tensor: Tensor, per_channel: bool, group: int | None, axis: int) -> Sequence[Tensor]:
+    """Return what shares a range: the whole, each channel, or each group of neighbours in a row."""
+    if group is not None:
+        return [part for row in tensor.flatten(1) for part in row.split(group)]
+    return tensor.movedim(axis, 0).unbind() if per_channel else (tensor,)
+
+
+def _of(weight: Tensor, mask: Tensor | None, symmetric: bool) -> Sample:
     """Return the sample of all surviving weights, or of one zero where none survives."""
     survivors = weight.flatten() if mask is None else weight[mask]
     values = survivors.double() if len(survivors) else torch.zeros(1, dtype=torch.double)
     low, high = values.min().item(), values.max().item()
-    return Sample(values, low, high, values.mean().item(), values.std(correction=0).item(), symmetric=True)
+    return Sample(values, low, high, values.mean().item(), values.std(correction=0).item(), symmetric)

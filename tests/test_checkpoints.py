@@ -1,5 +1,6 @@
 """A model on disk is the model that was evaluated, at the bytes that its bits take, and never half of it."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from tasks.checkpoints import Checkpoint, load, save, size_bytes, state
-from tasks.constraints import Constraints, InputGrid, Levels, Range
+from tasks.constraints import Constraints, DynamicGrid, InputGrid, Levels, Range
 from tasks.errors import DecantError
-from tasks.models import Architecture, Lenet5, Mlp, Resnet, build, predict
-from tasks.quantize.schemes import Binary, Integer
+from tasks.folding import folded
+from tasks.models import Architecture, Lenet5, Lenet300100, Mlp, Resnet, build, compressible, predict
+from tasks.packing import packed_size
+from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
 
 IMAGES = torch.randint(0, 256, (32, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 CONV = "stages.0.conv2.weight"
@@ -38,34 +42,78 @@ def weight(name: str = CONV) -> torch.Tensor:
 
 
 MASK = torch.rand(4, 4, 3, 3, generator=torch.Generator().manual_seed(1)) > 0.7
-CODEBOOK = Levels(torch.tensor([-0.3, -0.01, 0.0, 0.17, 0.4]), torch.tensor(1.0))
+SCHEMES: dict[str, Quantizer] = {
+    "integer": Integer(bits=3),
+    "tensor": Integer(bits=8, per_channel=False),
+    "affine": Integer(bits=4, symmetric=False),
+    "affine tensor": Integer(bits=8, symmetric=False, per_channel=False),
+    "group": Integer(bits=5, group=16),
+    "affine group": Integer(bits=2, group=16, symmetric=False),
+    "ternary": Ternary(),
+    "ternary tensor": Ternary(per_channel=False),
+    "binary": Binary(),
+    "codebook": Codebook(entries=11),
+    "power of two": PowerOfTwo(bits=3),
+    "power of two tensor": PowerOfTwo(bits=8, per_channel=False),
+}
 CASES = {
     "free": {},
     "range": {CONV: Constraints(range=Range(-0.1, 0.12))},
     "half-range": {CONV: Constraints(range=Range(-math.inf, 0.12))},
+    "range per channel": {
+        CONV: Constraints(range=Range(-torch.arange(1, 5.0).reshape(4, 1, 1, 1) / 20, torch.ones(4, 1, 1, 1)))
+    },
     "mask": {CONV: Constraints(mask=MASK)},
-    "integer": {CONV: Constraints(levels=Integer(bits=3).levels(weight()))},
-    "tensor": {CONV: Constraints(levels=Integer(bits=8, per_channel=False).levels(weight()))},
-    "binary": {CONV: Constraints(levels=Binary().levels(weight()))},
-    "codebook": {CONV: Constraints(levels=CODEBOOK)},
+    "sparse mask": {CONV: Constraints(mask=MASK & MASK.roll(1, 0) & MASK.roll(1, 1))},
+    "own levels": {
+        CONV: Constraints(levels=Levels(torch.tensor([-0.3, -0.01, 0.0, 0.4]), torch.tensor(1.0)))
+    },
+    "other axis": {CONV: Constraints(levels=Integer(bits=3).levels(weight(), axis=1))},
     "all": {CONV: Constraints(Range(-0.2, 0.2), Binary().levels(weight()), MASK)},
     "empty": {CONV: Constraints(mask=torch.zeros_like(MASK))},
+    "empty of levels": {CONV: Constraints(levels=Ternary().levels(weight()), mask=torch.zeros_like(MASK))},
+    **{name: {CONV: Constraints(levels=scheme.levels(weight()))} for name, scheme in SCHEMES.items()},
+    **{
+        f"{name}, masked": {CONV: Constraints(levels=scheme.levels(weight(), MASK), mask=MASK)}
+        for name, scheme in SCHEMES.items()
+    },
 }
 
 
+@pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_the_loaded_model_gives_equal_logits_to_the_bit(name: str, tmp_path: Path) -> None:
-    saved = constrained(CASES[name])
+def test_the_loaded_model_gives_equal_logits_to_the_bit(name: str, fold: bool, tmp_path: Path) -> None:
+    saved = folded(constrained(CASES[name])) if fold else constrained(CASES[name])
     save(saved, tmp_path)
     loaded = load(tmp_path)
     assert torch.equal(predict(loaded.module, IMAGES), predict(saved.module, IMAGES))
     assert all(torch.equal(t, state(saved.module)[n]) for n, t in state(loaded.module).items())
+    assert state(loaded.module).keys() == state(saved.module).keys()
     assert loaded.grids == saved.grids
     assert loaded.classes == saved.classes
     assert loaded.lineage == saved.lineage
+    assert loaded.folded == fold
+    assert loaded.constraints.keys() == saved.constraints.keys()
     for weight_name, held in loaded.constraints.items():
+        before = saved.constraints[weight_name]
+        assert held.range == before.range
+        assert before.levels.equals(held.levels) if before.levels else held.levels is None
+        assert torch.equal(held.mask, before.mask) if before.mask is not None else held.mask is None
         assert held.broken_by(saved.module.get_parameter(weight_name), held) == []
-        assert saved.constraints[weight_name].describe() == held.describe()
+
+
+def test_grids_and_clamps_of_every_kind_come_back(tmp_path: Path) -> None:
+    grids = {"head": DynamicGrid(8), "stages.0.conv2": InputGrid(1, 0.7, 0), "stem.0": InputGrid(4, 0.1, 3)}
+    ends = torch.linspace(0.1, 2, 4).reshape(4, 1, 1)
+    clamps = {"stages.0.conv1": Range(-ends, ends), "head": Range(0.0, math.inf), "stem.0": Range(-0.5, 0.9)}
+    grids["stages.0.branch"] = InputGrid(8, 0.02, 128)
+    saved = make().narrowed({}, grids, clamps)
+    save(saved, tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.grids == grids
+    assert loaded.clamps == clamps
+    assert torch.equal(predict(loaded.module, IMAGES), predict(saved.module, IMAGES))
+    assert not torch.equal(predict(loaded.module, IMAGES), predict(make().module, IMAGES))
 
 
 @pytest.mark.parametrize("architecture", [Mlp(hidden=(6,)), Lenet5(), Resnet(widths=(4,), blocks=(1,))])
@@ -79,23 +127,93 @@ def test_saving_what_was_loaded_gives_the_same_bytes(architecture: Architecture,
         assert file.read_bytes() == (second / file.name).read_bytes()
 
 
-@pytest.mark.parametrize(("bits", "per_code"), [(8, 8), (5, 5), (4, 4), (2, 2), (1, 1)])
-def test_integers_take_their_real_width(bits: int, per_code: int, tmp_path: Path) -> None:
-    scheme = Binary() if bits == 1 else Integer(bits=bits)
-    save(constrained({CONV: Constraints(levels=scheme.levels(weight()))}), tmp_path)
-    stored = load_file(tmp_path / "model.safetensors")
-    assert stored[f"{CONV}.codes"].dtype == torch.uint8
-    assert stored[f"{CONV}.codes"].numel() == math.ceil(weight().numel() * per_code / 8)
-    assert CONV not in stored
+def streams(folder: Path) -> tuple[int, int]:
+    """Return how many floats and how many packed bytes a model has."""
+    stored = load_file(folder / "model.safetensors")
+    assert stored.keys() <= {"floats", "packed"}
+    assert stored["floats"].dtype == torch.float32
+    packed = stored.get("packed", torch.zeros(0, dtype=torch.uint8))
+    assert packed.dtype == torch.uint8
+    return stored["floats"].numel(), packed.numel()
+
+
+def all_floats() -> int:
+    return sum(tensor.numel() for tensor in state(make().module).values())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "size", "others"),
+    [
+        (Integer(bits=8), 144, 4),
+        (Integer(bits=5), 90, 4),
+        (Integer(bits=4), 72, 4),
+        (Integer(bits=4, per_channel=False), 72, 1),
+        (Integer(bits=3), 53, 4),  # 7 levels: 6 words of 22, and 12 codes in 5 bytes; whole bits take 54
+        (Integer(bits=2), 29, 4),  # 3 levels: 3 words of 40, and 24 codes in 5 bytes
+        (Integer(bits=4, group=16), 72, 12),  # 36 = 16 + 16 + 4
+        (Integer(bits=4, symmetric=False), 72 + 4, 4),  # a byte for each zero point
+        (Integer(bits=2, symmetric=False), 36 + 4, 4),
+        (Ternary(), 29, 4),
+        (Binary(), 18, 4 + 2),
+        (Codebook(entries=16), 72, 1 + 16),
+        (PowerOfTwo(bits=4), 72, 4 + 15),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Quantizer) else None,
+)
+def test_codes_take_their_real_width(scheme: Quantizer, size: int, others: int, tmp_path: Path) -> None:
+    save(make().narrowed({CONV: Constraints(levels=scheme.levels(weight()))}), tmp_path)
+    assert streams(tmp_path) == (all_floats() - 144 + others, size)
 
 
 def test_only_survivors_are_stored_and_masks_are_not_floats(tmp_path: Path) -> None:
     save(constrained({CONV: Constraints(levels=Integer(bits=4).levels(weight()), mask=MASK)}), tmp_path)
-    stored = load_file(tmp_path / "model.safetensors")
-    survivors = int(MASK.sum())
-    assert stored[f"{CONV}.codes"].numel() == math.ceil(survivors * 4 / 8)
-    assert stored[f"{CONV}.mask"].dtype == torch.uint8
-    assert stored[f"{CONV}.mask"].numel() <= math.ceil(MASK.numel() / 8)
+    floats, packed = streams(tmp_path)
+    codes = math.ceil(int(MASK.sum()) * 4 / 8)
+    assert floats == all_floats() - 144 + 4
+    assert codes < packed <= codes + math.ceil(MASK.numel() / 8)
+    save(make().narrowed({CONV: Constraints(mask=MASK)}), tmp_path)
+    floats, packed = streams(tmp_path)
+    assert floats == all_floats() - 144 + int(MASK.sum())
+    assert 0 < packed <= math.ceil(MASK.numel() / 8)
+
+
+@pytest.mark.parametrize(
+    "architecture", [Lenet300100(), Resnet(widths=(32, 64, 128), blocks=(0, 1, 1), pool=2)]
+)
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        *(Integer(bits=bits) for bits in range(2, 9)),
+        Integer(bits=4, symmetric=False),
+        Integer(bits=4, group=32),
+        Ternary(),
+        Binary(),
+        Codebook(entries=16),
+        PowerOfTwo(bits=4),
+    ],
+    ids=lambda scheme: scheme.kind + str(getattr(scheme, "bits", "")),
+)
+def test_a_file_is_at_most_three_per_cent_larger_than_its_numbers(
+    architecture: Architecture, scheme: Quantizer, tmp_path: Path
+) -> None:
+    module = build(architecture, (1, 28, 28), 10, seed=0).eval()
+    saved = folded(Checkpoint(architecture, (1, 28, 28), tuple("abcdefghij"), module))
+    changes = {name: Constraints(levels=scheme.levels(w)) for name, w in compressible(saved.module).items()}
+    saved = saved.narrowed(changes)
+    assert sum(parameter.numel() for parameter in saved.module.parameters()) > 100_000
+    least, others = 0.0, sum(t.numel() for n, t in state(saved.module).items() if n not in changes)
+    for name, held in changes.items():
+        assert held.levels is not None
+        count = saved.module.get_parameter(name).numel()
+        least += count * held.levels.bits / 8
+        others += held.levels.scale.numel()
+        if held.levels.zero_point is not None:
+            others += held.levels.zero_point.numel()
+        if held.levels.integers is None:
+            others += len(held.levels.values)
+        assert packed_size(count, len(held.levels.values)) <= math.ceil(count * held.levels.bits / 8)
+    save(saved, tmp_path)
+    assert size_bytes(tmp_path) <= 1.03 * (least + 4 * others)
 
 
 def test_the_size_is_that_of_the_files(tmp_path: Path) -> None:
@@ -157,20 +275,87 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def redescribe(folder: Path, change: dict[str, Any]) -> None:
+    described = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(described | change))
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"inputs": {"no.such.layer": {"bits": 8, "scale": 0.1, "zero_point": 0}}},
+        {"inputs": {"head": {"bits": 9, "scale": 0.1, "zero_point": 0}}},
+        {"inputs": {"head": {"bits": 0}}},
+        {"inputs": {"head": {"bits": 8, "scale": -0.1, "zero_point": 0}}},
+        {"inputs": {"head": {"bits": 1, "scale": 0.1, "zero_point": 2}}},
+        {"inputs": {"head": {"bits": 8, "scale": 0.1}}},
+        {"inputs": {"head": {"bits": "8", "scale": 0.1, "zero_point": 0}}},
+        {"inputs": {"head": {"range": [1, 0]}}},
+        {"inputs": {"head": {"range": [1, 2, 3]}}},
+        {"inputs": {"head": {"range": "4xa"}}},
         {"weights": {CONV: {"shape": [4, 4, 3, 3], "bits": 8}}},
+        {"weights": {}},
+        {"weights": {"no.such.weight": {"per": "tensor", "integers": [-7, 7]}}},
         {"architecture": {"kind": "transformer"}},
+        {"architecture": {"kind": "lenet-300-100"}},
         {"shape": [1, 16]},
+        {"classes": ["a", "b"]},
+        {"folded": True},
+        {"weights": None},
     ],
 )
 def test_a_description_that_does_not_fit_is_told_in_words(change: dict[str, Any], tmp_path: Path) -> None:
-    save(make(), tmp_path)
-    described = json.loads((tmp_path / "model.json").read_text())
-    (tmp_path / "model.json").write_text(json.dumps(described | change))
+    save(constrained(CASES["integer"]), tmp_path)
+    redescribe(tmp_path, change)
     with pytest.raises(DecantError, match="does not hold a whole model"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"integers": [-7, 7]}, "72 bytes expected, "),
+        ({"integers": [-1, 1]}, "numbers and .* bytes are too many"),
+        ({"integers": [3, 3]}, "2 to 256 levels, got 1"),
+        ({"integers": [3, 2]}, "2 to 256 levels, got 0"),
+        ({"integers": [3, -9]}, "2 to 256 levels, got -11"),
+        ({"integers": [0, 10**9]}, "2 to 256 levels, got 1000000001"),
+        ({"integers": [1]}, "not enough values"),
+        ({"integers": ["a", "b"]}, "TypeError"),
+        ({"per": "tensor"}, "numbers and 0 bytes are too many"),
+        ({"per": 0}, "a group is of 0 weights"),
+        ({"per": -3}, "a group is of -3 weights"),
+        ({"per": 16}, "40 numbers expected, 37 are left"),
+        ({"per": [2, 1, 1, 2]}, "RuntimeError"),
+        ({"per": None}, "TypeError"),
+        ({"affine": True}, "4 bytes expected, 0 are left"),
+        ({"range": [1, 0]}, "holds no number"),
+        ({"mask": [0, 20, 18]}, "holds 70 survivors, expected 20"),
+        ({"mask": [9, 20, 18]}, "2 to 8 bits, or 0 for a bitmap, got 9"),
+        ({"mask": [0, 20, -18]}, "-18 bytes expected"),
+        ({"mask": [0, -20, 18]}, "holds 70 survivors, expected -20"),
+        ({"mask": [0, 20]}, "not enough values"),
+    ],
+)
+def test_levels_that_cannot_be_are_told_in_words(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    save(constrained(CASES["integer"]), tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())["weights"][CONV]
+    assert described == {"per": "channel", "integers": [-3, 3]}
+    redescribe(tmp_path, {"weights": {CONV: described | change}})
+    with pytest.raises(DecantError, match=f"does not hold a whole model .*{words}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("stream", ["floats", "packed"])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_streams_that_are_too_short_or_too_long_are_told(stream: str, more: int, tmp_path: Path) -> None:
+    save(constrained(CASES["affine, masked"]), tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    longer = torch.cat([stored[stream], stored[stream].new_zeros(1)])
+    content = to_bytes({**stored, stream: longer if more > 0 else stored[stream][:-1]})
+    (tmp_path / "model.safetensors").write_bytes(content)
+    redescribe(tmp_path, {"sha256": hashlib.sha256(content).hexdigest()})
+    with pytest.raises(DecantError, match="are too many" if more > 0 else r"expected, \d+ are left"):
         load(tmp_path)
 
 
@@ -178,7 +363,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     save(make(), tmp_path)
     described = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps(described | {"format": 99}))
-    with pytest.raises(DecantError, match="has format 99, this code reads 1"):
+    with pytest.raises(DecantError, match="has format 99, this code reads 2"):
         load(tmp_path)
 
 

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.constraints import FREE, Constraints, InputGrid, Levels, Range, straight_through
+from tasks.constraints import (
+    FREE,
+    Constraints,
+    DynamicGrid,
+    InputGrid,
+    Levels,
+    Range,
+    passed,
+    straight_through,
+)
 from tasks.quantize.schemes import Binary, Integer
 
 WEIGHT = torch.tensor([[0.6, -0.2, 0.05, -1.0], [0.0, 0.3, -0.35, 0.1]])
@@ -49,6 +58,43 @@ def test_levels_choose_the_nearest_by_a_naive_loop() -> None:
 def test_half_way_goes_up_and_beyond_the_ends_is_cut() -> None:
     levels = Levels(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor(1.0))
     assert levels.project(torch.tensor([-9.0, -0.5, 0.5, 9.0])).tolist() == [-1.0, 0.0, 1.0, 1.0]
+
+
+def test_levels_with_a_zero_point_by_hand() -> None:
+    # (code - 2) * 0.5, four codes: -1, -0.5, 0 and 0.5
+    levels = Levels(torch.arange(4.0), torch.tensor(0.5), torch.tensor(2.0))
+    assert levels.codes(torch.tensor([-7.0, -0.3, 0.2, 0.25, 9.0])).tolist() == [0, 1, 2, 3, 3]
+    assert levels.decode(torch.arange(4)).tolist() == [-1, -0.5, 0, 0.5]
+    assert levels.integers == (0, 3)
+    assert levels.scope == "tensor"
+
+
+def test_levels_by_group_by_hand() -> None:
+    # Rows of five in groups of two: two, two and one.
+    scale = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
+    levels = Levels(torch.tensor([-1.0, 0.0, 1.0]), scale, group=2)
+    spread = levels.spread(scale, (2, 5))
+    assert spread.tolist() == [[1, 1, 2, 2, 4], [8, 8, 16, 16, 32]]
+    assert torch.equal(levels.decode(torch.full((2, 5), 2)), spread)
+    assert levels.codes(spread * 0.6).tolist() == [[2] * 5] * 2
+    assert levels.codes(spread * 0.4).tolist() == [[1] * 5] * 2
+    # The pixels of a convolution are neighbours of its inputs' rows.
+    assert torch.equal(levels.spread(scale, (2, 1, 5, 1)).flatten(1), spread)
+    assert levels.scope == "group of 2"
+
+
+def test_two_grids_are_equal_to_the_bit_or_not_at_all() -> None:
+    levels = Levels(torch.arange(4.0), torch.ones(2, 1), torch.ones(2, 1))
+    assert levels.equals(Levels(torch.arange(4.0), torch.ones(2, 1), torch.ones(2, 1)))
+    for other in (
+        None,
+        Levels(torch.arange(4.0), torch.ones(2, 1)),
+        Levels(torch.arange(4.0), torch.ones(2, 1), torch.zeros(2, 1)),
+        Levels(torch.arange(4.0), torch.ones(2, 1), torch.ones(2, 1), group=16),
+        Levels(torch.arange(5.0), torch.ones(2, 1), torch.ones(2, 1)),
+        Levels(torch.arange(4.0), torch.ones(2, 1) + 1e-7, torch.ones(2, 1)),
+    ):
+        assert not levels.equals(other)
 
 
 def test_zero_stays_zero_under_a_mask_though_binary_levels_have_no_zero() -> None:
@@ -114,6 +160,40 @@ def test_an_input_grid_agrees_with_a_loop_in_double_precision() -> None:
     inputs = torch.linspace(-3, 4, 57)
     naive = [(min(max(round(x / 0.25) + 5, 0), 15) - 5) * 0.25 for x in inputs.tolist()]
     assert grid(inputs).tolist() == naive
+
+
+def test_a_grid_of_one_bit_is_zero_or_its_step() -> None:
+    assert InputGrid(1, 2.0, 0)(torch.tensor([-1.0, 0.9, 1.1, 7.0])).tolist() == [0, 0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("bits", "scale", "zero_point"),
+    [(0, 1.0, 0), (9, 1.0, 0), (8, 0.0, 0), (8, -1.0, 0), (8, math.nan, 0), (4, 1.0, 16), (4, 1.0, -1)],
+)
+def test_impossible_grids_are_refused(bits: int, scale: float, zero_point: int) -> None:
+    with pytest.raises(ValueError, match="1 to 8 bits, a positive step and a zero point among its points"):
+        InputGrid(bits, scale, zero_point)
+
+
+def test_a_dynamic_grid_is_onnx_s_by_hand() -> None:
+    # From -1 to 2 in 3 steps of 1: the zero point is 1; inputs that are never negative start at 0.
+    assert DynamicGrid(2)(torch.tensor([-1.0, 0.4, 0.6, 2.0])).tolist() == [-1, 0, 1, 2]
+    assert DynamicGrid(2)(torch.tensor([1.4, 3.0])).tolist() == [1, 3]
+    assert DynamicGrid(8)(torch.zeros(3)).tolist() == [0, 0, 0]
+    inputs = torch.tensor([-1.0, 0.4, 2.0], requires_grad=True)
+    DynamicGrid(2)(inputs).sum().backward()
+    assert inputs.grad is not None
+    assert inputs.grad.tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="1 to 8 bits, got 9"):
+        DynamicGrid(9)
+
+
+def test_what_passes_has_one_value_and_the_other_s_gradient() -> None:
+    value, through = torch.tensor([5.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
+    result = passed(value, through)
+    (3 * result).backward()
+    assert result.item() == 5
+    assert (value.grad, through.grad) == (None, torch.tensor([3.0]))
 
 
 def test_descriptions_name_each_constraint() -> None:

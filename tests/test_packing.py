@@ -1,44 +1,111 @@
 """Packed integers and masks come back exactly, at exactly the bytes that they should take."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tasks.packing import decode_mask, encode_mask, pack, unpack
-
-WIDTHS = range(1, 9)
+from tasks.packing import Parts, decode_mask, encode_mask, pack, packed_size, unpack
 
 
-@given(st.data(), st.integers(1, 8), st.integers(0, 200))
-def test_codes_survive_at_their_real_width(data: st.DataObject, bits: int, count: int) -> None:
-    codes = data.draw(arrays(np.uint8, count, elements=st.integers(0, 2**bits - 1)))
-    packed = pack(codes, bits)
-    assert packed.size == -(-count * bits // 8)
-    assert np.array_equal(unpack(packed, bits, count), codes)
+def drawn(levels: int, count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, levels, count).astype(np.uint8)
+
+
+@given(st.data(), st.integers(2, 256), st.integers(0, 200))
+def test_codes_of_any_number_of_levels_survive(data: st.DataObject, levels: int, count: int) -> None:
+    codes = data.draw(arrays(np.uint8, count, elements=st.integers(0, levels - 1)))
+    packed = pack(codes, levels)
+    assert packed.dtype == np.uint8
+    assert packed.size == packed_size(count, levels) <= -(-count * (levels - 1).bit_length() // 8)
+    assert np.array_equal(unpack(packed, levels, count), codes)
+
+
+@pytest.mark.parametrize("levels", range(2, 257))
+def test_every_number_of_levels_survives_at_its_size(levels: int) -> None:
+    for count in (1000, 1001):
+        codes = np.r_[drawn(levels, count - 1), levels - 1].astype(np.uint8)
+        packed = pack(codes, levels)
+        assert np.array_equal(unpack(packed, levels, count), codes)
+        bits = (levels - 1).bit_length()
+        digits = max(d for d in range(1, 65) if levels**d <= 2**64)
+        whole, rest = divmod(count, digits)
+        words = 8 * whole + len((levels**rest - 1).to_bytes(8, "little").rstrip(b"\0"))
+        assert packed.size == min(-(-count * bits // 8), words)
+
+
+@given(st.integers(3, 200), st.integers(0, 300), st.integers(0, 99))
+def test_digits_of_words_by_whole_numbers_of_any_size(levels: int, count: int, seed: int) -> None:
+    # Python's own integers as the second opinion, where the numbers share words.
+    codes, digits = drawn(levels, count, seed), max(d for d in range(1, 65) if levels**d <= 2**64)
+    words = [codes[start : start + digits].tolist() for start in range(0, count, digits)]
+    numbers = [sum(code * levels**place for place, code in enumerate(word)) for word in words]
+    expected = b"".join(number.to_bytes(8, "little") for number in numbers)
+    packed = pack(codes, levels)
+    if packed.size < -(-count * (levels - 1).bit_length() // 8):
+        assert packed.tobytes() == expected[: packed.size]
+        assert not any(expected[packed.size :])
 
 
 def test_bit_order_by_hand() -> None:
     # Lowest bit first: 0b001, 0b010, 0b111 -> bits 1 0 0, 0 1 0, 1 1 -> 0b11_010_001; then 1 -> 0b1.
-    assert pack(np.array([1, 2, 7], np.uint8), 3).tolist() == [0b11010001, 0b1]
+    assert pack(np.array([1, 2, 7], np.uint8), 8).tolist() == [0b11010001, 0b1]
 
 
-def test_too_large_a_code_is_refused() -> None:
-    with pytest.raises(ValueError, match="Code 16 does not fit into 4 bits"):
-        pack(np.array([3, 16], np.uint8), 4)
+def test_three_levels_by_hand() -> None:
+    # 2 + 0 * 3 + 1 * 9 + 2 * 27 + 1 * 81 = 146, five codes in a byte, where whole bits take two.
+    assert pack(np.array([2, 0, 1, 2, 1], np.uint8), 3).tolist() == [146]
 
 
-@pytest.mark.parametrize("bits", [0, 9])
-def test_impossible_width_is_refused(bits: int) -> None:
-    with pytest.raises(ValueError, match="1 to 8 bits"):
-        pack(np.zeros(3, np.uint8), bits)
+@pytest.mark.parametrize("count", [40, 1000, 100_000])
+def test_three_levels_take_hardly_more_than_their_entropy(count: int) -> None:
+    size, least = pack(drawn(3, count), 3).size, count * math.log2(3) / 8
+    assert least <= size <= 1.01 * least + 1
+    assert size == -(-count * 8 // 40)
 
 
-def test_truncated_codes_are_refused() -> None:
-    packed = pack(np.arange(8, dtype=np.uint8), 4)
-    with pytest.raises(ValueError, match="take 4 bytes, found 3"):
-        unpack(packed[:-1], 4, 8)
+@pytest.mark.parametrize(
+    ("levels", "bits"), [(2, 1), (3, 1.6), (4, 2), (5, 64 / 27), (7, 64 / 22), (15, 4), (255, 8), (256, 8)]
+)
+def test_bits_per_code(levels: int, bits: float) -> None:
+    # 27 digits of base 5 and 22 of base 7 fit into 64 bits; 16 of base 15 do, which is no gain.
+    assert packed_size(64 * 27 * 22 * 5, levels) * 8 / (64 * 27 * 22 * 5) == pytest.approx(bits)
+
+
+@pytest.mark.parametrize(("code", "levels"), [(16, 16), (3, 3), (9, 7), (255, 255)])
+def test_too_large_a_code_is_refused(code: int, levels: int) -> None:
+    with pytest.raises(ValueError, match=f"Code {code} is none of {levels} levels"):
+        pack(np.array([1, code], np.uint8), levels)
+
+
+def test_bytes_that_hold_no_level_are_refused() -> None:
+    with pytest.raises(ValueError, match="Code 15 is none of 15 levels"):
+        unpack(np.array([0xFF], np.uint8), 15, 2)
+
+
+@pytest.mark.parametrize("levels", [-1, 0, 1, 257])
+def test_impossible_numbers_of_levels_are_refused(levels: int) -> None:
+    with pytest.raises(ValueError, match=f"2 to 256 levels, got {levels}"):
+        pack(np.zeros(3, np.uint8), levels)
+    with pytest.raises(ValueError, match=f"2 to 256 levels, got {levels}"):
+        unpack(np.zeros(3, np.uint8), levels, 3)
+
+
+@pytest.mark.parametrize(("levels", "size"), [(3, 2), (16, 4), (2, 1)])
+def test_truncated_and_longer_codes_are_refused(levels: int, size: int) -> None:
+    packed = pack(np.arange(8, dtype=np.uint8) % levels, levels)
+    for wrong in (packed[:-1], np.append(packed, np.uint8(0))):
+        with pytest.raises(
+            ValueError, match=f"8 codes of {levels} levels take {size} bytes, found {wrong.size}"
+        ):
+            unpack(wrong, levels, 8)
+
+
+# --- masks
 
 
 @given(arrays(np.bool_, st.integers(0, 600), elements=st.booleans()))
@@ -81,3 +148,63 @@ def test_a_damaged_mask_is_refused() -> None:
         decode_mask(encoded[:-4], width, int(kept.sum()), kept.size)
     with pytest.raises(ValueError, match="points at weight"):
         decode_mask(encoded, width, int(kept.sum()), 500)
+
+
+@pytest.mark.parametrize("width", [-1, 1, 9])
+def test_impossible_gaps_are_refused(width: int) -> None:
+    with pytest.raises(ValueError, match=f"2 to 8 bits, or 0 for a bitmap, got {width}"):
+        decode_mask(np.zeros(9, np.uint8), width, 1, 8)
+
+
+# --- the two streams of a model
+
+
+def filled() -> Parts:
+    parts = Parts()
+    parts.add_floats(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    parts.add_packed(np.array([7, 8, 9], np.uint8))
+    parts.add_floats(torch.tensor(5.0))
+    return parts
+
+
+def test_streams_are_read_in_the_order_in_which_they_were_written() -> None:
+    tensors = filled().tensors()
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+        "floats": [1, 2, 3, 4, 5],
+        "packed": [7, 8, 9],
+    }
+    parts = Parts.of(tensors)
+    assert parts.floats([2, 2]).tolist() == [[1, 2], [3, 4]]
+    assert parts.packed(2).tolist() == [7, 8]
+    assert parts.floats([]).item() == 5
+    assert parts.packed(1).tolist() == [9]
+    parts.check_empty()
+
+
+def test_a_stream_without_numbers_is_left_out() -> None:
+    parts = Parts()
+    assert parts.tensors() == {}
+    parts.add_floats(torch.tensor([1.0]))
+    assert list(parts.tensors()) == ["floats"]
+    assert Parts.of({}).packed(0).size == 0
+
+
+def test_what_is_missing_and_what_is_left_is_told() -> None:
+    parts = Parts.of(filled().tensors())
+    with pytest.raises(ValueError, match="6 numbers expected, 5 are left"):
+        parts.floats([3, 2])
+    with pytest.raises(ValueError, match="4 bytes expected, 3 are left"):
+        parts.packed(4)
+    with pytest.raises(ValueError, match="-1 bytes expected, 3 are left"):
+        parts.packed(-1)
+    parts.packed(1)
+    with pytest.raises(ValueError, match="5 numbers and 2 bytes are too many"):
+        parts.check_empty()
+
+
+@pytest.mark.parametrize(
+    "tensors", [{"more": torch.zeros(1)}, {"floats": torch.zeros(1, dtype=torch.double)}]
+)
+def test_other_streams_are_refused(tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="expected streams of"):
+        Parts.of(tensors)

@@ -442,6 +442,45 @@ def test_samples_of_weights_are_the_survivors() -> None:
     assert rows.shape == (-1, 1)
 
 
+@pytest.mark.parametrize("span", CANDIDATES.values(), ids=CANDIDATES.keys())
+def test_per_group_is_each_group_alone(span: Span) -> None:
+    weight, mask = normal(3, 2, 7, 5), normal(4, 2, 7, 5) > -0.5
+    reach = span.reach(weight, mask, 4, per_channel=True, group=16)
+    low, high = span.ends(weight, mask, 4, per_channel=True, group=16)
+    assert reach.shape == low.shape == high.shape == (2, 3)  # 35 = 16 + 16 + 3
+    for row in range(2):
+        for group in range(3):
+            part = slice(16 * group, 16 * group + 16)
+            numbers, kept = weight.flatten(1)[row, part], mask.flatten(1)[row, part]
+            assert reach[row, group] == span.reach(numbers, kept, 4, per_channel=False)
+            ends = span.ends(numbers, kept, 4, per_channel=False)
+            assert (low[row, group], high[row, group]) == ends
+
+
+@pytest.mark.parametrize("span", CANDIDATES.values(), ids=CANDIDATES.keys())
+def test_per_channel_of_axis_1_is_that_of_the_transposed_weight(span: Span) -> None:
+    weight, mask = normal(5, 3, 4, 5), normal(6, 3, 4, 5) > 0
+    across, kept = weight.transpose(0, 1), mask.transpose(0, 1)
+    reach = span.reach(weight, mask, 4, per_channel=True, axis=1)
+    assert reach.shape == (1, 4, 1)
+    assert torch.equal(reach.transpose(0, 1), span.reach(across, kept, 4, per_channel=True))
+    ends = span.ends(weight, mask, 4, per_channel=True, axis=1)
+    for end, other in zip(ends, span.ends(across, kept, 4, per_channel=True), strict=True):
+        assert torch.equal(end.transpose(0, 1), other)
+
+
+@pytest.mark.parametrize("span", CANDIDATES.values(), ids=CANDIDATES.keys())
+def test_ends_hold_zero_and_lie_within_the_weights(span: Span) -> None:
+    for shift in (-3.0, 0.0, 3.0):
+        weight = normal(7, 4, 50) + shift
+        low, high = span.ends(weight, None, 4, per_channel=True)
+        assert (low <= 0).all()
+        assert (high >= 0).all()
+        assert (low < high).all()
+        assert (low >= weight.amin(1, keepdim=True).clamp(max=0)).all()
+        assert (high <= weight.amax(1, keepdim=True).clamp(min=0)).all()
+
+
 def test_union_and_candidates_agree() -> None:
     kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(Ranges)[0])}
     assert kinds - {span.kind for span in CANDIDATES.values()} == {"bounds", "best"}

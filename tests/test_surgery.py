@@ -14,7 +14,7 @@ from tasks.errors import DecantError
 from tasks.export import check_same, open_session, to_onnx
 from tasks.ledger import as_json, check_invariants, compare, show
 from tasks.models import Resnet, predict
-from tasks.quantize.schemes import Binary, Integer
+from tasks.quantize.schemes import Binary, Codebook, Integer, Ternary
 from tasks.surgery import composed, removed
 from tests.nets import NETS, drawn, images, known, net
 
@@ -68,6 +68,9 @@ def test_constraints_are_cut_like_their_weight(name: str) -> None:
         "number": Constraints(Range(-0.1, 0.2)),
         "channel": Constraints(levels=Integer(bits=3).levels(weight)),
         "tensor": Constraints(levels=Integer(bits=3, per_channel=False).levels(weight)),
+        "affine": Constraints(levels=Integer(bits=3, symmetric=False).levels(weight)),
+        "ternary": Constraints(levels=Ternary(per_channel=False).levels(weight)),
+        "codebook": Constraints(levels=Codebook(entries=7).levels(weight)),
         "all": Constraints(Range(-0.6 * rows, 0.5 * rows), Binary().levels(weight), mask),
     }
     (dim, kept), *_ = KEPT[name].items()
@@ -77,6 +80,26 @@ def test_constraints_are_cut_like_their_weight(name: str) -> None:
         expected = constraints.project(weight).index_select(dim, kept)
         assert torch.equal(child.module.get_parameter(name), expected)
         assert torch.equal(cut.project(weight.index_select(dim, kept)), expected)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups_lose_channels_and_no_inputs(symmetric: bool) -> None:
+    parent = residual()
+    scheme = Integer(bits=3, group=16, symmetric=symmetric)
+    weight = parent.module.get_parameter(CONV).detach()
+    held = Constraints(levels=scheme.levels(weight))
+    child = removed(parent.narrowed({CONV: held}), KEPT)
+    (kept,) = KEPT[CONV].values()
+    assert torch.equal(child.module.get_parameter(CONV), held.project(weight)[kept])
+    levels = child.constraints[CONV].levels
+    assert levels is not None
+    assert levels.scale.shape == (3, 4)  # 6 * 9 = 54 = 3 * 16 + 6
+    assert levels.scope == "group of 16"
+    assert torch.equal(levels.project(weight[kept]), held.project(weight)[kept])
+    reader = parent.module.get_parameter(NEXT).detach()
+    grouped = parent.narrowed({NEXT: Constraints(levels=scheme.levels(reader))})
+    with pytest.raises(DecantError, match=r"group of 16 cannot lose inputs.*remove channels first"):
+        removed(grouped, KEPT)
 
 
 @pytest.mark.parametrize("kind", ["residual", "grouped", "depthwise", "flattened"])

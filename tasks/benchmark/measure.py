@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tasks.data import pixels
-from tasks.export import INPUT
+from tasks.onnx_trace import INPUT
 from tasks.timing import Call, Latency, Rounds, compare, interleave, no_garbage_collection, processor
 
 REPEATS = {1: 10, 128: 1}

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.checkpoints import Checkpoint
+from tasks.constraints import FREE, DynamicGrid, Levels
+from tasks.integers import whole_numbers
+from tasks.onnx_layers import Form, Forms
 
 COLUMNS = (
     ("onnxruntime", "batch_1"),
@@ -15,7 +18,7 @@ COLUMNS = (
 )
 
 
-def verdict(numbers: Mapping[str, Any], checkpoint: Checkpoint) -> str:
+def verdict(numbers: Mapping[str, Any], checkpoint: Checkpoint, forms: Forms) -> str:
     """Return what the model gained over the teacher in ONNX Runtime, and why it gained no more.
 
     A model is faster where the median says so by 5 % and 90 % of the rounds agree, slower likewise.
@@ -23,6 +26,7 @@ def verdict(numbers: Mapping[str, Any], checkpoint: Checkpoint) -> str:
     Args:
         numbers: The model's entry of latency.json.
         checkpoint: The model.
+        forms: How the export has its layers multiplied, by name.
     """
     batches = numbers["onnxruntime"]
     faster = [words for key, words in _BATCHES.items() if _clear(batches[key], 1)]
@@ -32,24 +36,56 @@ def verdict(numbers: Mapping[str, Any], checkpoint: Checkpoint) -> str:
     if len(faster) == len(_BATCHES):
         return f"{size}, {'and' if smaller else 'but'} faster"
     if faster:
-        return f"{size}, faster at {faster[0]}" + (f", slower at {slower[0]}" if slower else " only")
-    pace = f"slower at {' and '.join(slower)}" if slower else "not faster"
-    return f"{size}, {pace}" + "".join(f"; {reason}" for reason in _reasons(checkpoint))
+        pace = f"faster at {faster[0]}" + (f", slower at {slower[0]}" if slower else " only")
+    else:
+        pace = f"slower at {' and '.join(slower)}" if slower else "not faster"
+    return f"{size}, {pace}" + "".join(f"; {reason}" for reason in _reasons(checkpoint, forms))
 
 
-def _reasons(checkpoint: Checkpoint) -> list[str]:
+def _reasons(checkpoint: Checkpoint, forms: Forms) -> list[str]:
     """Return what in the model makes it smaller on disk, or more exact to deploy, and saves no time here."""
-    held = checkpoint.constraints.values()
-    words = []
-    if any(constraints.levels is not None for constraints in held):
-        words.append("its weights are unpacked to float32 here")
-    if any(constraints.mask is not None for constraints in held):
+    floats = [layer for layer, form in forms.items() if form is Form.FLOAT]
+    words = _unpacked(
+        {layer: levels for layer in floats if (levels := _levels(checkpoint, layer))}, checkpoint
+    )
+    if Form.PACKED in forms.values():
+        words.append("weights of 4 bits are multiplied in float32")
+    if any(constraints.mask is not None for constraints in checkpoint.constraints.values()):
         words.append("its zeros are multiplied like other weights")
-    if checkpoint.grids:
+    if Form.BATCH in forms.values():
+        words.append("the range of each batch is looked for first")
+    if any(layer in checkpoint.grids for layer in floats):
         words.append("rounding the inputs of layers is work on top")
     if checkpoint.clamps:
         words.append("cutting the inputs of layers is work on top")
     return words
+
+
+def _unpacked(layers: Mapping[str, Levels], checkpoint: Checkpoint) -> list[str]:
+    """Return why these layers, whose weights have levels, are multiplied in float32 nonetheless."""
+    lacking: dict[str, set[str]] = {}
+    for layer, levels in layers.items():
+        grid = checkpoint.grids.get(layer)
+        if not whole_numbers(levels):
+            lacking.setdefault("", set()).add(f"weights of {len(levels.values)} levels that are no integers")
+        elif grid is None:
+            lacking.setdefault(" beside inputs in float32", set()).add(f"weights of {_bits(levels.bits)}")
+        elif isinstance(grid, DynamicGrid):
+            lacking.setdefault(" with the range of each batch", set()).add(f"inputs of {_bits(grid.bits)}")
+        else:
+            lacking.setdefault(" whose biases are no whole steps of their sums", set()).add("integers")
+    return [
+        f"ONNX Runtime has no kernel for {' or '.join(sorted(kinds))}{where}, they run unpacked"
+        for where, kinds in lacking.items()
+    ]
+
+
+def _levels(checkpoint: Checkpoint, layer: str) -> Levels | None:
+    return checkpoint.constraints.get(f"{layer}.weight", FREE).levels
+
+
+def _bits(count: int) -> str:
+    return "one bit" if count == 1 else f"{count} bits"
 
 
 def readme(content: Mapping[str, Any], verdicts: Mapping[str, str]) -> str:

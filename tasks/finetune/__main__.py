@@ -7,7 +7,7 @@ from tasks import data
 from tasks.checkpoints import load_model
 from tasks.finetune.params import FinetuneParams
 from tasks.fit import fit_
-from tasks.losses import against_teacher
+from tasks.losses import against_teacher, warning
 from tasks.stages import run
 from tasks.steps import begin_model, finish
 
@@ -33,7 +33,8 @@ def main(model: str) -> None:
         constraints=parent.constraints,
         title=step.name,
     )
-    finish(step, parent, child, {}, curve)
+    words = warning(soft, parent.narrowest)
+    finish(step, parent, child, {}, curve, facts={"warning": words} if words else None)
     scratch.clear()
 
 

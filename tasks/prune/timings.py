@@ -22,7 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tasks.checkpoints import Checkpoint, altered
 from tasks.errors import DecantError
-from tasks.export import INPUT, open_session, to_onnx
+from tasks.export import open_session, to_onnx
+from tasks.onnx_trace import INPUT
 from tasks.prune.budgets import bracket
 from tasks.prune.goals import told
 from tasks.prune.layers import Layer, layers_of, reshaped
@@ -325,12 +326,19 @@ def _key(layer: Layer, batch: int) -> str:
 def _sum(model: Checkpoint) -> str:
     """Return a short sum over all that a network's time depends on."""
     inputs = sorted(
-        (name, str(grid and grid.bits), name in model.clamps)
+        (name, str(grid and [type(grid).__name__, grid.bits]), name in model.clamps)
         for name in {*model.grids, *model.clamps}
         for grid in [model.grids.get(name)]
     )
-    words = json.dumps([model.architecture.model_dump(), model.shape, sorted(altered(model).items()), inputs])
-    return sha256(words.encode()).hexdigest()[:12]
+    parts = [model.architecture.model_dump(), model.shape, sorted(altered(model).items()), inputs]
+    # Which kernel a layer gets follows from what its weights and inputs are rounded to.
+    if levels := sorted(
+        (name, held.levels.values.tolist(), held.levels.scope, held.levels.zero_point is not None)
+        for name, held in model.constraints.items()
+        if held.levels is not None
+    ):
+        parts.append(levels)
+    return sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def _digits(number: float) -> float:

@@ -2,24 +2,23 @@
 
 from tasks import data
 from tasks.checkpoints import load_model
-from tasks.choice import Choice, tables
-from tasks.ledger import select
 from tasks.quantize.params import QuantizeParams
-from tasks.quantize.rounding import round_inputs, round_weights
+from tasks.quantize.quantized import Recipe
 from tasks.stages import run
 from tasks.steps import begin_model, finish
 
 
 def main(model: str) -> None:
-    """Read the parent; round its weights and, where asked, its activations; write the model."""
+    """Read the parent; round its weights and, where asked, its activations, or train them; write the model."""
     step = begin_model(model, QuantizeParams)
-    parent, train = load_model(step.block.from_), data.read(data.TRAIN)
-    chosen, untouched = select(parent.module, step.block.skip)
-    child, of_weights = round_weights(parent, chosen, step.block, train)
-    of_inputs: dict[str, Choice] = {}
-    if step.block.activations is not None:
-        child, of_inputs = round_inputs(child, chosen, step.block.activations, train)
-    finish(step, parent, child, untouched, tables=tables(of_weights, of_inputs))
+    parent, teacher = load_model(step.block.from_), load_model("teacher")
+    recipe = Recipe(step.block, parent, teacher, data.read(data.TRAIN), data.read(data.VALIDATION))
+    scratch = step.scratch(step.block.from_, "teacher")
+    result = recipe.trained(scratch, step.seed, step.name) if step.block.train else recipe.rounded()
+    finish(
+        step, result.before, result.model, result.untouched, result.curve, result.tables, facts=result.facts
+    )
+    scratch.clear()
 
 
 if __name__ == "__main__":

@@ -1,23 +1,31 @@
-"""The block of a model with `op: quantize`."""
+"""The block of a model with `op: quantize`: levels, inputs, what comes before, how weights get there."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from tasks.grids import Bits
 from tasks.params import Block, Section
-from tasks.quantize.schemes import Scheme, check_width
+from tasks.quantize.mixed import Mixed
+from tasks.quantize.roundings import Nearest, Rounding
+from tasks.quantize.schemes import Integer, Scheme, check_width
+from tasks.quantize.trainers import Train, check_pairing
 from tasks.ranges import MinMax, Ranges
 
 
 class Activations(Section):
-    """How the inputs of layers are rounded: affine, per tensor, ranges from training images."""
+    """How the inputs of layers are rounded: to unsigned integers, affine, per tensor.
 
-    bits: Bits = 8
-    images: PositiveInt = 1000
+    Attributes:
+        bits: Width of a code; 1 leaves zero and one step.
+        range: Which part of the range that calibration images reach is kept.
+        dynamic: Each batch has the range that it has, and nothing is calibrated.
+    """
+
+    bits: Annotated[int, Field(ge=1, le=8)] = 8
     range: Ranges = MinMax()
+    dynamic: bool = False
 
     @model_validator(mode="after")
     def _fitting(self) -> Activations:
@@ -27,13 +35,86 @@ class Activations(Section):
                 "range.per_channel: inputs are rounded per tensor; clip them per channel first, "
                 "with `op: clip` and `target: activations`"
             )
+        if self.dynamic and not isinstance(self.range, MinMax):
+            raise ValueError("range: dynamic inputs take the range of each batch; leave it out")
         return self
 
 
 class QuantizeParams(Block):
-    """The levels of the weights, and of the activations where they are rounded too."""
+    """What the weights are rounded to, and the inputs of layers where they are rounded too.
+
+    Attributes:
+        scheme: The levels of the weights.
+        activations: How inputs are rounded; they stay in float32 where it is left out.
+        images: Training images for ranges, Hessians and corrections; the first so many.
+        fold: Fold batch norms into the convolutions before them.
+        equalize: Move size between layers until their channels have equal ranges.
+        smooth: Move so much of the inputs' outliers into the weights, in (0, 1).
+        rounding: Which of the levels near it a weight goes to.
+        correct_bias: Take the mean of what rounding adds to each channel off its bias.
+        mixed: Give each layer a width of its own, under a budget.
+        train: Train the weights, and what rounds them, on levels.
+        first_and_last: Another scheme for the first and the last layer; `same` for the scheme itself. Where
+            it is left out, binary models keep these two in 8 bits and all others take the scheme.
+        skip: Layers that are left alone.
+    """
 
     op: Literal["quantize"]
     scheme: Scheme
     activations: Activations | None = None
+    images: PositiveInt = 1000
+    fold: bool = True
+    equalize: bool = False
+    smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
+    rounding: Rounding = Nearest()
+    correct_bias: bool = False
+    mixed: Mixed | None = None
+    train: Train | None = None
+    first_and_last: Integer | Literal["same"] | None = None
     skip: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> QuantizeParams:
+        """Refuse choices that do not go together, each with what to take instead."""
+        if wrong := [words for words in (self._before(), self._training(), self._widths()) if words]:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    @property
+    def ends(self) -> Integer | None:
+        """The scheme of the first and the last layer, where it is another one."""
+        if self.first_and_last == "same":
+            return None
+        return self.first_and_last or (Integer(bits=8) if self.scheme.wide_ends else None)
+
+    def _before(self) -> str:
+        balanced = [name for name in ("equalize", "smooth", "correct_bias") if getattr(self, name)]
+        if balanced and not self.fold:
+            return f"{balanced[0]} needs a bias in every layer: take fold: true"
+        if self.smooth is not None and self.activations is None:
+            return "smooth helps inputs that are rounded: give activations, or leave it out"
+        return ""
+
+    def _training(self) -> str:
+        if self.train is None:
+            return ""
+        useless = [
+            name
+            for name, given in (
+                ("rounding", not isinstance(self.rounding, Nearest)),
+                ("equalize", self.equalize),
+                ("smooth", self.smooth is not None),
+                ("correct_bias", self.correct_bias),
+            )
+            if given
+        ]
+        if useless:
+            return f"{useless[0]} is undone by training: leave out one of {useless[0]} and train"
+        if self.activations is not None and self.activations.dynamic:
+            return "train learns grids of inputs that stand still: leave out dynamic"
+        return check_pairing(self.train, self.scheme, self.activations is not None)
+
+    def _widths(self) -> str:
+        if self.mixed is not None and not isinstance(self.scheme, Integer):
+            return f"mixed chooses widths of integers, got scheme {self.scheme.kind}"
+        return ""

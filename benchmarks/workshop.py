@@ -1,0 +1,107 @@
+"""A throw-away folder in which a benchmark runs stages as the pipeline does."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks import data, metrics
+from tasks.checkpoints import MODELS, Checkpoint, load_model, size_bytes
+from tasks.models import predict
+from tasks.params import read_yaml
+from tests.imports import ROOT
+
+LENET = {
+    "data": {"source": "mnist", "validation": 5000},
+    "teacher": {
+        "architecture": {"kind": "lenet-300-100"},
+        "training": {
+            "epochs": 20,
+            "optimizer": {"kind": "sgd", "learning_rate": 0.1},
+            "average": 0.99,
+        },
+    },
+}
+"""The network and the images on which papers report."""
+
+
+class Workshop:
+    """A folder with images and a teacher.
+
+    Attributes:
+        name: Of the network.
+        folder: Where it is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        sections: Mapping[str, Any],
+        teacher: Path | None = None,
+        seed: int = 1,
+        threads: int = 1,
+    ) -> None:
+        """Prepare the images and the teacher.
+
+        Args:
+            name: Of the network.
+            folder: To be made.
+            sections: Of params.yaml: `data`, where not the images in data/ are meant, and `teacher`, where
+                one is trained.
+            teacher: A trained one's folder, which is copied.
+            seed: Of the teacher's training. The images are always drawn by 1.
+            threads: Of all operations.
+        """
+        self.name, self.folder = name, folder
+        folder.mkdir(parents=True)
+        self.sections = {**sections}
+        self.sections["threads"] = dict.fromkeys(read_yaml(ROOT / "params.yaml")["threads"], threads)
+        with self.inside({}, seed=1):
+            if "data" in self.sections:
+                importlib.import_module("tasks.prepare.__main__").main()
+            else:
+                (folder / "data").symlink_to(ROOT / "data")
+        with self.inside({}, seed):
+            if teacher is not None:
+                shutil.copytree(teacher, folder / MODELS / "teacher")
+            else:
+                importlib.import_module("tasks.teacher.__main__").main()
+
+    @contextlib.contextmanager
+    def inside(self, models: Mapping[str, Any], seed: int) -> Iterator[None]:
+        """Work in the folder, quietly, with these blocks in params.yaml."""
+        before = Path.cwd()
+        os.chdir(self.folder)
+        content = self.sections | {"seed": seed, "models": dict(models)}
+        Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                yield
+        finally:
+            os.chdir(before)
+
+    def make(self, name: str, block: Mapping[str, Any], seed: int) -> Checkpoint:
+        """Run one operation and return the model."""
+        with self.inside({name: block}, seed):
+            importlib.import_module(f"tasks.{block['op']}.__main__").main(name)
+            return load_model(name)
+
+    def measured(self, name: str) -> dict[str, float]:
+        """Return accuracy on the test split in percent, and what the model has left."""
+        with self.inside({}, 1):
+            model, test = load_model(name), data.read(data.TEST)
+            return {
+                "accuracy": 100 * metrics.accuracy(predict(model.module, test.images), test.labels),
+                "nonzeros": metrics.nonzeros(model.module),
+                "macs": metrics.macs(model.module, model.shape),
+                "bytes": size_bytes(MODELS / name),
+            }

@@ -1,0 +1,150 @@
+"""AdaRound: whether each weight goes to the level below or above it is learnt, a layer at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from tasks.constraints import Constraints
+from tasks.moments import Moments
+from tasks.params import Section
+from tasks.quantize.rows import better, written_out
+from tasks.squares import Problem, pose
+
+GAMMA, ZETA = -0.1, 1.1
+"""How far the sigmoid is stretched beyond 0 and 1, so that it reaches both: section 3.2 of the paper."""
+
+WARM = 0.2
+"""Share of the steps before anything draws to 0 or 1."""
+
+BETA = (20.0, 2.0)
+"""The regularizer's exponent, first and last: first only what is nearly decided is drawn on, then all."""
+
+
+class AdaRound(Section):
+    """Choose for each weight one of its two neighbouring levels so that the layer's outputs change least.
+
+    The choice is h(V) in [0, 1], a stretched sigmoid cut at both ends, of one number V for each weight. Adam
+    minimizes the layer's output error, with the weight at `lower + h (upper - lower)`, plus
+    `regularization` times Σ 1 - |2 h - 1|^β, which at the end has drawn each h to 0 or to 1. The error is
+    the exact quadratic form of the moments (the paper's eq. 20 and 21), so all images count in each step. It
+    is measured in units in which nearest rounding errs by 1 for each weight, so that one `regularization`
+    serves all layers. Left out: the form with the activation function inside (eq. 25). A row whose error is
+    smaller with nearest rounding keeps that.
+
+    Does not help at 8 bits, and from 3 bits up less than `gptq` at several times the time: no weight may go
+    further than to its neighbours to make up for others. At 2 bits and less, where `gptq` runs out of levels
+    to make up with, it is the better one.
+
+    Attributes:
+        steps: Steps of Adam.
+        regularization: Weight of the second term.
+        rate: Adam's learning rate, of V.
+
+    References:
+        Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, 2020.
+        https://arxiv.org/abs/2004.10568
+    """
+
+    needs_moments: ClassVar[bool] = True
+
+    kind: Literal["adaround"] = "adaround"
+    steps: PositiveInt = 1000
+    regularization: Annotated[float, Field(ge=0)] = 1.0
+    rate: PositiveFloat = 0.1
+
+    def rounded(self, weight: Tensor, held: Constraints, moments: Moments | None) -> Tensor:
+        """Return the weight on its levels, at most with the error of nearest rounding in each row.
+
+        Args:
+            weight: Output channels first, as in a linear layer or a convolution.
+            held: Levels, and maybe a mask and a range, that it obeys afterwards.
+            moments: Of the layer's inputs, with a group for each of the layer's.
+
+        Returns:
+            Float32 of the weight's shape; projecting it onto `held` changes nothing, to the bit.
+
+        Raises:
+            ValueError: There are no moments or no levels, or shapes do not fit.
+        """
+        if moments is None:
+            raise ValueError("adaround needs moments of the layer's inputs: give it images")
+        rows = weight.detach().flatten(1)
+        written = written_out(held, weight.shape)
+        # Nothing is inverted here, so nothing needs damping.
+        problem = pose(rows, moments.hessian, moments.cross, 0.0)
+        lower, upper, share = neighbours(rows, written)
+        nearest = written.project(rows)
+        up = self._learnt(problem, rows, lower, upper, share, nearest) >= 0.5
+        return better(problem, torch.where(up, upper, lower), nearest).reshape(weight.shape)
+
+    def _learnt(
+        self, problem: Problem, rows: Tensor, lower: Tensor, upper: Tensor, share: Tensor, nearest: Tensor
+    ) -> Tensor:
+        """Return h [O, d] after the last step."""
+        matrix, step = problem.matrix.float(), upper - lower
+        # The gradient at the weight itself, which is not 0 where earlier layers err.
+        pull = (problem.times(rows.double(), problem.matrix) - problem.target).float()
+        # Rows that lie on their levels already, up to rounding, have no noise to measure in.
+        noise = _power(problem, nearest - rows).maximum(1e-6 * _power(problem, rows)).clamp(min=1e-30)
+        unit = (rows.shape[1] / noise).float()[:, None]
+        raw = torch.logit((share - GAMMA) / (ZETA - GAMMA)).requires_grad_()
+        adam = torch.optim.Adam([raw], lr=self.rate)
+        for number in range(self.steps):
+            chosen = rectified(raw)
+            soft = lower + chosen * step
+            slope = 2 * unit * (problem.times(soft.detach() - rows, matrix) + pull)
+            # Its gradient is that of the quadratic form, at a third of the products.
+            loss = (slope * soft).sum()
+            if (beta := exponent(number / self.steps)) is not None:
+                loss = loss + self.regularization * (1 - (2 * chosen - 1).abs().pow(beta)).sum()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        return rectified(raw.detach())
+
+
+def _power(problem: Problem, rows: Tensor) -> Tensor:
+    """Return the mean square [O], float64, of what rows put out."""
+    return (problem.times(rows.double(), problem.matrix) * rows).sum(1)
+
+
+def rectified(raw: Tensor) -> Tensor:
+    """Return h(V), the sigmoid stretched to [GAMMA, ZETA] and cut to [0, 1], elementwise; eq. 23."""
+    return (torch.sigmoid(raw) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def exponent(done: float) -> float | None:
+    """Return β after a share of the steps: None while warming up, then from 20 down to 2 along a cosine."""
+    if done < WARM:
+        return None
+    first, last = BETA
+    return last + (first - last) * (1 + math.cos(math.pi * (done - WARM) / (1 - WARM))) / 2
+
+
+def neighbours(rows: Tensor, held: Constraints) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two levels around each weight, and where between them it lies.
+
+    Beyond the last level, both are the last two. A range or a mask may leave only one, which is both.
+
+    Args:
+        rows: [O, d].
+        held: Constraints that are written out for each element.
+
+    Returns:
+        The lower and the upper level by code, both allowed by all constraints, and the weight's place in
+        [0, 1], 0 at the lower one: [O, d] each.
+    """
+    levels = held.levels
+    assert levels is not None
+    place = rows / levels.scale
+    if levels.zero_point is not None:
+        place = place + levels.zero_point
+    code = torch.bucketize(place, levels.values, right=True).sub(1).clamp(0, len(levels.values) - 2)
+    below, above = levels.values[code], levels.values[code + 1]
+    share = ((place - below) / (above - below)).clamp(0, 1)
+    return held.project(levels.decode(code)), held.project(levels.decode(code + 1)), share

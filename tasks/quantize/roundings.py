@@ -1,0 +1,101 @@
+"""Which of its levels each weight goes to: each way is one class, and the union names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tasks.checkpoints import Checkpoint
+from tasks.constraints import Constraints
+from tasks.data import pixels
+from tasks.errors import DecantError
+from tasks.moments import Moments, moments, received
+from tasks.params import Section
+from tasks.quantize.adaround import AdaRound
+from tasks.quantize.gptq import Gptq
+
+
+class Nearest(Section):
+    """Each weight goes to its nearest level, whatever the others do.
+
+    The least error of the weights, and not of the outputs: does not help below 4 bits, where errors that
+    point the same way add up over a layer's inputs.
+    """
+
+    needs_moments: ClassVar[bool] = False
+
+    kind: Literal["nearest"] = "nearest"
+
+    def rounded(self, weight: Tensor, held: Constraints, moments: Moments | None) -> Tensor:
+        """Return the weight on its levels, of its shape; the moments are not read."""
+        return held.project(weight.detach())
+
+
+Rounding = Annotated[Nearest | Gptq | AdaRound, Field(discriminator="kind")]
+
+
+def round_layers(
+    parent: Checkpoint,
+    held: Mapping[str, Constraints],
+    rounding: Rounding,
+    images: Tensor,
+    reference: nn.Module,
+    title: str = "rounding",
+) -> Checkpoint:
+    """Return the parent with the named weights on their levels, each layer making up for those before it.
+
+    Layers are rounded in the order in which they run: each on the inputs that the layers before, rounded
+    already, send it, clamped and rounded as the parent's layers do that, towards the outputs that its own
+    weight has on the reference's inputs. Layers of which no moments are taken, such as transposed
+    convolutions and embeddings, are rounded to nearest. Biases stay.
+
+    Args:
+        parent: The network, its weights not rounded yet, its input grids attached; it is untouched.
+        held: All that each weight has to obey, the parent's constraints included, by the weight's name.
+        rounding: How.
+        images: Pixels [N, C, H, W], uint8, without labels; some ten rows of patches for each input of the
+            widest layer. Not read where the rounding needs no moments.
+        reference: The network in float, in eval mode, whose layers receive what the parent's would: channels
+            in the same units, nothing rounded.
+        title: The progress bar's.
+
+    Raises:
+        DecantError: There are no images; the network does not run one of the layers, or it receives NaN; or
+            a weight cannot be rounded so. Names the layer.
+    """
+    child = parent.narrowed({})
+    order = list(held)
+    if rounding.needs_moments:
+        if not len(images):
+            raise DecantError(f"{rounding.kind} reads images to round by, and there are none; ask for some")
+        order = list(received(child.module, order, pixels(images[:1])))
+    with torch.no_grad():
+        for name in tqdm(order, desc=title, unit=" layers", delay=3, leave=False):
+            weight = child.module.get_parameter(name)
+            weight.copy_(_rounded(child.module, name, held[name], rounding, images, reference))
+    return child.narrowed(held)
+
+
+def _rounded(
+    module: nn.Module,
+    name: str,
+    held: Constraints,
+    rounding: Rounding,
+    images: Tensor,
+    reference: nn.Module,
+) -> Tensor:
+    """Return one layer's weight on its levels, given the network as rounded so far."""
+    weight, layer = module.get_parameter(name), module.get_submodule(name.removesuffix(".weight"))
+    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return Nearest().rounded(weight, held, None)
+    seen = moments(module, [name], images, reference)[name] if rounding.needs_moments else None
+    try:
+        with torch.enable_grad():
+            return rounding.rounded(weight, held, seen)
+    except ValueError as error:
+        raise DecantError(f"{name}: {error}") from None

@@ -1,0 +1,241 @@
+"""A folded network is the same function with fewer numbers, and what its weights obey is the same, scaled."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tasks.checkpoints import Checkpoint
+from tasks.constraints import Constraints, DynamicGrid, InputGrid, Levels, Range
+from tasks.folding import TINY, folded, moved
+from tasks.models import Lenet5, Mlp, Resnet, build, compressible, followers, predict
+from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from tests.nets import NETS, images, net
+
+CONV = "stages.0.conv2.weight"
+SCHEMES: dict[str, Quantizer] = {
+    "integer": Integer(bits=4),
+    "tensor": Integer(bits=3, per_channel=False),
+    "affine": Integer(bits=4, symmetric=False),
+    "affine tensor": Integer(bits=8, symmetric=False, per_channel=False),
+    "group": Integer(bits=4, group=16),
+    "affine group": Integer(bits=3, group=16, symmetric=False),
+    "ternary": Ternary(),
+    "ternary tensor": Ternary(per_channel=False),
+    "binary": Binary(),
+    "codebook": Codebook(entries=32),
+    "power of two": PowerOfTwo(bits=4),
+    "power of two tensor": PowerOfTwo(bits=3, per_channel=False),
+}
+
+
+def residual(seed: int = 0) -> Checkpoint:
+    """Return a network whose batch norms have negative, tiny and vanished factors, and a mean far away."""
+    model = net(NETS["residual"], seed)
+    for _, norm in followers(model.module).values():
+        with torch.no_grad():
+            norm.weight[0], norm.weight[1], norm.weight[2] = -0.7, 0.0, 1e-20
+            norm.running_mean[3], norm.running_var[4] = 40.0, 1e-9
+    return model
+
+
+def masks(model: Checkpoint, seed: int = 3) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(w.shape, generator=generator) > 0.3 for name, w in compressible(model.module).items()
+    }
+
+
+def held_by(model: Checkpoint, scheme: Quantizer, *, masked: bool) -> Checkpoint:
+    constraints = {}
+    for name, weight in compressible(model.module).items():
+        mask = masks(model)[name] if masked else None
+        constraints[name] = Constraints(levels=scheme.levels(weight, mask), mask=mask)
+    return model.narrowed(constraints)
+
+
+def assert_same(before: Checkpoint, after: Checkpoint) -> None:
+    """Hold that both give the same logits, up to float32's rounding of them."""
+    gap, spread = moved(before, after, images())
+    logits = predict(before.module, images())
+    assert gap == (logits - predict(after.module, images())).abs().max().item()
+    assert spread == logits.std().item()
+    assert gap <= 1e-5 * max(1.0, logits.abs().max().item())
+
+
+def naive(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of both in one, by loops in double precision."""
+    weight, bias = convolution.weight.detach().double().clone(), torch.zeros(len(convolution.weight)).double()
+    for channel in range(len(weight)):
+        factor = norm.weight[channel].item() / (norm.running_var[channel].item() + norm.eps) ** 0.5
+        before = 0.0 if convolution.bias is None else convolution.bias[channel].item()
+        weight[channel] *= factor
+        bias[channel] = norm.bias[channel].item() + (before - norm.running_mean[channel].item()) * factor
+    return weight, bias
+
+
+@pytest.mark.parametrize("kind", ["residual", "grouped", "depthwise"])
+def test_weights_and_biases_by_a_naive_loop(kind: str) -> None:
+    model = net(NETS[kind])
+    after = folded(model)
+    for name, (_, norm) in followers(model.module).items():
+        weight, bias = naive(model.module.get_submodule(name.removesuffix(".weight")), norm)
+        assert torch.allclose(after.module.get_parameter(name).double(), weight, rtol=1e-6)
+        found = after.module.get_parameter(name.replace("weight", "bias"))
+        assert torch.allclose(found.double(), bias, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["residual", "grouped", "depthwise", "flattened"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_function_stays_and_no_batch_norm_does(kind: str, seed: int) -> None:
+    model = net(NETS[kind], seed)
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    after = folded(model)
+    assert_same(model, after)
+    assert after.folded
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in after.module.modules())
+    assert not after.module.training
+    assert not model.folded
+    assert all(torch.equal(t, before[n]) for n, t in model.module.state_dict().items())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
+def test_codes_stay_and_the_function_with_them(scheme: Quantizer, masked: bool) -> None:
+    model = held_by(residual(), scheme, masked=masked)
+    after = folded(model)
+    assert_same(model, after)
+    for name, held in model.constraints.items():
+        later = after.constraints[name]
+        weight, scaled = (m.module.get_parameter(name) for m in (model, after))
+        assert held.levels is not None
+        assert later.levels is not None
+        assert torch.equal(later.levels.codes(scaled), held.levels.codes(weight))
+        assert torch.equal(later.levels.values, held.levels.values)
+        assert later.levels.group == held.levels.group
+        assert torch.equal(later.project(scaled), scaled)
+        assert later.broken_by(scaled, later) == []
+        if masked:
+            assert later.mask is not None
+            assert held.mask is not None
+            assert torch.equal(later.mask, held.mask)
+            assert (scaled[~held.mask] == 0).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
+def test_scales_are_multiplied_by_hand(scheme: Quantizer) -> None:
+    model = held_by(residual(), scheme, masked=False)
+    norm = followers(model.module)[CONV][1]
+    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    factor[factor.abs() < TINY] = TINY
+    held, later = model.constraints[CONV].levels, folded(model).constraints[CONV].levels
+    assert held is not None
+    assert later is not None
+    expected = held.scale.double() * (factor[:, None] if held.group else factor.reshape(-1, 1, 1, 1))
+    assert later.scale.shape == expected.shape
+    assert torch.allclose(later.scale.double(), expected, rtol=1e-6)
+    if held.zero_point is not None:
+        assert later.zero_point is not None
+        assert torch.equal(later.zero_point, held.zero_point.expand(later.scale.shape))
+
+
+@given(st.integers(0, 30), st.sampled_from(sorted(SCHEMES)), st.floats(-3, 3), st.floats(1e-3, 9))
+@settings(max_examples=30)
+def test_any_gamma_and_any_variance_keep_the_function(
+    seed: int, scheme: str, gamma: float, variance: float
+) -> None:
+    model = held_by(net(NETS["residual"], seed), SCHEMES[scheme], masked=bool(seed % 2))
+    with torch.no_grad():
+        for _, norm in followers(model.module).values():
+            norm.weight[0], norm.running_var[1] = gamma, variance
+    assert_same(model, folded(model))
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("scheme", [None, Integer(bits=4), Binary()])
+def test_ranges_are_scaled_and_turned_where_the_factor_is_negative(
+    scheme: Quantizer | None, per_channel: bool
+) -> None:
+    model = residual()
+    weight = model.module.get_parameter(CONV)
+    ends = weight.detach().abs().amax((1, 2, 3), keepdim=True) * 0.6 if per_channel else 0.1
+    bounds = Range(-0.5 * ends, ends)
+    levels = None if scheme is None else scheme.levels(bounds.project(weight))
+    model = model.narrowed({CONV: Constraints(bounds, levels)})
+    after = folded(model)
+    assert_same(model, after)
+    norm = followers(model.module)[CONV][1]
+    later = after.constraints[CONV].range
+    assert later is not None
+    for channel in range(len(weight)):
+        factor = norm.weight[channel].item() / (norm.running_var[channel].item() + norm.eps) ** 0.5
+        low, high = sorted(
+            factor * torch.as_tensor(end).expand(len(weight), 1, 1, 1)[channel].item()
+            for end in (bounds.low, bounds.high)
+        )
+        assert later.low[channel].item() == pytest.approx(low, rel=1e-5, abs=1e-29)
+        assert later.high[channel].item() == pytest.approx(high, rel=1e-5, abs=1e-29)
+    scaled = after.module.get_parameter(CONV)
+    assert after.constraints[CONV].broken_by(scaled, after.constraints[CONV]) == []
+
+
+def test_a_range_with_one_end_keeps_one_end() -> None:
+    model = residual().narrowed({CONV: Constraints(Range(high=0.1))})
+    after = folded(model)
+    assert_same(model, after)
+    later = after.constraints[CONV].range
+    assert later is not None
+    assert torch.isinf(later.high[0]).all()  # the first factor is negative
+    assert torch.isfinite(later.low[0]).all()
+    assert torch.isinf(later.low[1:]).all()
+
+
+def test_a_scale_that_folding_would_make_zero_stays_a_scale() -> None:
+    model = residual()
+    levels = Levels(torch.tensor([-1.0, 1.0]), torch.tensor(1e-20))
+    after = folded(model.narrowed({CONV: Constraints(levels=levels)}))
+    later = after.constraints[CONV].levels
+    assert later is not None
+    assert (later.scale != 0).all()
+    assert torch.isfinite(predict(after.module, images())).all()
+
+
+def test_what_layers_do_to_their_inputs_is_kept() -> None:
+    grids = {
+        "head": InputGrid(8, 0.02, 3),
+        "stages.0.conv2": DynamicGrid(8),
+        "stages.0.branch": InputGrid(8, 0.1, 99),
+    }
+    model = net(NETS["residual"]).narrowed({}, grids, {"stages.1.conv1": Range(0.0, 0.5)})
+    after = folded(model)
+    assert (after.grids, after.clamps) == (model.grids, model.clamps)
+    # A rounded input may fall on the other side of a step for a last bit: most logits are the same.
+    logits, later = (predict(each.module, images()) for each in (model, after))
+    assert ((logits - later).abs() < 1e-5).float().mean() > 0.9
+    assert not torch.allclose(later, predict(net(NETS["residual"]).module, images()), atol=1e-3)
+
+
+def test_folding_twice_is_folding_once() -> None:
+    model = held_by(residual(), Integer(bits=4), masked=True)
+    once = folded(model)
+    assert folded(once) is once
+
+
+def test_the_same_network_folds_to_the_same_bytes() -> None:
+    first, second = (folded(held_by(residual(), Ternary(), masked=True)) for _ in range(2))
+    assert all(torch.equal(t, second.module.state_dict()[n]) for n, t in first.module.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", [Mlp(hidden=(6,)), Lenet5()])
+def test_where_there_is_nothing_to_fold_the_same_comes_back(architecture: Mlp | Lenet5) -> None:
+    module = build(architecture, (1, 28, 28), 5, seed=0).eval()
+    model = Checkpoint(architecture, (1, 28, 28), tuple("abcde"), module)
+    assert folded(model) is model
+
+
+def test_channels_that_were_removed_stay_removed() -> None:
+    model = net(Resnet(widths=(6, 8), blocks=(1, 1)))
+    assert folded(replace(model, lineage=({"op": "teacher"},))).lineage == ({"op": "teacher"},)
