@@ -83,7 +83,7 @@ def compare(
     Args:
         parent: What the operation was given.
         child: What it made.
-        untouched: Why it left each other parameter alone.
+        untouched: Why it left each other parameter alone, as long as it did.
         kept: What it left of the parent's tensors, where it removed channels. What is changed is counted in
             the channels that are left.
 
@@ -98,10 +98,10 @@ def compare(
             name=name,
             weight=name in weights or name in child.constraints,
             count=parameter.numel(),
-            changed=int((parameter != before[name]).sum()),
+            changed=(changed := int((parameter != before[name]).sum())),
             zeros=int((parameter == 0).sum()),
             holds=_holds(child, name),
-            untouched="" if name in (kept or {}) else untouched.get(name, ""),
+            untouched="" if changed or name in (kept or {}) else untouched.get(name, ""),
             removed=parent.module.get_parameter(name).numel() - parameter.numel(),
             channels=_channels(parent.module.get_parameter(name).shape, parameter.shape),
         )

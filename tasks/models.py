@@ -224,7 +224,9 @@ def followers(module: nn.Module) -> dict[str, tuple[str, nn.BatchNorm2d]]:
     return {
         f"{name}.weight": (after, norm)
         for (name, layer), (after, norm) in pairwise(layers)
-        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if isinstance(layer, nn.Conv2d)
+        and isinstance(norm, nn.BatchNorm2d)
+        and norm.num_features == layer.out_channels  # else it is that of several layers, joined
     }
 
 

@@ -15,6 +15,7 @@ from tasks import data
 from tasks.checkpoints import DEPLOYED, MODELS, Checkpoint, save
 from tasks.determinism import make_deterministic
 from tasks.errors import DecantError
+from tasks.integers import settled
 from tasks.ledger import Entry, Tables, as_json, check_invariants, chosen, compare, show
 from tasks.params import Section, derive_seed, read_section
 from tasks.scratch import Scratch, scratch
@@ -81,9 +82,11 @@ def finish(
 ) -> None:
     """Check the child against its parent, print the ledger, and write the child to `models/<name>`.
 
+    Biases are written as integer kernels add them, so that what is measured from now on is what is deployed.
     `tables` says of parameters what was chosen for them and what was tried, `kept` what is left of the
     parent's tensors where channels were removed, and `facts` what else the lineage should tell of the step.
     """
+    child = settled(child)
     check_invariants(parent, child, kept)
     ledger = chosen(compare(parent, child, untouched, kept), tables or {})
     write(step, child, ledger, curve, facts)

@@ -9,7 +9,7 @@ from tasks.steps import begin_model, finish
 
 
 def main(model: str) -> None:
-    """Read the parent; round its weights and, where asked, its activations, or train them; write the model."""
+    """Read the parent; round its weights and, where asked, its inputs, or train them; write the model."""
     step = begin_model(model, QuantizeParams)
     parent, teacher = load_model(step.block.from_), load_model("teacher")
     recipe = Recipe(step.block, parent, teacher, data.read(data.TRAIN), data.read(data.VALIDATION))

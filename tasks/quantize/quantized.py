@@ -219,13 +219,7 @@ class Recipe:
         facts = self._facts
         if self._allocation is not None:
             facts = facts | self._allocation.check(model)
-        parameters = dict(before.module.named_parameters())
-        alone = {
-            name: reason
-            for name, reason in untouched.items()
-            if torch.equal(parameters[name], model.module.get_parameter(name))
-        }
-        return Quantized(before, model, alone, merged(self._tables), facts, curve)
+        return Quantized(before, model, untouched, merged(self._tables), facts, curve)
 
 
 def _bits(scheme: Any) -> int:
