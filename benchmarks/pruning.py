@@ -43,8 +43,9 @@ from tasks.benchmark.measure import describe_machine
 from tasks.checkpoints import MODELS, Checkpoint, load_model
 from tasks.checkpoints import save as save_model
 from tasks.errors import DecantError
-from tasks.export import INPUT, open_session, to_onnx
+from tasks.export import open_session, to_onnx
 from tasks.models import predict
+from tasks.onnx_trace import INPUT
 from tasks.prune.budgets import bracket
 from tasks.report.pictures import save
 from tasks.stages import replacing, write_json, write_text

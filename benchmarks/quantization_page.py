@@ -207,7 +207,8 @@ def peers(part: Results) -> list[str]:
     lines = [
         "## Other tools",
         "",
-        "`pip install 'decant[peers]'`, `python -m benchmarks.quantization --part peers --write`. The same "
+        "`pip install '.[peers]'` into an environment of its own, and there "
+        "`python -m benchmarks.quantization --part peers --write`. The same "
         "teachers and calibration images; what is trained has the recipe of our own rows. The bytes are of "
         "the file as the tool saves it. "
         + (f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}." if versions else ""),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as status
 from torch import Tensor
 
 from tasks.checkpoints import Checkpoint
@@ -27,6 +29,12 @@ ROUNDING = {"Round", "QuantizeLinear", "DynamicQuantizeLinear"}
 
 APART, DIFFERING = 0.01, 0.0005
 """Shares of the images: with a logit off by more than a step, and with another prediction."""
+
+CLOSE = 0.05
+"""By how much of a step the logits of half of the images may be off."""
+
+REFUSALS = (status.Fail, status.InvalidGraph, status.NotImplemented, status.RuntimeException)
+"""What ONNX Runtime raises where it cannot run a model."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +80,37 @@ def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
 
 
 def open_session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
-    """Return an ONNX Runtime session on the processor that uses `threads` threads.
+    """Return a session of ONNX Runtime on the processor that uses `threads` threads and says nothing.
 
-    Processors without VNNI add two products of 8-bit integers up in 16 bits, which is too little for
-    weights of 8 bits: their sums would be cut without a word, and the logits wrong. ONNX Runtime has an
-    option for it, which is set here, costs nothing elsewhere, and belongs into every program that opens
-    such a model. Weights as `uint8`, which are right everywhere, take twice as long where there is VNNI.
+    Where two products are added up in 16 bits, ONNX Runtime's option for exact sums is set: it multiplies
+    weights as `uint8`. Every program that opens a model with integer weights of 8 bits on such a processor
+    needs it. Elsewhere the sums are exact without it, and with it they take 2.2 to 2.7 times as long.
+
+    Raises:
+        DecantError: ONNX Runtime has no kernel for something in the model.
     """
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.log_severity_level = 3  # errors; that an operator is not computed beforehand is no user's concern
+    if adds_in_16_bits(torch.cpu.get_capabilities()):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Waiting threads that spin would take the processor from whichever model is measured next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except REFUSALS as error:
+        raise DecantError(f"onnxruntime {onnxruntime.__version__} cannot run the model: {error}") from None
+
+
+def adds_in_16_bits(processor: Mapping[str, Any]) -> bool:
+    """Say whether a processor, as torch describes it, adds two products of 8-bit integers up in 16 bits.
+
+    So do those of x86-64 without VNNI. It is too little for weights beyond `integers.SAFE`: their sums are
+    cut without a word, and the logits wrong.
+    """
+    vnni = processor.get("avx512_vnni") or processor.get("avx_vnni")
+    return processor["architecture"] == "x86_64" and not vnni
 
 
 def check_same(name: str, checkpoint: Checkpoint, session: Any, images: Tensor) -> None:
@@ -96,9 +121,11 @@ def check_same(name: str, checkpoint: Checkpoint, session: Any, images: Tensor) 
 
     Where inputs are rounded, a difference in the last bit can take one of them over the edge of a step,
     and the layers behind work on another picture. So there at least 99 % of the images have all logits
-    within one step, which is that of 8 bits over the range of all logits, and at most 0.05 % (or one image)
-    are predicted otherwise, all of which had two logits within two steps. Of the shipped models none has
-    a logit off by more than 0.6 of such a step; a scale that is wrong by 1 % breaks this by far.
+    within one step, which is that of 8 bits over the range of all logits, half of them within a twentieth
+    of it, and at most 0.05 % (or one image) are predicted otherwise, all of which had two logits within two
+    steps. With the default teacher's weights and inputs on 8 bits the largest gap is 0.4 of such a step,
+    and that of half of the images 0.0000; a layer's scale that is wrong by 1 % makes these 1 to 7, and 0.5
+    to 1.8.
 
     Raises:
         DecantError: The two do not agree; names the model.
@@ -108,19 +135,21 @@ def check_same(name: str, checkpoint: Checkpoint, session: Any, images: Tensor) 
     gap = (found - expected).abs().amax(1)
     if checkpoint.grids:
         near = (expected.max() - expected.min()) / STEPS
-        beyond, allowed = gap > near, APART
+        beyond, allowed, usual = ~(gap <= near), APART, CLOSE * near  # what is NaN is beyond
     else:
         near = TOLERANCE * (1 + expected.abs().max())
-        beyond, allowed = ~torch.isclose(found, expected, TOLERANCE, TOLERANCE).all(1), 0.0
+        beyond = ~torch.isclose(found, expected, TOLERANCE, TOLERANCE).all(1)
+        allowed, usual = 0.0, near
     first, second = expected.topk(2, dim=1).values.unbind(1)
     other = found.argmax(1) != expected.argmax(1)
     tied = first - second <= 2 * near
-    same = beyond.double().mean().item() <= allowed and not bool((other & ~tied).any())
+    share, middle = beyond.double().mean().item(), gap.median()
+    same = share <= allowed and bool(middle <= usual) and not bool((other & ~tied).any())
     if not same or int(other.sum()) > max(1, DIFFERING * len(images)):
         raise DecantError(
             f"ONNX Runtime does not compute the same function as PyTorch for {name}: logits differ by up to "
-            f"{gap.max().item():.3g}, those of {beyond.double().mean().item():.2%} of {len(images)} images "
-            f"by more than {near.item():.3g}, and {int(other.sum())} predictions are other ones; a layer of "
-            f"its architecture is exported wrongly by torch {torch.__version__} or run wrongly by "
-            f"onnxruntime {onnxruntime.__version__}"
+            f"{gap.max().item():.3g}, in half of the images by {middle.item():.3g} or more, in "
+            f"{share:.2%} of {len(images)} images by more than {near.item():.3g}, and {int(other.sum())} "
+            f"predictions are other ones; a layer of its architecture is exported wrongly by torch "
+            f"{torch.__version__} or run wrongly by onnxruntime {onnxruntime.__version__}"
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tasks.checkpoints import Checkpoint
 from tasks.constraints import FREE, Constraints, InputGrid, Levels
+from tasks.models import compressible
 
 TOP = 255
 """The largest code of a layer's input."""
@@ -121,16 +122,15 @@ def settled(checkpoint: Checkpoint) -> Checkpoint:
         Inference, 2017, section 2.4. https://arxiv.org/abs/1712.05877
     """
     module = copy.deepcopy(checkpoint.module)
-    parameters = dict(module.named_parameters())
-    for layer, grid in checkpoint.grids.items():
-        name = f"{layer}.weight"
-        if not isinstance(grid, InputGrid) or name not in parameters or f"{layer}.bias" not in parameters:
+    for name, parameter in compressible(module).items():  # others have no integer kernels
+        layer = name.removesuffix(".weight")
+        grid, bias = checkpoint.grids.get(layer), module.get_submodule(layer).bias
+        if not isinstance(grid, InputGrid) or not isinstance(bias, Tensor):
             continue
-        bias = parameters[f"{layer}.bias"].detach()
-        weight = whole(parameters[name].detach(), checkpoint.constraints.get(name, FREE))
-        fitting = None if weight is None else with_bias(weight, bias, grid.scale)
+        weight = whole(parameter.detach(), checkpoint.constraints.get(name, FREE))
+        fitting = None if weight is None else with_bias(weight, bias.detach(), grid.scale)
         if fitting is not None:
-            bias.copy_(fitting[1] * unit(fitting[0].scale, grid.scale))
+            bias.detach().copy_(fitting[1] * unit(fitting[0].scale, grid.scale))
     return replace(checkpoint, module=module)
 
 

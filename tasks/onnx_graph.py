@@ -50,6 +50,11 @@ class Graph:
             self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
+    def value(self, name: str) -> float:
+        """Return the constant of this name, which is one number."""
+        number: float = numpy_helper.to_array(self.constants[name]).item()
+        return number
+
     def number(self, value: float, dtype: type[np.generic] = np.float32) -> str:
         """Write a constant that is one number, and return its name."""
         exact = dtype(value)

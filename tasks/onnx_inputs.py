@@ -10,10 +10,14 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from tasks.constraints import DynamicGrid, Grid, InputGrid, Range
+from tasks.integers import TOP
 from tasks.onnx_graph import Graph
 
 BYTE = 8
 """Bits of the integers that ONNX Runtime multiplies."""
+
+MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose")
+"""Operators that give some of their inputs, elsewhere: rounding before and after them is the same."""
 
 
 def cut(graph: Graph, source: str, clamp: Range | None, grid: Grid | None) -> str:
@@ -60,6 +64,31 @@ def rounded(graph: Graph, source: str, grid: Grid | None) -> str:
         return graph.once((source, grid, "float"), lambda: _rounded(graph, source, grid))
     write = _rounded_by_bytes if grid.bits == BYTE else _rounded_by_batch
     return graph.once((source, grid), lambda: write(graph, source, grid))
+
+
+def is_rounded(graph: Graph, name: str) -> bool:
+    """Say whether a result is rounded to a grid before anything else is made of it.
+
+    What a rectifier or a clamp cuts off first is no matter where the grid ends there as well.
+    """
+    low, high = -math.inf, math.inf
+    while True:
+        readers = [node for node in graph.nodes if name in node.input]
+        if len(readers) != 1 or readers[0].op_type not in ("QuantizeLinear", "Relu", "Clip", *MOVING):
+            return False
+        (node,) = readers
+        if node.op_type == "QuantizeLinear":
+            step, zero = (graph.value(each) for each in node.input[1:])
+            return low <= -zero * step and (TOP - zero) * step <= high
+        if node.op_type == "Relu":
+            low = max(low, 0.0)
+        if node.op_type == "Clip":
+            if not set(node.input[1:]) <= {"", *graph.constants}:
+                return False
+            first, last = [*node.input[1:], "", ""][:2]
+            low = max(low, graph.value(first)) if first else low
+            high = min(high, graph.value(last)) if last else high
+        name = node.output[0]
 
 
 def _idle(clamp: Range, grid: Grid | None) -> bool:

@@ -15,7 +15,7 @@ from tasks.constraints import FREE, DynamicGrid, InputGrid
 from tasks.integers import Whole, is_settled, unit, whole, with_bias
 from tasks.onnx_blocks import WIDTH, packed
 from tasks.onnx_graph import MICROSOFT, Graph
-from tasks.onnx_inputs import BYTE, cut, quantized, quantized_by_batch, rounded
+from tasks.onnx_inputs import BYTE, cut, is_rounded, quantized, quantized_by_batch, rounded
 from tasks.onnx_trace import LAYER, MARK
 
 
@@ -23,6 +23,7 @@ class Form(StrEnum):
     """How a layer is multiplied."""
 
     INTEGERS = "integers"
+    UNROUNDED = "integers, but nothing rounds what they come to, so that they are multiplied in float32"
     BATCH = "integers, inputs rounded to the range of each batch"
     PACKED = "weights of 4 bits, inputs in float32"
     FLOAT = "float32"
@@ -42,13 +43,17 @@ def fill_(model: onnx.ModelProto, checkpoint: Checkpoint) -> Forms:
         Layers whose inputs are rounded to one grid of at most 8 bits and whose weights are integers (so are
         signs): inputs, weights and biases stand between QuantizeLinear and DequantizeLinear, with the
         checkpoint's own scales, and ONNX Runtime makes one layer of integers of each.
+    Unrounded
+        The same of a convolution whose results are not rounded next: there is no integer kernel that gives
+        float32, and ONNX Runtime takes the integers back into float32 at each run.
     Batch
-        The like with the range of each batch: DynamicQuantizeLinear and MatMulInteger or ConvInteger.
+        The like of a linear layer with the range of each batch: DynamicQuantizeLinear and MatMulInteger.
     Packed
         Linear layers with inputs in float32 and integers that 4 bits hold: MatMulNBits, which saves memory
         and multiplies in float32.
     Float
-        All others: ONNX Runtime has no kernel for them, their weights are unpacked.
+        All others, embeddings and transposed convolutions among them: ONNX Runtime has no kernel for their
+        integers, the weights are unpacked.
     """
     writer = _Writer(model.graph, checkpoint)
     for node in model.graph.node:
@@ -64,7 +69,8 @@ def fill_(model: onnx.ModelProto, checkpoint: Checkpoint) -> Forms:
     model.opset_import.append(helper.make_opsetid("", opset))
     if any(node.domain == MICROSOFT for node in written.nodes):
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-    return writer.forms
+    unrounded = {layer for layer, result in writer.sums.items() if not is_rounded(written, result)}
+    return writer.forms | dict.fromkeys(unrounded, Form.UNROUNDED)
 
 
 class _Writer:
@@ -72,6 +78,7 @@ class _Writer:
 
     def __init__(self, traced: onnx.GraphProto, checkpoint: Checkpoint) -> None:
         self.graph, self.forms, self.read = Graph(), dict[str, Form](), set[str]()
+        self.sums: dict[str, str] = {}  # by convolution in integers: the name of its result
         self._checkpoint, self._tensors = checkpoint, state(checkpoint.module)
         self._traced = {initializer.name: initializer for initializer in traced.initializer}
         self._marks: dict[str, tuple[str, str]] = {}  # by the result: what is cut and rounded, and its layer
@@ -85,6 +92,9 @@ class _Writer:
         layer = self._layer(node)
         if layer is None:
             self.graph.copy(node, *(self._value(name) for name in node.input))
+            weights = [name for name in node.input if name in self._tensors and name.endswith(".weight")]
+            several = [name for name in weights if self._tensors[name].dim() > 1]  # batch norms have vectors
+            self.forms |= {name.removesuffix(".weight"): Form.FLOAT for name in several}
             return
         self.read |= {f"{layer}.weight", *node.input[2:]}
         self.forms[layer] = (
@@ -122,7 +132,9 @@ class _Writer:
 
     def _cut(self, node: onnx.NodeProto, layer: str) -> str:
         """Return what comes to a layer, cut to its range; the caller rounds it."""
-        source = self._marks[node.input[0]][0] if node.input[0] in self._marks else node.input[0]
+        source, marked = self._marks.get(node.input[0], (node.input[0], ""))
+        if marked != layer:  # what another layer, without weights, has rounded
+            return self._value(node.input[0])
         clamp, grid = self._checkpoint.clamps.get(layer), self._checkpoint.grids.get(layer)
         return cut(self.graph, self._value(source), clamp, grid)
 
@@ -150,6 +162,8 @@ class _Writer:
             step = self.graph.constant(f"{layer}.bias/scale", unit(weight.scale, grid.scale))
             inputs.append(self.graph.emit("DequantizeLinear", codes, step, axis=0))
         self.graph.copy(node, *inputs)
+        if node.op_type == "Conv":
+            self.sums[layer] = node.output[0]
         return Form.INTEGERS
 
     def _dequantized(self, layer: str, weight: Whole) -> str:

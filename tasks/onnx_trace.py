@@ -7,12 +7,12 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from tasks.checkpoints import Checkpoint, altered, blank
@@ -75,6 +75,7 @@ def _graph(
         ) from None
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    _cast_constants_(model.graph)
     _drop_biases_(model.graph)
     _fix_shapes_(model.graph)
     _drop_idle_(model.graph)
@@ -95,6 +96,25 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _cast_constants_(graph: onnx.GraphProto) -> None:
+    """Replace, in place, each constant that is cast to the type of another value by one of that type.
+
+    The exporter writes the ends of a clamp so. ONNX Runtime casts them at each run, and does not see that
+    the rounding after the clamp cuts alike: it runs the layer before both in float32.
+    """
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    made = {name: node for node in graph.node for name in node.output}
+    for node in list(graph.node):
+        source = made.get(node.input[0]) if node.op_type == "CastLike" else None
+        if source is None or source.op_type != "Constant" or node.input[1] not in types:
+            continue
+        value = helper.get_attribute_value(source.attribute[0])
+        if isinstance(value, float | int):
+            kind = helper.tensor_dtype_to_np_dtype(types[node.input[1]])
+            graph.initializer.append(numpy_helper.from_array(np.array(value, kind), node.output[0]))
+            graph.node.remove(node)
 
 
 def _drop_biases_(graph: onnx.GraphProto) -> None:
@@ -163,7 +183,7 @@ def _silent() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

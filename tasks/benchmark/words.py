@@ -7,7 +7,9 @@ from typing import Any
 
 from tasks.checkpoints import Checkpoint
 from tasks.constraints import FREE, DynamicGrid, Levels
-from tasks.integers import whole_numbers
+from tasks.integers import whole, whole_numbers
+from tasks.models import compressible
+from tasks.onnx_inputs import BYTE
 from tasks.onnx_layers import Form, Forms
 
 COLUMNS = (
@@ -48,8 +50,10 @@ def _reasons(checkpoint: Checkpoint, forms: Forms) -> list[str]:
     words = _unpacked(
         {layer: levels for layer in floats if (levels := _levels(checkpoint, layer))}, checkpoint
     )
+    if Form.UNROUNDED in forms.values():
+        words.append("integers whose sums nothing rounds are multiplied in float32")
     if Form.PACKED in forms.values():
-        words.append("weights of 4 bits are multiplied in float32")
+        words.append("linear layers of few bits are multiplied in float32, out of 4 bits a weight")
     if any(constraints.mask is not None for constraints in checkpoint.constraints.values()):
         words.append("its zeros are multiplied like other weights")
     if Form.BATCH in forms.values():
@@ -65,19 +69,38 @@ def _unpacked(layers: Mapping[str, Levels], checkpoint: Checkpoint) -> list[str]
     """Return why these layers, whose weights have levels, are multiplied in float32 nonetheless."""
     lacking: dict[str, set[str]] = {}
     for layer, levels in layers.items():
-        grid = checkpoint.grids.get(layer)
-        if not whole_numbers(levels):
-            lacking.setdefault("", set()).add(f"weights of {len(levels.values)} levels that are no integers")
-        elif grid is None:
-            lacking.setdefault(" beside inputs in float32", set()).add(f"weights of {_bits(levels.bits)}")
-        elif isinstance(grid, DynamicGrid):
-            lacking.setdefault(" with the range of each batch", set()).add(f"inputs of {_bits(grid.bits)}")
-        else:
-            lacking.setdefault(" whose biases are no whole steps of their sums", set()).add("integers")
+        kind, where = _lacking(checkpoint, layer, levels)
+        lacking.setdefault(where, set()).add(kind)
     return [
         f"ONNX Runtime has no kernel for {' or '.join(sorted(kinds))}{where}, they run unpacked"
         for where, kinds in lacking.items()
     ]
+
+
+def _lacking(checkpoint: Checkpoint, layer: str, levels: Levels) -> tuple[str, str]:
+    """Return what there is no kernel for, and where."""
+    grid, weight = checkpoint.grids.get(layer), compressible(checkpoint.module).get(f"{layer}.weight")
+    if not whole_numbers(levels):
+        return f"weights of {len(levels.values)} levels", " that are no integers"
+    if grid is None:
+        return f"weights of {_bits(levels.bits)}", " beside inputs in float32"
+    if weight is None:
+        return "integers", " in other layers than convolutions and linear ones"
+    if levels.group is not None:
+        return f"groups of {levels.group}", " beside rounded inputs"
+    if isinstance(grid, DynamicGrid):
+        where = " with the range of each batch"
+        if grid.bits < BYTE:
+            return f"inputs of {_bits(grid.bits)}", where
+        return ("convolutions" if weight.dim() > 2 else "zero points"), f"{where} that beats float32"
+    integers = whole(weight.detach(), checkpoint.constraints[f"{layer}.weight"])
+    if (
+        weight.dim() > 2
+        and integers is not None
+        and bool((integers.zero_point != integers.zero_point[0]).any())
+    ):
+        return "a zero point for each channel", " in convolutions"
+    return "integers", " whose biases are no whole steps of their sums"
 
 
 def _levels(checkpoint: Checkpoint, layer: str) -> Levels | None:

@@ -190,9 +190,6 @@ def _by_input(module: nn.Module, name: str) -> Tensor:
 
 def _no_pair(bare: nn.Module, pair: Pair, inputs: Tensor) -> str:
     """Return why a factor does not pass from one layer to the other alone; empty where it does."""
-    for name in (pair.first, pair.second):
-        if not isinstance(layer := _layer(bare, name), nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            return f"{name} is of a {type(layer).__name__}, whose channels are not moved"
     channels, split = len(bare.get_parameter(pair.first)), _by_input(bare, pair.second)
     if (split.shape[0] * split.shape[2]) % channels:
         return f"{pair.second} does not read its {channels} channels"

@@ -67,6 +67,8 @@ class Gptq(Section):
         written = written_out(held, weight.shape)
         problem = pose(rows, moments.hessian, moments.cross, self.damping)
         found = swept(problem, written, self._columns(problem))
+        # Damping adds the squared distance to the weight, of which nearest rounding has the least there is:
+        # what is better with it is better without.
         return better(problem, found, written.project(rows)).reshape(weight.shape)
 
     def _columns(self, problem: Problem) -> Tensor:

@@ -17,8 +17,8 @@ from tasks.quantize.params import Activations
 from tasks.ranges import Best, MinMax, Span
 from tasks.samples import Samples, of_inputs
 
-INTEGER_KERNELS = 8
-"""The width at which runtimes add integers too, so that what goes into an addition is rounded as well."""
+SUMS = 8
+"""Bits of what goes into an addition. Runtimes add integers of this width alone, whatever they multiply."""
 
 
 def grids_for(
@@ -26,7 +26,8 @@ def grids_for(
 ) -> tuple[dict[str, Grid], dict[str, Choice]]:
     """Return the grid of each layer's inputs by the layer's name, and what was chosen by the weight's.
 
-    At 8 bits the two sides of each residual addition have a grid too: only so does a runtime add integers.
+    The two sides of each residual addition have static grids too, of 8 bits: only so does a runtime add
+    integers, and only so does it multiply integers in the convolutions before.
 
     Args:
         parent: The network that receives the images; layers may cut their inputs already.
@@ -62,10 +63,10 @@ def grids_for(
 
 
 def _sums(parent: Checkpoint, activations: Activations) -> dict[str, int]:
-    if activations.bits != INTEGER_KERNELS or activations.dynamic:
+    if activations.dynamic:
         return {}
     return {
-        name: INTEGER_KERNELS
+        name: SUMS
         for name, layer in parent.module.named_modules()
         if isinstance(layer, Summand) and name not in parent.grids
     }

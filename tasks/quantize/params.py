@@ -115,6 +115,13 @@ class QuantizeParams(Block):
         return check_pairing(self.train, self.scheme, self.activations is not None)
 
     def _widths(self) -> str:
-        if self.mixed is not None and not isinstance(self.scheme, Integer):
+        if self.mixed is None:
+            return ""
+        if not isinstance(self.scheme, Integer):
             return f"mixed chooses widths of integers, got scheme {self.scheme.kind}"
+        if self.train and self.fold and not self.scheme.per_channel:
+            return (
+                "mixed counts one scale for each tensor, and folding after the training gives each channel its "
+                "own: take per_channel: true, or fold: false"
+            )
         return ""

@@ -70,7 +70,7 @@ def round_layers(
     """
     child = parent.narrowed({})
     order = list(held)
-    if rounding.needs_moments:
+    if rounding.needs_moments and held:
         if not len(images):
             raise DecantError(f"{rounding.kind} reads images to round by, and there are none; ask for some")
         order = list(received(child.module, order, pixels(images[:1])))
@@ -95,7 +95,6 @@ def _rounded(
         return Nearest().rounded(weight, held, None)
     seen = moments(module, [name], images, reference)[name] if rounding.needs_moments else None
     try:
-        with torch.enable_grad():
-            return rounding.rounded(weight, held, seen)
+        return rounding.rounded(weight, held, seen)
     except ValueError as error:
         raise DecantError(f"{name}: {error}") from None

@@ -1,0 +1,799 @@
+"""The ONNX files: integer kernels where there are some, our own numbers, PyTorch's function, and silence."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+import tasks
+from tasks import onnx_trace
+from tasks.checkpoints import Checkpoint
+from tasks.constraints import Constraints, DynamicGrid, Grid, InputGrid, Levels, Range
+from tasks.errors import DecantError
+from tasks.export import Deployed, adds_in_16_bits, check_same, deploy, open_session, to_onnx
+from tasks.folding import folded
+from tasks.grids import affine_grid
+from tasks.integers import settled, unit
+from tasks.models import Mlp, Resnet, Summand, build, compressible, followers, predict
+from tasks.onnx_blocks import packed
+from tasks.onnx_graph import Graph
+from tasks.onnx_inputs import quantized, rounded
+from tasks.onnx_layers import Form
+from tasks.params import Section
+from tasks.quantize.layers import quantizable
+from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from tests.nets import CLASSES, NETS, SHAPE, Net, images, net
+
+RESIDUAL = Resnet(widths=(6, 8), blocks=(1, 1))
+EIGHT = Integer(bits=8)
+SCHEMES: dict[str, Quantizer] = {
+    **{f"{bits} bits": Integer(bits=bits) for bits in range(2, 9)},
+    **{f"affine, {bits} bits": Integer(bits=bits, symmetric=False) for bits in (2, 4, 7, 8)},
+    "tensor": Integer(bits=4, per_channel=False),
+    "affine tensor": Integer(bits=8, symmetric=False, per_channel=False),
+    "group": Integer(bits=4, group=16),
+    "affine group": Integer(bits=3, group=32, symmetric=False),
+    "ternary": Ternary(),
+    "binary": Binary(),
+    "codebook": Codebook(entries=9),
+    "power of two": PowerOfTwo(bits=4),
+}
+
+
+class Passing(Section):
+    """Layers that have no integer kernels: an embedding, a transposed convolution; and a named place."""
+
+    kind: Literal["passing"] = "passing"
+
+    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        return _Passing(shape[0], classes)
+
+
+class _Passing(nn.Module):
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.bright = nn.Embedding(4, 5)
+        self.first = nn.Conv2d(channels, 4, 3, stride=2)
+        self.up = nn.ConvTranspose2d(4, 5, 2, stride=2)
+        self.after = nn.Conv2d(5, 6, 3)
+        self.place = Summand()
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        shade = (inputs.mean((1, 2, 3)) * 4).long().clamp(0, 3)
+        wide = self.up(self.first(inputs).relu()) + self.bright(shade)[:, :, None, None]
+        return self.head(self.place(self.after(wide).relu().mean((2, 3))))
+
+
+def network(architecture: Any) -> Checkpoint:
+    """Return drawn weights, folded, with a factor below zero and a channel of zeros in each batch norm."""
+    model = net(architecture)
+    for _, norm in followers(model.module).values():
+        if norm.weight is not None:
+            with torch.no_grad():
+                norm.weight[0], norm.weight[1] = -0.7, 0.0
+    return folded(model)
+
+
+def grids(model: Checkpoint, bits: int, *, sums: bool = True) -> Mapping[str, Grid]:
+    """Return the grids over what comes to each layer, and to each side of an addition."""
+    seen: dict[str, tuple[float, float]] = {}
+    kinds = (nn.Conv2d, nn.Linear, nn.ConvTranspose2d, *([Summand] if sums else []))
+    layers = {name: layer for name, layer in model.module.named_modules() if isinstance(layer, kinds)}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, given, name=name: seen.update({name: (given[0].min().item(), given[0].max().item())})
+        )
+        for name, layer in layers.items()
+    ]
+    predict(model.module, images())
+    for hook in hooks:
+        hook.remove()
+    return {name: affine_grid(*ends, bits) for name, ends in seen.items()}
+
+
+def held_by(
+    model: Checkpoint, scheme: Quantizer, grids: Mapping[str, Grid] | None = None, *, masked: bool = False
+) -> Checkpoint:
+    """Return the model as quantizing leaves it: on levels, inputs on grids, biases settled."""
+    held = {}
+    for name, (weight, axis) in quantizable(model.module).items():
+        if axis and getattr(scheme, "group", None):
+            continue
+        generator = torch.Generator().manual_seed(len(name))
+        mask = torch.rand(weight.shape, generator=generator) > 0.4 if masked else None
+        levels = scheme.levels(weight.detach(), mask, axis)
+        held[name] = Constraints(levels=levels, mask=mask)
+    return settled(model.narrowed(held, grids))
+
+
+def static(architecture: Net | Mlp, scheme: Quantizer = EIGHT, bits: int = 8, **more: bool) -> Checkpoint:
+    model = network(architecture)
+    return held_by(model, scheme, grids(model, bits), **more)
+
+
+def dynamic(architecture: Net | Mlp, scheme: Quantizer = EIGHT, bits: int = 8) -> Checkpoint:
+    model = network(architecture)
+    return held_by(model, scheme, {name: DynamicGrid(bits) for name in grids(model, 8, sums=False)})
+
+
+def kernels(content: bytes, folder: Path) -> Counter[str]:
+    """Return how many of each operator ONNX Runtime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3  # that the file is for this machine alone
+    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+def checked(model: Checkpoint) -> Deployed:
+    """Deploy the model and hold that it is the same function."""
+    made = deploy(model)
+    check_same("some", model, open_session(made.content, 1), images())
+    return made
+
+
+# Which kernel runs what
+
+
+@pytest.mark.parametrize("scheme", [EIGHT, Integer(bits=8, symmetric=False, per_channel=False), Ternary()])
+def test_static_integers_run_as_integers_sums_too(scheme: Quantizer, tmp_path: Path) -> None:
+    made = checked(static(RESIDUAL, scheme))
+    assert set(made.forms.values()) == {Form.INTEGERS}
+    assert len(made.forms) == 7
+    found = kernels(made.content, tmp_path)
+    assert (found["QLinearConv"], found["QGemm"]) == (6, 1)
+    assert (found["QLinearAdd"], found["Add"]) == (1, 1)  # the last sum is averaged before it is rounded
+    assert not {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"} & set(found)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", [name for name in NETS if name != "residual"])
+def test_what_is_said_to_run_as_integers_does(kind: str, bits: int, tmp_path: Path) -> None:
+    made = checked(static(NETS[kind], Integer(bits=bits), bits))
+    found, forms = kernels(made.content, tmp_path), Counter(made.forms.values())
+    assert set(forms) <= {Form.INTEGERS, Form.UNROUNDED}
+    assert found["QLinearConv"] + found["QGemm"] == forms[Form.INTEGERS] > 0
+    assert found["Conv"] + found["FusedConv"] == forms[Form.UNROUNDED]
+
+
+def test_rectifiers_with_two_ends_run_within_integers() -> None:
+    made = deploy(static(NETS["depthwise"]))
+    assert {layer for layer, form in made.forms.items() if form is Form.INTEGERS} == {"0", "3", "10"}
+
+
+def test_before_an_addition_that_nobody_rounds_integers_are_multiplied_in_float32(tmp_path: Path) -> None:
+    model = network(RESIDUAL)
+    made = checked(held_by(model, Integer(bits=4), grids(model, 4, sums=False)))
+    unrounded = {layer for layer, form in made.forms.items() if form is Form.UNROUNDED}
+    assert unrounded == {"stem.0", "stages.0.conv2", "stages.1.conv2", "stages.1.shortcut.0"}
+    found = kernels(made.content, tmp_path)
+    assert (found["QLinearConv"], found["Conv"] + found["FusedConv"]) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "form"),
+    [
+        (EIGHT, Form.BATCH),
+        (Integer(bits=3, symmetric=False), Form.BATCH),
+        (Binary(), Form.BATCH),
+        (Integer(bits=8, symmetric=False), Form.FLOAT),
+        (Integer(bits=8, group=16), Form.FLOAT),
+        (Codebook(entries=9), Form.FLOAT),
+    ],
+)
+def test_the_range_of_each_batch(scheme: Quantizer, form: Form, tmp_path: Path) -> None:
+    made = checked(dynamic(Mlp(hidden=(20,)), scheme))
+    assert made.forms == {"layers.0": form, "layers.2": form}
+    found = kernels(made.content, tmp_path)
+    integers = found["DynamicQuantizeMatMul"] + found["MatMulIntegerToFloat"] + found["MatMulInteger"]
+    assert integers == (2 if form is Form.BATCH else 0)
+    assert found["Gemm"] + found["FusedGemm"] + found["MatMul"] == 2 - integers
+
+
+def test_convolutions_with_the_range_of_each_batch_are_unpacked(tmp_path: Path) -> None:
+    made = checked(dynamic(RESIDUAL))
+    assert {layer: form for layer, form in made.forms.items() if form is not Form.FLOAT} == {
+        "head": Form.BATCH
+    }
+    assert kernels(made.content, tmp_path)["ConvInteger"] == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
+def test_linear_layers_of_few_bits_keep_them_in_memory(
+    scheme: Quantizer, masked: bool, tmp_path: Path
+) -> None:
+    few = len(scheme.levels(torch.randn(4, 40)).values) <= 16 and not isinstance(
+        scheme, Codebook | PowerOfTwo
+    )
+    made = checked(held_by(network(Mlp(hidden=(20,))), scheme, masked=masked))
+    assert set(made.forms.values()) == {Form.PACKED if few else Form.FLOAT}
+    found = kernels(made.content, tmp_path)
+    assert found["MatMulNBits"] == (2 if few else 0)
+    assert found["Gemm"] + found["FusedGemm"] == (0 if few else 2)
+    assert "MatMulInteger" not in found
+
+
+def test_other_layers_are_unpacked_and_told(tmp_path: Path) -> None:
+    made = checked(static(Passing()))
+    assert made.forms == {
+        "bright": Form.FLOAT,
+        "up": Form.FLOAT,
+        "first": Form.UNROUNDED,
+        "after": Form.UNROUNDED,
+        "head": Form.INTEGERS,
+    }
+    assert kernels(made.content, tmp_path)["ConvTranspose"] == 1
+
+
+def test_what_a_layer_without_weights_rounds_is_rounded_before_one_that_does_not() -> None:
+    """The last layer has no grid, and reads what the place before it has rounded."""
+    model = held_by(network(Passing()), Integer(bits=4))
+    placed = model.narrowed({}, {"place": affine_grid(0.0, 1.0, 3)})
+    made = checked(placed)
+    assert made.forms["head"] is Form.PACKED
+    assert len(of(made.model, "QuantizeLinear")) == 1
+    with pytest.raises(DecantError, match="not compute the same function"):
+        check_same("some", placed, open_session(deploy(model).content, 1), images())
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_every_batch_norm_that_follows_a_convolution_is_folded(kind: str, tmp_path: Path) -> None:
+    """ONNX Runtime's fast layout needs biases that are constants."""
+    made = checked(net(NETS[kind]))
+    assert set(made.forms.values()) == {Form.FLOAT}
+    assert not made.rounds
+    constants = {initializer.name for initializer in made.model.graph.initializer}
+    for node in made.model.graph.node:
+        assert node.op_type != "Conv" or set(node.input[1:]) <= constants
+    found = kernels(made.content, tmp_path)
+    assert found["Conv"] + found["FusedConv"] > 0
+    assert found["BatchNormalization"] == (kind == "joined")
+
+
+# Our own numbers
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+
+
+def test_scales_zero_points_codes_and_biases_are_ours_to_the_bit() -> None:
+    checkpoint = static(RESIDUAL, Integer(bits=5))
+    model = to_onnx(checkpoint)
+    constants = initializers(model)
+    found = {
+        (constants[node.input[1]].item(), constants[node.input[2]].item())
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    steps = {(grid.scale, grid.zero_point) for grid in checkpoint.grids.values()}  # type: ignore[union-attr]
+    assert found == steps
+    assert all(constants[node.input[1]].dtype == np.float32 for node in of(model, "QuantizeLinear"))
+    assert all(constants[node.input[2]].dtype == np.uint8 for node in of(model, "QuantizeLinear"))
+    for layer in (name.removesuffix(".weight") for name in compressible(checkpoint.module)):
+        weight, bias = (checkpoint.module.get_parameter(f"{layer}.{each}") for each in ("weight", "bias"))
+        column = [-1, *[1] * (weight.dim() - 1)]
+        codes, scale = constants[f"{layer}.weight"], constants[f"{layer}.weight/scale"]
+        assert codes.dtype == np.int8
+        assert not constants[f"{layer}.weight/zero"].any()
+        again = torch.from_numpy(codes.astype(np.float32) * scale.reshape(column))
+        assert torch.equal(again[2:], weight[2:])  # the channel before is next to nothing: any scale will do
+        assert torch.allclose(again, weight, rtol=0, atol=1e-25)
+        assert constants[f"{layer}.bias"].dtype == np.int32
+        grid = checkpoint.grids[layer]
+        assert isinstance(grid, InputGrid)
+        step = constants[f"{layer}.bias/scale"]
+        assert np.array_equal(step, unit(torch.tensor(scale), grid.scale).numpy())
+        assert np.array_equal(constants[f"{layer}.bias"].astype(np.float32) * step, bias.detach().numpy())
+
+
+def of(model: onnx.ModelProto, operator: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == operator]
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_fewer_bits_are_cut_between_quantizing_and_dequantizing(bits: int) -> None:
+    checkpoint = static(RESIDUAL, Integer(bits=4), bits)
+    model = to_onnx(checkpoint)
+    constants, after = initializers(model), {node.input[0]: node for node in model.graph.node if node.input}
+    for node in of(model, "QuantizeLinear"):
+        clip = after[node.output[0]]
+        assert clip.op_type == "Clip"
+        assert constants[clip.input[2]] == np.uint8(2**bits - 1)
+        assert after[clip.output[0]].op_type == "DequantizeLinear"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("width", [5, 16, 40, 300])
+@pytest.mark.parametrize(
+    "kind", ["4 bits", "affine, 4 bits", "tensor", "group", "affine group", "ternary", "binary"]
+)
+def test_blocks_are_the_weight_to_the_bit(kind: str, width: int, masked: bool) -> None:
+    weight = torch.randn(6, width, generator=torch.Generator().manual_seed(width))
+    mask = weight.abs() > 0.3 if masked else None
+    held = Constraints(levels=SCHEMES[kind].levels(weight, mask), mask=mask)
+    weight = held.project(weight)
+    found = packed(weight, held)
+    assert found is not None
+    blocks = -(-width // found.block)
+    again = torch.zeros(6, blocks * found.block)
+    for row in range(6):
+        for column in range(blocks * found.block):
+            block, place = divmod(column, found.block)
+            code = int(found.codes[row, block, place // 2]) >> 4 * (place % 2) & 15
+            zero = 8
+            if found.zero_points is not None:
+                zero = int(found.zero_points[row, block // 2]) >> 4 * (block % 2) & 15
+            again[row, column] = (code - zero) * found.scale[row, block]
+    assert torch.equal(again, nn.functional.pad(weight, (0, blocks * found.block - width)))
+    assert found.codes.shape == (6, blocks, found.block // 2)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        None,
+        Integer(bits=5).levels(torch.randn(6, 40)),
+        Integer(bits=4, group=20).levels(torch.randn(6, 40)),
+        Codebook(entries=5).levels(torch.randn(6, 40)),
+        PowerOfTwo(bits=3).levels(torch.randn(6, 40)),
+    ],
+    ids=["free", "5 bits", "groups of 20", "codebook", "power of two"],
+)
+def test_other_weights_have_no_blocks(levels: Levels | None) -> None:
+    held = Constraints(levels=levels)
+    assert packed(held.project(torch.randn(6, 40)), held) is None
+
+
+# PyTorch's function
+
+
+@pytest.mark.parametrize("inputs", [0, 4, 8])
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
+def test_every_scheme_is_the_same_function(scheme: Quantizer, inputs: int) -> None:
+    made = checked(static(RESIDUAL, scheme, inputs) if inputs else held_by(network(RESIDUAL), scheme))
+    assert made.rounds == (inputs > 0 or Form.PACKED in made.forms.values())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["5 bits", "affine, 8 bits", "group", "binary", "power of two"])
+@pytest.mark.parametrize("architecture", NETS)
+def test_every_net_is_the_same_function(architecture: str, kind: str, masked: bool) -> None:
+    checked(static(NETS[architecture], SCHEMES[kind], masked=masked))
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+@pytest.mark.parametrize("kind", ["3 bits", "group", "binary"])
+def test_every_width_of_inputs_is_the_same_function(kind: str, bits: int) -> None:
+    checked(static(RESIDUAL, SCHEMES[kind], bits))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_any_width_of_the_range_of_each_batch(bits: int) -> None:
+    checked(dynamic(Mlp(hidden=(20,)), Integer(bits=4), bits))
+
+
+def test_what_is_not_folded_yet_is_the_same_function_and_unpacked() -> None:
+    """Its biases are its batch norms', which nobody has settled."""
+    model = net(RESIDUAL)
+    held = {
+        name: Constraints(levels=EIGHT.levels(weight.detach()))
+        for name, weight in compressible(model.module).items()
+    }
+    made = checked(model.narrowed(held, grids(folded(model), 8)))
+    assert set(made.forms.values()) == {Form.FLOAT}
+
+
+def clamped(bits: int) -> Checkpoint:
+    """Return a model whose layers cut their inputs: to numbers, on one side, per channel, before a grid."""
+    model = network(RESIDUAL)
+    channels = Range(torch.zeros(6, 1, 1), torch.linspace(0.2, 1.0, 6).reshape(6, 1, 1))
+    features = Range(torch.full((8,), 0.05), torch.linspace(0.3, 1.0, 8))
+    ranges = {"stem.0": Range(-0.5, 0.7), "stages.0.conv1": channels, "head": features}
+    model = model.narrowed({}, clamps={**ranges, "stages.0.conv2": Range(-math.inf, 0.4)})
+    return held_by(model, EIGHT, grids(model, bits)) if bits else model
+
+
+@pytest.mark.parametrize("bits", [0, 4, 8])
+def test_clamps_are_the_same_function(bits: int) -> None:
+    checked(clamped(bits))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "clips"),
+    [(0.0, 1.0, 0), (-1.0, 9.0, 0), (-math.inf, math.inf, 0), (0.1, 9.0, 1), (-1.0, 0.9, 1)],
+)
+def test_a_clamp_is_left_out_where_the_grid_after_it_cuts_alike(
+    low: float, high: float, clips: int, tmp_path: Path
+) -> None:
+    model = network(RESIDUAL)
+    model = held_by(model, EIGHT, {**grids(model, 8), "stages.0.conv2": InputGrid(8, 1 / 255, 0)})
+    made = checked(model.narrowed({}, clamps={"stages.0.conv2": Range(low, high)}))
+    assert len(of(made.model, "Clip")) == clips
+    assert (made.forms["stages.0.conv1"] is Form.INTEGERS) == (clips == 0)
+    assert kernels(made.content, tmp_path)["QLinearConv"] == 6 - clips
+
+
+def run_graph(graph: Graph, result: str, inputs: Tensor) -> Tensor:
+    value = helper.make_tensor_value_info
+    made = helper.make_graph(
+        graph.nodes,
+        "graph",
+        [value("x", onnx.TensorProto.FLOAT, inputs.shape)],
+        [value(result, onnx.TensorProto.FLOAT, inputs.shape)],
+        list(graph.constants.values()),
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return torch.from_numpy(open_session(model.SerializeToString(), 1).run(None, {"x": inputs.numpy()})[0])
+
+
+GRIDS = [
+    InputGrid(8, 0.0137, 100),
+    InputGrid(8, 0.02, 0),
+    InputGrid(4, 0.3, 3),
+    InputGrid(1, 1.1, 1),
+    *(DynamicGrid(bits) for bits in (1, 2, 4, 7, 8)),
+]
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("shift", [-20.0, 0.0, 20.0])
+def test_rounding_in_float32_is_pytorchs_to_the_bit(grid: Grid, shift: float) -> None:
+    inputs = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 3 + shift
+    graph = Graph()
+    assert torch.equal(run_graph(graph, rounded(graph, "x", grid), inputs), grid(inputs))
+
+
+@pytest.mark.parametrize("grid", GRIDS[:4], ids=str)
+def test_rounding_to_integers_is_pytorchs_but_at_the_edges_of_steps(grid: InputGrid) -> None:
+    inputs = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * 3
+    graph = Graph()
+    found, expected = run_graph(graph, quantized(graph, "x", grid), inputs), grid(inputs)
+    edge = (inputs / grid.scale - torch.floor(inputs / grid.scale) - 0.5).abs() < 1e-4
+    assert torch.equal(found[~edge], expected[~edge])
+    assert ((found - expected).abs() <= grid.scale * 1.001).all()
+
+
+def test_two_layers_that_round_one_tensor_alike_round_it_once() -> None:
+    graph = Graph()
+    assert quantized(graph, "x", InputGrid(8, 0.1, 0)) == quantized(graph, "x", InputGrid(8, 0.1, 0))
+    assert len(graph.nodes) == 2
+    assert quantized(graph, "x", InputGrid(8, 0.1, 1)) != quantized(graph, "x", InputGrid(8, 0.1, 0))
+
+
+@pytest.mark.parametrize("make", [network, static], ids=["float32", "static"])
+def test_any_batch_and_no_image_minds_the_others(make: Callable[[Any], Checkpoint]) -> None:
+    session = open_session(deploy(make(NETS["residual"])).content, 1)
+    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.type, image.shape[1:]) == ("image", "tensor(float)", [*SHAPE])
+    assert (logits.name, logits.type) == ("logits", "tensor(float)")
+    pixels = torch.rand(128, *SHAPE, generator=torch.Generator().manual_seed(1)).numpy()
+    whole_batch = session.run(None, {"image": pixels})[0]
+    assert whole_batch.shape == (128, len(CLASSES))
+    for count in (1, 3):
+        part = session.run(None, {"image": pixels[:count]})[0]
+        np.testing.assert_allclose(part, whole_batch[:count], rtol=1e-4, atol=1e-4)
+
+
+def test_exporting_leaves_the_checkpoint_alone() -> None:
+    checkpoint = static(RESIDUAL)
+    before = predict(checkpoint.module, images(8))
+    to_onnx(checkpoint)
+    assert torch.equal(predict(checkpoint.module, images(8)), before)
+
+
+# The file
+
+
+@pytest.mark.parametrize(
+    ("make", "domains"),
+    [
+        (lambda: network(Mlp(hidden=(20,))), {""}),
+        (lambda: static(RESIDUAL), {""}),
+        (lambda: held_by(network(Mlp(hidden=(20,))), Integer(bits=4)), {"", "com.microsoft"}),
+    ],
+    ids=["float32", "static", "packed"],
+)
+def test_the_same_bytes_twice_whole_and_nothing_of_this_machine(
+    make: Callable[[], Checkpoint], domains: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_trace, "_graph", onnx_trace._graph.__wrapped__)  # traced twice
+    contents = [deploy(make()).content for _ in range(2)]
+    assert contents[0] == contents[1]
+    model = onnx.load_from_string(contents[0])
+    onnx.checker.check_model(model)
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    assert {opset.domain for opset in model.opset_import} == domains
+    root = Path(tasks.__file__).parent.parent
+    for words in (
+        str(root),
+        str(Path(torch.__file__).parent),
+        ".py",
+        "site-packages",
+        torch.__version__,
+        "torch",
+    ):
+        assert words.encode() not in contents[0], words
+
+
+def test_integers_are_a_quarter_of_the_bytes_and_four_bits_an_eighth() -> None:
+    wide = Mlp(hidden=(256, 256))
+    floats = len(deploy(network(wide)).content)
+    assert len(deploy(static(wide)).content) < 0.27 * floats
+    assert len(deploy(held_by(network(wide), Integer(bits=4))).content) < 0.15 * floats
+
+
+@pytest.mark.parametrize("kind", ["residual", "depthwise"])
+def test_nothing_is_said_on_the_way(
+    kind: str,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx_trace, "_graph", onnx_trace._graph.__wrapped__)
+    model = static(NETS[kind])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_same(kind, model, open_session(deploy(model).content, 1), images())
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+# What is refused
+
+
+@torch.library.custom_op("decant_tests::wobble", mutates_args=())
+def wobble(inputs: Tensor) -> Tensor:
+    return inputs.sin() * 2
+
+
+@wobble.register_fake
+def _(inputs: Tensor) -> Tensor:
+    return torch.empty_like(inputs)
+
+
+class Wobbling(Section):
+    """An operator of our own, which ONNX does not know."""
+
+    kind: Literal["wobbling"] = "wobbling"
+
+    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes), _Wobble())
+
+
+class _Wobble(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return wobble(inputs)
+
+
+class Deciding(Section):
+    """A network whose way depends on the picture."""
+
+    kind: Literal["deciding"] = "deciding"
+
+    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes), _Decision())
+
+
+class _Decision(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs if inputs.sum() > 0 else -inputs
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [
+        (Wobbling(), r"'wobbling': .*decant_tests[.:]+wobble.*; the model itself is whole"),
+        (Deciding(), r"'deciding': .*data-dependent.*; the model itself is whole"),
+    ],
+    ids=["operator", "decision"],
+)
+def test_what_onnx_cannot_say_is_named(
+    architecture: Any, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DecantError, match=rf"no operator for something in the architecture {words}") as told:
+        deploy(net(architecture))
+    assert "\n" not in str(told.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_onnx_runtime_cannot_run_is_told() -> None:
+    graph = Graph()
+    result = graph.emit("Wobble", "x", domain="some.where")
+    with pytest.raises(DecantError, match=r"onnxruntime .* cannot run the model: .*Wobble"):
+        run_graph(graph, result, torch.zeros(1))
+
+
+# Checking
+
+
+class Fake:
+    """A session that answers with given logits, batch after batch."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self._left = logits
+
+    def run(self, _: None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        (pixels,) = feed.values()
+        now, self._left = self._left[: len(pixels)], self._left[len(pixels) :]
+        return [now.numpy()]
+
+
+class Fixed(nn.Module):
+    """Answers with given logits to images whose first two pixels say which."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first = (inputs.flatten(1)[:, :2] * 255).round().long()
+        return self.logits[first[:, 0] * 256 + first[:, 1]]
+
+
+def answering(logits: Tensor, *, is_rounded: bool) -> tuple[Checkpoint, Tensor]:
+    numbers = torch.arange(len(logits))
+    pictures = torch.stack([numbers // 256, numbers % 256], 1).to(torch.uint8).reshape(-1, 1, 1, 2)
+    model = Checkpoint(RESIDUAL, (1, 1, 2), CLASSES, Fixed(logits))
+    return (replace(model, grids={"head": InputGrid(8, 0.1, 0)}) if is_rounded else model), pictures
+
+
+def logits_of(count: int) -> Tensor:
+    """Return logits from 0 to 25.5 of which the first is the largest by far: a step is 0.1."""
+    logits = torch.zeros(count, 4)
+    logits[:, 0], logits[:, 1] = 25.5, 10.0
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("count", "images_off", "by", "same"),
+    [
+        (100, 49, 0.0049, True),
+        (100, 100, 0.0049, True),
+        (100, 49, 0.099, True),
+        (100, 51, 0.0051, False),
+        (100, 1, 3.0, True),
+        (100, 2, 0.101, False),
+        (99, 1, 0.101, False),
+        (1000, 10, 3.0, True),
+        (1000, 11, 0.101, False),
+        (100, 100, math.nan, False),
+    ],
+)
+def test_a_step_is_of_8_bits_over_all_logits(count: int, images_off: int, by: float, same: bool) -> None:
+    logits = logits_of(count)
+    model, pictures = answering(logits, is_rounded=True)
+    found = logits.clone()
+    found[:images_off, 2] += by
+    if same:
+        check_same("some", model, Fake(found), pictures)
+        return
+    share = 0 if by < 0.1 else images_off / count
+    with pytest.raises(DecantError, match=rf"in {share:.2%} of {count} images by more than 0\.1, and "):
+        check_same("some", model, Fake(found), pictures)
+
+
+@pytest.mark.parametrize(
+    ("count", "flipped", "lead", "same"),
+    [
+        (100, 1, 0.19, True),
+        (100, 1, 0.21, False),
+        (100, 2, 0.05, False),
+        (4000, 2, 0.05, True),
+        (4000, 3, 0.05, False),
+    ],
+)
+def test_predictions_differ_in_near_ties_alone_and_in_few(
+    count: int, flipped: int, lead: float, same: bool
+) -> None:
+    logits = logits_of(count)
+    logits[:flipped, 1] = logits[:flipped, 0] - lead
+    model, pictures = answering(logits, is_rounded=True)
+    found = logits.clone()
+    found[:flipped, 0] -= 0.099
+    found[:flipped, 1] = found[:flipped, 0] + 0.001
+    # All within a step, or few enough beyond it: it is the predictions that are judged.
+    if same:
+        check_same("some", model, Fake(found), pictures)
+        return
+    with pytest.raises(DecantError, match=rf"and {flipped} predictions are other ones"):
+        check_same("some", model, Fake(found), pictures)
+
+
+@pytest.mark.parametrize(("off", "same"), [(1e-5, True), (1e-2, False)])
+def test_float32_agrees_in_every_image(off: float, same: bool) -> None:
+    logits = logits_of(1000)
+    model, pictures = answering(logits, is_rounded=False)
+    found = logits.clone()
+    found[7, 3] += off
+    if same:
+        check_same("some", model, Fake(found), pictures)
+        return
+    with pytest.raises(DecantError, match=r"for some: logits differ by up to 0\.01, .* in 0\.10% of 1000"):
+        check_same("some", model, Fake(found), pictures)
+
+
+def changed(content: bytes, name: str, change: Callable[[np.ndarray], np.ndarray]) -> bytes:
+    model = onnx.load_from_string(content)
+    (found,) = (each for each in model.graph.initializer if each.name == name)
+    found.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(found)), name))
+    return model.SerializeToString()
+
+
+LAYERS = sorted(compressible(build(RESIDUAL, SHAPE, len(CLASSES), seed=0)))
+
+
+def fresh() -> Checkpoint:
+    """Return a network of which every layer counts, as in one that was trained."""
+    model = Checkpoint(RESIDUAL, SHAPE, CLASSES, build(RESIDUAL, SHAPE, len(CLASSES), seed=0).eval())
+    return held_by(folded(model), EIGHT, grids(folded(model), 8))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_scale_that_is_wrong_by_a_hundredth_is_found(layer: str) -> None:
+    refused_when_changed(f"{layer}/scale", lambda scale: scale * np.float32(1.01))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_channels_in_another_order_are_found(layer: str) -> None:
+    refused_when_changed(layer, lambda codes: codes[::-1].copy())
+
+
+def test_a_bias_that_is_off_is_found() -> None:
+    refused_when_changed("stages.1.conv2.bias", lambda codes: codes + np.int32(3000))
+
+
+def refused_when_changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    checkpoint = fresh()
+    content = deploy(checkpoint).content
+    check_same("some", checkpoint, open_session(content, 1), images(256))
+    with pytest.raises(DecantError, match=r"not compute the same function as PyTorch for some"):
+        check_same("some", checkpoint, open_session(changed(content, name, change), 1), images(256))
+
+
+# The processor
+
+
+@pytest.mark.parametrize(
+    ("processor", "cut"),
+    [
+        ({"architecture": "x86_64", "avx2": True, "avx512_vnni": False, "avx_vnni": False}, True),
+        ({"architecture": "x86_64", "avx512_vnni": True, "avx_vnni": False}, False),
+        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True}, False),
+        ({"architecture": "arm64", "neon": True}, False),
+    ],
+    ids=["avx2", "avx512", "avx", "arm"],
+)
+def test_exact_sums_are_asked_for_where_they_would_be_cut(
+    processor: dict[str, Any], cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert adds_in_16_bits(processor) == cut
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    options = open_session(deploy(network(RESIDUAL)).content, 3).get_session_options()
+    assert options.intra_op_num_threads == 3
+    if cut:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="not have configuration"):
+            options.get_session_config_entry("session.x64quantprecision")
+
+
+def test_this_processor_is_described() -> None:
+    assert isinstance(adds_in_16_bits(torch.cpu.get_capabilities()), bool)
