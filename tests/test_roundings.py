@@ -387,6 +387,8 @@ def test_the_errors_of_earlier_layers_are_made_up_for() -> None:
     assert Gptq(damping=0).rounded(weight, whole(), seen).tolist() == [[2.0, -1.0]]
     # AdaRound goes no further than to a neighbour: 3 or 4 for 3.9, -3 or -2 for -2.1.
     assert AdaRound().rounded(weight - 0.1, whole(), seen).tolist() == [[3.0, -2.0]]
+    # Nor do weights stay on the levels that they lie on, though nearest rounding errs by nothing there.
+    assert AdaRound().rounded(-weight, whole(), seen).tolist() == [[-3.0, 2.0]]
 
 
 @pytest.mark.parametrize("block", [1, 3, 7])
@@ -564,7 +566,7 @@ def naive_adaround(weight: Tensor, held: Constraints, seen: Moments, rounding: A
     return (torch.sigmoid(raw) * 1.2 - 0.1).detach()
 
 
-@pytest.mark.parametrize("steps", [1, 2, 30])
+@pytest.mark.parametrize("steps", [1, 2, 60])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_closed_gradients_are_those_of_the_papers_loss(steps: int, groups: int) -> None:
     rounding = AdaRound(steps=steps)
@@ -574,7 +576,7 @@ def test_closed_gradients_are_those_of_the_papers_loss(steps: int, groups: int) 
     each = written_out(held, weight.shape)
     found = rounding._learnt(problem, weight, *neighbours(weight, each), each.project(weight))
     expected = naive_adaround(weight, held, seen, rounding)
-    assert torch.allclose(found.double(), expected, atol=2e-3)
+    assert torch.allclose(found.double(), expected, atol=1e-4)
     assert not torch.allclose(expected, neighbours(weight, each)[2].double(), atol=0.01)
 
 

@@ -121,7 +121,7 @@ class QuantizeParams(Block):
             return f"mixed chooses widths of integers, got scheme {self.scheme.kind}"
         if self.train and self.fold and not self.scheme.per_channel:
             return (
-                "mixed counts one scale for each tensor, and folding after the training gives each channel its "
-                "own: take per_channel: true, or fold: false"
+                "mixed counts one scale for each tensor, and folding after training gives each channel one: "
+                "take per_channel: true, or fold: false"
             )
         return ""

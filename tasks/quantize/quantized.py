@@ -160,8 +160,9 @@ class Recipe:
         if activations is None:
             return {}, {}
         found = {name.removesuffix(".weight"): scheme for name, scheme in self.schemes.items()}
+        wide = max(activations.bits, ends.bits) if ends else activations.bits
         widths = {
-            layer: max(activations.bits, ends.bits) if scheme is ends and ends else activations.bits
+            layer: activations.bits if scheme is self.block.scheme else wide
             for layer, scheme in found.items()
             if not isinstance(self.before.module.get_submodule(layer), nn.Embedding)
         }

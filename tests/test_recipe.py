@@ -1,0 +1,271 @@
+"""A whole block with `op: quantize`: what goes together, and what the stage makes of it on real images."""
+
+import copy
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from tasks.checkpoints import MODELS, Checkpoint, load_model, save, size_bytes
+from tasks.constraints import DynamicGrid, InputGrid
+from tasks.errors import DecantError
+from tasks.integers import settled
+from tasks.models import Resnet, Summand, build, compressible
+from tasks.params import validate
+from tasks.quantize import __main__ as stage
+from tasks.quantize import quantized
+from tasks.quantize.params import QuantizeParams
+from tasks.quantize.schemes import Binary, Integer
+from tests.imports import OPERATIONS
+
+BLOCK: dict[str, Any] = {"op": "quantize", "from": "teacher", "scheme": {"kind": "integer", "bits": 4}}
+WIDE: dict[str, Any] = {"kind": "integer", "bits": 8}
+TRAIN: dict[str, Any] = {
+    "kind": "ste",
+    "training": {"epochs": 1, "batch_size": 64, "optimizer": {"kind": "sgd", "learning_rate": 0.02}},
+}
+NET = Resnet(widths=(8, 16), blocks=(1, 1))
+CLASSES = tuple("0123456789")
+
+
+# --- what goes together
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"fold": False, "equalize": True}, "equalize needs a bias in every layer: take fold: true"),
+        ({"fold": False, "correct_bias": True}, "correct_bias needs a bias in every layer: take fold: true"),
+        ({"smooth": 0.5}, "smooth helps inputs that are rounded: give activations, or leave it out"),
+        ({"smooth": 1.0, "activations": {}}, "smooth: .*less than 1"),
+        ({"images": 0}, "images: .*greater than 0"),
+        ({"activations": {"bits": 9}}, r"activations\.bits: .*less than or equal to 8"),
+        ({"activations": {"bits": 0}}, r"activations\.bits: .*greater than or equal to 1"),
+        (
+            {"activations": {"dynamic": True, "range": {"kind": "mse"}}},
+            "dynamic inputs take the range of each",
+        ),
+        (
+            {"activations": {"range": {"kind": "min-max", "per_channel": True}}},
+            "inputs are rounded per tensor; clip them per channel first",
+        ),
+        ({"train": TRAIN, "rounding": {"kind": "gptq"}}, "rounding is undone by training: leave out one of"),
+        ({"train": TRAIN, "equalize": True}, "equalize is undone by training"),
+        ({"train": TRAIN, "smooth": 0.5, "activations": {}}, "smooth is undone by training"),
+        ({"train": TRAIN, "correct_bias": True}, "correct_bias is undone by training"),
+        ({"train": TRAIN, "activations": {"dynamic": True}}, "grids of inputs that stand still: leave out"),
+        ({"train": {**TRAIN, "kind": "ttq"}}, r"train\.kind: ttq trains weights of the scheme ternary"),
+        (
+            {"mixed": {"budget": {"bytes": 0.2}}, "scheme": {"kind": "ternary"}},
+            "mixed chooses widths of integers, got scheme ternary",
+        ),
+        (
+            {"mixed": {"budget": {"bytes": 0.2}}, "scheme": {**WIDE, "per_channel": False}, "train": TRAIN},
+            "mixed counts one scale for each tensor, .*: take per_channel: true, or fold: false",
+        ),
+        ({"rounding": {"kind": "gptk"}}, "unknown kind 'gptk'; did you mean 'gptq'"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_refused_with_what_to_take(more: dict[str, Any], words: str) -> None:
+    with pytest.raises(DecantError, match=words):
+        validate(copy.deepcopy(BLOCK | more), QuantizeParams, "models.q")
+
+
+def test_ends_are_wide_by_default_for_signs_alone() -> None:
+    def ends(**more: Any) -> Integer | None:
+        block: QuantizeParams = validate(BLOCK | more, QuantizeParams)
+        return block.ends
+
+    assert ends() is None
+    assert ends(scheme={"kind": "ternary"}) is None
+    assert ends(scheme={"kind": "binary"}) == Integer(bits=8)
+    assert ends(scheme={"kind": "binary"}, first_and_last="same") is None
+    assert ends(first_and_last={"kind": "integer", "bits": 6}) == Integer(bits=6)
+
+
+# --- the stage, on the digits
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the digits and a teacher whose batch norms do something."""
+    folder = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write({})
+        importlib.import_module("tasks.prepare.__main__").main()
+        torch.manual_seed(2)
+        module = build(NET, (1, 8, 8), 10, seed=1)
+        with torch.no_grad():
+            for layer in module.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.weight.uniform_(-0.5, 1.5)
+                    layer.bias.uniform_(-0.3, 0.3)
+                    layer.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+                    layer.running_var.uniform_(0.2, 1.0)  # type: ignore[union-attr]
+        (MODELS / "teacher").mkdir(parents=True)
+        teacher = Checkpoint(NET, (1, 8, 8), CLASSES, module.eval(), lineage=({"name": "teacher"},))
+        save(teacher, MODELS / "teacher")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    torch.use_deterministic_algorithms(False)
+
+
+def write(models: dict[str, Any]) -> None:
+    counts = dict.fromkeys((*OPERATIONS, "teacher", "evaluate"), 1)
+    data = {"source": "digits", "validation": 100}
+    content = {"seed": 1, "threads": counts, "data": data, "models": models}
+    Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def made(
+    images: Path, patch: pytest.MonkeyPatch, name: str = "quantized", **more: Any
+) -> tuple[Checkpoint, dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return what the stage wrote: the model, the last step of its lineage, its ledger by name."""
+    patch.chdir(images)
+    write({name: copy.deepcopy(BLOCK | more)})
+    stage.main(name)
+    folder = MODELS / name
+    ledger = json.loads((folder / "ledger.json").read_text())
+    lineage = json.loads((folder / "lineage.json").read_text())
+    return load_model(name), lineage[-1], {entry["name"]: entry for entry in ledger}
+
+
+def widths(model: Checkpoint) -> dict[str, int]:
+    return {name: held.levels.bits for name, held in model.constraints.items() if held.levels is not None}
+
+
+def test_weights_alone(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, step, ledger = made(images, monkeypatch)
+    assert model.folded
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.module.modules())
+    assert widths(model) == dict.fromkeys(compressible(model.module), 4)
+    assert model.grids == {}
+    assert step["folded"].startswith("6 batch norms, logits move by at most")
+    assert ledger["head.bias"]["untouched"] == "bias or batch norm, kept in float32"
+
+
+def test_batch_norms_stay_where_they_are_asked_to(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, step, _ = made(images, monkeypatch, fold=False)
+    assert not model.folded
+    assert "folded" not in step
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in model.module.modules()) == 6
+
+
+@pytest.mark.parametrize("bits", [8, 4, 1])
+def test_static_inputs_and_additions(images: Path, monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    inputs = {"bits": bits, "range": {"kind": "mse"}}
+    scheme = {"kind": "binary"} if bits == 1 else BLOCK["scheme"]  # wide ends by default, and when asked for
+    more = {} if bits == 1 else {"first_and_last": WIDE}
+    model, _, ledger = made(images, monkeypatch, scheme=scheme, activations=inputs, **more)
+    layers = [name.removesuffix(".weight") for name in compressible(model.module)]
+    sums = [name for name, layer in model.module.named_modules() if isinstance(layer, Summand)]
+    assert len(sums) == 4
+    expected = dict.fromkeys(layers, bits) | dict.fromkeys([layers[0], layers[-1], *sums], 8)
+    assert all(isinstance(grid, InputGrid) for grid in model.grids.values())
+    assert {name: grid.bits for name, grid in model.grids.items()} == expected
+    # Biases are written as integer kernels add them: to round them again changes nothing.
+    again = settled(model)
+    for name, parameter in again.module.named_parameters():
+        assert torch.equal(parameter, model.module.get_parameter(name))
+    # That it moved them is told.
+    assert ledger["head.bias"]["changed"] == 10
+    assert ledger["head.bias"]["untouched"] == ""
+
+
+def test_dynamic_inputs_leave_additions_and_biases_alone(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, ledger = made(images, monkeypatch, activations={"dynamic": True})
+    assert model.grids == {n.removesuffix(".weight"): DynamicGrid(8) for n in compressible(model.module)}
+    assert ledger["head.bias"]["changed"] == 0
+
+
+def test_a_layer_is_skipped_and_the_ends_are_wide(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = {"skip": ["stages.0.conv1"], "first_and_last": WIDE, "scheme": {"kind": "binary"}}
+    model, _, ledger = made(images, monkeypatch, **more)
+    names = list(compressible(model.module))
+    expected = dict.fromkeys(names, 1) | {names[0]: 8, names[-1]: 8}
+    del expected["stages.0.conv1.weight"]
+    assert widths(model) == expected
+    assert ledger["stages.0.conv1.weight"]["untouched"] == "named in skip"
+
+
+@pytest.mark.parametrize("train", [None, TRAIN], ids=["rounded", "trained"])
+def test_mixed_widths_keep_to_the_budget(
+    images: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any] | None
+) -> None:
+    monkeypatch.chdir(images)
+    made(images, monkeypatch, "uniform")
+    limit = size_bytes(MODELS / "uniform")
+    more = {"mixed": {"budget": {"bytes": limit}, "images": 100}} | ({"train": train} if train else {})
+    model, step, ledger = made(images, monkeypatch, **more)
+    used = size_bytes(MODELS / "quantized")
+    assert used <= limit
+    assert step["budget"] == f"{used:,} of {limit:,} bytes"
+    assert len(set(widths(model).values())) > 1
+    for name, bits in widths(model).items():
+        assert ledger[name]["chosen"] == f"{bits} bits"
+        assert list(ledger[name]["tried"]) == [f"{width} bits" for width in (2, 3, 4, 5, 6, 8)]
+
+
+def test_a_trained_model_is_on_its_levels_folded_at_the_end_and_the_same_twice(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = {"kind": "temperature", "temperature": 8.0, "hard": 0.1}
+    more = {
+        "scheme": {"kind": "binary", "balanced": True},
+        "activations": {"bits": 4, "range": {"kind": "mse"}},
+        "train": {**TRAIN, "kind": "error-decay", "loss": loss},
+    }
+    model, step, _ = made(images, monkeypatch, **more)
+    assert model.folded
+    for name, held in model.constraints.items():
+        weight = model.module.get_parameter(name)
+        assert torch.equal(held.project(weight), weight)
+    inner = [name for name, bits in widths(model).items() if bits == 1]
+    assert len(inner) == len(list(compressible(model.module))) - 2
+    assert step["warning"].startswith("loss.temperature: 8 is more than 1-bit weights can follow")
+    assert (MODELS / "quantized" / "curve.csv").exists()
+    first = (MODELS / "quantized" / "model.safetensors").read_bytes()
+    made(images, monkeypatch, **more)
+    assert (MODELS / "quantized" / "model.safetensors").read_bytes() == first
+
+
+def test_what_is_rounded_already_is_refused_and_what_was_there_stays(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(images, monkeypatch, "once", activations={})
+    before = (MODELS / "once" / "model.safetensors").read_bytes()
+    with pytest.raises(DecantError, match=r"of once is quantized already; quantize one of its ancestors"):
+        made(images, monkeypatch, "once", **{"from": "once"})
+    assert (MODELS / "once" / "model.safetensors").read_bytes() == before
+
+
+def test_another_function_after_folding_is_refused(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "moved", lambda *_: (0.002, 1.0))
+    with pytest.raises(DecantError, match=r"teacher is another function once folded: .*0\.002, their spread"):
+        made(images, monkeypatch)
+
+
+def test_balanced_signs_are_those_of_the_shifted_weights(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, _ = made(images, monkeypatch, scheme={"kind": "binary", "balanced": True})
+    teacher = quantized.folded(load_model("teacher"))
+    name = "stages.1.conv2.weight"
+    shifted = Binary(balanced=True).shifted(teacher.module.get_parameter(name).detach(), None, 0)
+    assert torch.equal(model.module.get_parameter(name) > 0, shifted >= 0)
