@@ -120,6 +120,10 @@ def flattened() -> Checkpoint:
     )
 
 
+def tokens() -> Checkpoint:
+    return toy(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+
+
 TOYS = {"chain": chain, "grouped": grouped, "depthwise": depthwise, "flattened": flattened}
 
 
@@ -220,12 +224,30 @@ def test_pairs_of_networks_with_branches() -> None:
     assert found(net(Looped()))[0] == [("after.weight", "head.weight")]
 
 
-def test_a_saturation_that_these_images_never_reach_is_seen_all_the_same() -> None:
-    parent = toy(nn.Flatten(), nn.Linear(64, 6), nn.ReLU6(), nn.Linear(6, 3))
+@pytest.mark.parametrize("between", [nn.ReLU6(), nn.Threshold(0.1, 0.0)], ids=repr)
+@pytest.mark.parametrize("width", [1, 6])
+def test_limits_that_these_images_never_reach_are_seen_all_the_same(between: nn.Module, width: int) -> None:
+    """Channels are tried both larger and smaller, be there only one."""
+    parent = toy(nn.Flatten(), nn.Linear(64, width), between, nn.Linear(width, 3))
     with torch.no_grad():
         parent.module.get_parameter("1.weight").mul_(1e-3)
         parent.module.get_parameter("1.bias").fill_(0.3)
     assert pairs_of(parent, photos())[0] == []
+
+
+def test_rows_of_a_picture_as_tokens() -> None:
+    """Linear layers work along the last axis, and flattening them does not keep channels together."""
+    parent = tokens()
+    for after, pairs, skipped in (equalized(parent, photos()), smoothed(parent, photos(), 0.5)):
+        assert pairs == [Pair("0.weight", "2.weight")]
+        assert skipped.keys() == {"2.weight"}
+        assert_same_function(parent, after, photos(seed=4))
+    read = ranges(smoothed(parent, photos(), 0.5)[0].module, Pair("0.weight", "2.weight"))[1]
+    hidden = parent.module[1](parent.module[0](pixels(photos()))).flatten(0, 2).amax(0)  # type: ignore[index]
+    expected = (hidden * ranges(parent.module, Pair("0.weight", "2.weight"))[1]).sqrt()
+    on = hidden > 0
+    assert int(on.sum()) > 1
+    torch.testing.assert_close(read[on], expected[on], rtol=1e-4, atol=0)
 
 
 def test_a_channel_that_is_never_on_proves_nothing_and_does_no_harm() -> None:
@@ -510,7 +532,7 @@ def hooked(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
     def record(name: str) -> Any:
         def hook(layer: nn.Module, _: Any, given: Tensor) -> None:
-            sums = given if given.dim() == 2 else given.movedim(1, -1)
+            sums = given if isinstance(layer, nn.Linear) else given.movedim(1, -1)
             found[name] = sums.double().flatten(0, -2).mean(0)
 
         return hook
@@ -531,11 +553,15 @@ def coarse(checkpoint: Checkpoint, bits: int = 3) -> Checkpoint:
     return checkpoint.narrowed({n: Constraints(levels=Integer(bits=bits).levels(w)) for n, w in weights})
 
 
-FLOATS = {**{name: lambda kind=name: folded(net(NETS[kind])) for name in NETS}, "depthwise toy": depthwise}
+FLOATS = {
+    **{name: lambda kind=name: folded(net(NETS[kind])) for name in NETS},
+    "depthwise toy": depthwise,
+    "tokens": tokens,
+}
 
 
 def shown(kind: str, count: int = 64) -> Tensor:
-    return photos(count) if kind == "depthwise toy" else pictures(count)
+    return pictures(count) if kind in NETS else photos(count)
 
 
 def reference_of(kind: str) -> Checkpoint:

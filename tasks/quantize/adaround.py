@@ -28,7 +28,7 @@ EDGE = math.log(-ZETA / GAMMA)
 """Where h reaches 1, and minus that where it reaches 0."""
 
 BETAS = (0.9, 0.9)
-"""Adam's: its gradients are exact, and a long memory of their size would let the first, large ones slow it."""
+"""Adam's: gradients are exact, and a long memory of their size would let the first, large ones slow it."""
 
 
 class AdaRound(Section):
@@ -45,7 +45,7 @@ class AdaRound(Section):
 
     Helps at 2 and 3 bits, where it lost less accuracy than `gptq` on the default network; and where a layer
     has hardly more rows of inputs than columns, which it learns less by heart, as no weight goes further than
-    to a neighbour. Does not help at 8 bits, and at 4 hardly beyond `gptq`, at several times the time: weights
+    to a neighbour. Does not help at 8 bits, and at 4 no more than `gptq`, at several times the time: weights
     have levels enough there to make up for others with.
 
     Attributes:
