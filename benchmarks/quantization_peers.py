@@ -9,11 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +26,7 @@ from tasks.data import Examples, pixels
 from tasks.export import open_session, to_onnx
 from tasks.fit import fit_
 from tasks.losses import SoftTargets, against_teacher
-from tasks.onnx_trace import INPUT
+from tasks.onnx_trace import INPUT, silent
 from tasks.params import validate
 from tasks.scratch import Scratch
 from tasks.training import Training
@@ -121,7 +118,7 @@ def attempt(peer: Peer, task: Task) -> tuple[Made | None, str]:
     strict = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("default")
     try:
-        with _silent(), torch.random.fork_rng(devices=[]):
+        with silent(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(task.seed)
             return peer.make(task), ""
     except Exception as error:
@@ -311,19 +308,6 @@ def _saved(module: nn.Module) -> int:
     saved = io.BytesIO()
     torch.save(module.state_dict(), saved)
     return len(saved.getvalue())
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the tools from telling of libraries that are not used here."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 ONNXRUNTIME: dict[str, Peer] = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from tasks.checkpoints import Checkpoint
@@ -83,7 +84,8 @@ def compare(
     Args:
         parent: What the operation was given.
         child: What it made.
-        untouched: Why it left each other parameter alone, as long as it did.
+        untouched: Why it left each other parameter alone. Of biases and batch norms no longer true where they
+            have changed all the same, in a training say, and left out then.
         kept: What it left of the parent's tensors, where it removed channels. What is changed is counted in
             the channels that are left.
 
@@ -93,15 +95,20 @@ def compare(
     """
     left = removed(parent, kept) if kept else parent
     before, weights = dict(left.module.named_parameters()), compressible(child.module)
+    untouched = {
+        name: reason
+        for name, reason in untouched.items()
+        if name in weights or torch.equal(child.module.get_parameter(name), before[name])
+    }
     entries = [
         Entry(
             name=name,
             weight=name in weights or name in child.constraints,
             count=parameter.numel(),
-            changed=(changed := int((parameter != before[name]).sum())),
+            changed=int((parameter != before[name]).sum()),
             zeros=int((parameter == 0).sum()),
             holds=_holds(child, name),
-            untouched="" if changed or name in (kept or {}) else untouched.get(name, ""),
+            untouched="" if name in (kept or {}) else untouched.get(name, ""),
             removed=parent.module.get_parameter(name).numel() - parameter.numel(),
             channels=_channels(parent.module.get_parameter(name).shape, parameter.shape),
         )

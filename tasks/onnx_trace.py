@@ -56,7 +56,7 @@ def _graph(
     for name in marked:
         module.get_submodule(name).register_forward_pre_hook(functools.partial(_marked, name))
     try:
-        with _silent():
+        with silent():
             # Without the exporter's optimizer each weight keeps its name.
             program = torch.onnx.export(
                 module,
@@ -178,10 +178,10 @@ def _strip_(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the exporter from warning of libraries that are not used here, and from printing."""
+def silent() -> Iterator[None]:
+    """Keep exporters from telling of libraries that are not used here, and from printing."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")

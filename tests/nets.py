@@ -13,13 +13,30 @@ from torch import Tensor, nn
 
 from tasks import checkpoints
 from tasks.checkpoints import Checkpoint
+from tasks.data import Examples
 from tasks.models import Architecture, Resnet, Shape, build
 from tasks.params import Section
 from tasks.prune.groups import groups_of
 from tasks.prune.shrinking import Plan
+from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
 
 SHAPE: Shape = (2, 12, 12)
 CLASSES = tuple("abcd")
+SCHEMES: dict[str, Quantizer] = {
+    "integer": Integer(bits=3),
+    "tensor": Integer(bits=8, per_channel=False),
+    "affine": Integer(bits=4, symmetric=False),
+    "affine tensor": Integer(bits=8, symmetric=False, per_channel=False),
+    "group": Integer(bits=5, group=16),
+    "affine group": Integer(bits=2, group=16, symmetric=False),
+    "ternary": Ternary(),
+    "ternary tensor": Ternary(per_channel=False),
+    "binary": Binary(),
+    "codebook": Codebook(entries=11),
+    "power of two": PowerOfTwo(bits=3),
+    "power of two tensor": PowerOfTwo(bits=8, per_channel=False),
+}
+"""One of each form that levels have."""
 
 
 class Grouped(Section):
@@ -173,3 +190,13 @@ def drawn(parent: Checkpoint, seed: int) -> Plan:
         which = draw.sample(range(group.count), draw.randrange(1, group.count))
         gone[group.name] = torch.tensor([index in which for index in range(group.count)])
     return Plan(parent, groups, gone)
+
+
+def striped(seed: int, count: int = 96) -> Examples:
+    """Three classes, told apart by where the bright stripe is."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 8, 8), generator=generator)
+    for index, label in enumerate(labels.tolist()):
+        images[index, 0, 1 + 2 * label] += 150
+    return Examples(images.to(torch.uint8), labels, ("low", "middle", "high"))

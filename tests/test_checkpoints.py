@@ -19,6 +19,7 @@ from tasks.folding import folded
 from tasks.models import Architecture, Lenet5, Lenet300100, Mlp, Resnet, build, compressible, predict
 from tasks.packing import packed_size
 from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from tests.nets import SCHEMES
 
 IMAGES = torch.randint(0, 256, (32, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 CONV = "stages.0.conv2.weight"
@@ -42,20 +43,6 @@ def weight(name: str = CONV) -> torch.Tensor:
 
 
 MASK = torch.rand(4, 4, 3, 3, generator=torch.Generator().manual_seed(1)) > 0.7
-SCHEMES: dict[str, Quantizer] = {
-    "integer": Integer(bits=3),
-    "tensor": Integer(bits=8, per_channel=False),
-    "affine": Integer(bits=4, symmetric=False),
-    "affine tensor": Integer(bits=8, symmetric=False, per_channel=False),
-    "group": Integer(bits=5, group=16),
-    "affine group": Integer(bits=2, group=16, symmetric=False),
-    "ternary": Ternary(),
-    "ternary tensor": Ternary(per_channel=False),
-    "binary": Binary(),
-    "codebook": Codebook(entries=11),
-    "power of two": PowerOfTwo(bits=3),
-    "power of two tensor": PowerOfTwo(bits=8, per_channel=False),
-}
 CASES = {
     "free": {},
     "range": {CONV: Constraints(range=Range(-0.1, 0.12))},

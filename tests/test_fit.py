@@ -13,26 +13,15 @@ from torch.nn import functional as F
 from tasks import fit as fit_module
 from tasks.checkpoints import state
 from tasks.constraints import Constraints
-from tasks.data import Examples
 from tasks.errors import DecantError
 from tasks.fit import fit_
 from tasks.models import Mlp, Resnet, build
 from tasks.quantize.schemes import Binary, Integer
 from tasks.scratch import Scratch
 from tasks.training import Adamw, Augmentation, Cosine, OneCycle, Sgd, Training
+from tests.nets import striped
 
-
-def examples(seed: int, count: int = 96) -> Examples:
-    """Three classes, told apart by where the bright stripe is."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (count,), generator=generator)
-    images = torch.randint(0, 60, (count, 1, 8, 8), generator=generator)
-    for index, label in enumerate(labels.tolist()):
-        images[index, 0, 1 + 2 * label] += 150
-    return Examples(images.to(torch.uint8), labels, ("low", "middle", "high"))
-
-
-TRAIN, VALIDATION = examples(0), examples(1, 48)
+TRAIN, VALIDATION = striped(0), striped(1, 48)
 RECIPE: dict[str, Any] = {
     "epochs": 4,
     "batch_size": 16,

@@ -12,24 +12,10 @@ from tasks.checkpoints import Checkpoint
 from tasks.constraints import Constraints, DynamicGrid, InputGrid, Levels, Range
 from tasks.folding import TINY, folded, moved
 from tasks.models import Lenet5, Mlp, Resnet, build, compressible, followers, predict
-from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
-from tests.nets import NETS, images, net
+from tasks.quantize.schemes import Binary, Integer, Quantizer, Ternary
+from tests.nets import NETS, SCHEMES, images, net
 
 CONV = "stages.0.conv2.weight"
-SCHEMES: dict[str, Quantizer] = {
-    "integer": Integer(bits=4),
-    "tensor": Integer(bits=3, per_channel=False),
-    "affine": Integer(bits=4, symmetric=False),
-    "affine tensor": Integer(bits=8, symmetric=False, per_channel=False),
-    "group": Integer(bits=4, group=16),
-    "affine group": Integer(bits=3, group=16, symmetric=False),
-    "ternary": Ternary(),
-    "ternary tensor": Ternary(per_channel=False),
-    "binary": Binary(),
-    "codebook": Codebook(entries=32),
-    "power of two": PowerOfTwo(bits=4),
-    "power of two tensor": PowerOfTwo(bits=3, per_channel=False),
-}
 
 
 def residual(seed: int = 0) -> Checkpoint:

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
@@ -52,13 +51,7 @@ SCHEMES: tuple[Scheme, ...] = (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As the operation has: on a busy machine, threads of small matrices wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def drawn(seed: int, *shape: int) -> Tensor:

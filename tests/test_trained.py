@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tasks import fit as fit_module
 from tasks.checkpoints import Checkpoint, load, save, state
 from tasks.constraints import Constraints, DynamicGrid, Grid, InputGrid, Levels, Range
-from tasks.data import Examples
 from tasks.errors import DecantError
 from tasks.finetune.params import FinetuneParams
 from tasks.fit import Row
@@ -45,6 +44,7 @@ from tasks.quantize.trained import train_rounded
 from tasks.quantize.trainers import Centroids, ErrorDecay, Lsq, Pact, Ste, Train, Trainer, Ttq, check_pairing
 from tasks.scratch import Scratch
 from tasks.training import Adamw, Augmentation, Cosine, Sgd, Training
+from tests.nets import striped
 
 TRAINERS: tuple[type[Trainer], ...] = get_args(get_args(Train)[0])
 SCHEMES: tuple[Scheme, ...] = (
@@ -439,17 +439,7 @@ def test_an_error_inside_a_layer_leaves_its_free_weight() -> None:
 # Trainings
 
 
-def examples(seed: int, count: int = 96) -> Examples:
-    """Three classes, told apart by where the bright stripe is."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (count,), generator=generator)
-    images = torch.randint(0, 60, (count, 1, 8, 8), generator=generator)
-    for index, label in enumerate(labels.tolist()):
-        images[index, 0, 1 + 2 * label] += 150
-    return Examples(images.to(torch.uint8), labels, ("low", "middle", "high"))
-
-
-TRAIN, VALIDATION = examples(0), examples(1, 48)
+TRAIN, VALIDATION = striped(0), striped(1, 48)
 NET = Resnet(widths=(4, 8), blocks=(1, 1))
 ENDS = ("stem.0.weight", "head.weight")
 

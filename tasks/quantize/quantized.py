@@ -88,7 +88,7 @@ class Recipe:
         self.schemes: Schemes = schemes_for(self.before, names, block)
         self._grids, of_inputs = self._calibrated()
         self.start = self.before.narrowed({}, self._grids)
-        self._tables = [tables({}, of_inputs)]
+        self._of_inputs, self._tables = tables({}, of_inputs), list[Tables]()
         self._allocation = self._allocated() if block.mixed is not None else None
 
     def rounded(self) -> Quantized:
@@ -220,7 +220,7 @@ class Recipe:
         facts = self._facts
         if self._allocation is not None:
             facts = facts | self._allocation.check(model)
-        return Quantized(before, model, untouched, merged(self._tables), facts, curve)
+        return Quantized(before, model, untouched, merged([*self._tables, self._of_inputs]), facts, curve)
 
 
 def _bits(scheme: Any) -> int:
