@@ -21,6 +21,7 @@ from tasks.data import read
 from tasks.errors import DecantError
 from tasks.export import check_same, open_session, to_onnx
 from tasks.folding import folded
+from tasks.integers import settled
 from tasks.ledger import check_invariants, created
 from tasks.models import Resnet, build, compressible, fit_normalization_, predict
 from tasks.params import Section
@@ -190,6 +191,8 @@ def same_on_disk(name: str, model: Checkpoint) -> None:
         assert held.describe() == model.constraints[weight].describe()
     assert loaded.grids == model.grids
     assert loaded.clamps == model.clamps
+    # Biases are as integer kernels add them, whatever the last operation was.
+    assert all(torch.equal(t, state(settled(loaded).module)[n]) for n, t in state(loaded.module).items())
 
 
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
