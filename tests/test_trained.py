@@ -319,7 +319,7 @@ def test_early_it_is_straight_and_late_only_the_undecided_move() -> None:
     assert learner.slope(weight)[0, 1:].max().item() < 1e-5
 
 
-def test_entries_get_the_sum_over_their_weights() -> None:
+def test_entries_get_the_mean_over_their_weights() -> None:
     weight = torch.tensor([[0.9, -1.1, 0.1], [1.1, -0.1, -0.9]])
     levels = Levels(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor(1.0))
     mask = torch.tensor([[True, True, True], [False, True, True]])
@@ -327,7 +327,7 @@ def test_entries_get_the_sum_over_their_weights() -> None:
     assert learner(weight).tolist() == [[1.0, -1.0, 0.0], [0.0, 0.0, -1.0]]
     learner(weight).backward(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
     assert learner.values.grad is not None
-    assert learner.values.grad.tolist() == [2 + 6, 3 + 5, 1]
+    assert learner.values.grad.tolist() == [(2 + 6) / 2, (3 + 5) / 2, 1]
 
 
 def test_entries_that_crossed_or_met_are_told_in_order() -> None:

@@ -260,7 +260,8 @@ def _deviation(weight: Tensor, mask: Tensor | None, axis: int) -> Tensor:
 class Entries(WeightLearner):
     """The entries of a codebook, learned; which weight has which entry stays.
 
-    The gradient of an entry is the sum over the weights that have it.
+    An entry moves as its weights would move on average, each by itself: its gradient is their mean. The
+    paper's is their sum, which at a learning rate for weights is thousands of times too far.
 
     References:
         Han et al., Deep Compression, 2015, section 3. https://arxiv.org/abs/1510.00149
@@ -270,10 +271,14 @@ class Entries(WeightLearner):
         super().__init__(held)
         self.codes = levels.codes(weight.detach())
         self.values = nn.Parameter(levels.values * levels.scale)
+        kept = self.codes if held.mask is None else self.codes[held.mask]
+        self.share = 1 / kept.flatten().bincount(minlength=len(levels.values)).clamp(min=1)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight on its levels, masked; of the weight's shape."""
-        return self.masked(self.values[self.codes])
+        fixed = self.values.detach()
+        values = fixed + (self.values - fixed) * self.share  # their own numbers, to the bit
+        return self.masked(values[self.codes])
 
     def levels(self, weight: Tensor) -> Levels:
         """Return the levels that the weight is rounded to now, ascending: entries may have met or crossed."""
