@@ -43,10 +43,10 @@ class AdaRound(Section):
     the form with the activation function inside (eq. 25). A row whose error is smaller with nearest rounding
     keeps that.
 
-    Helps at 2 and 3 bits, where it lost less accuracy than `gptq` on the default network; and where a layer
+    Helps at 2 bits, where it loses less accuracy than `gptq` (benchmarks/quantization.md); and where a layer
     has hardly more rows of inputs than columns, which it learns less by heart, as no weight goes further than
-    to a neighbour. Does not help at 8 bits, and at 4 no more than `gptq`, at several times the time: weights
-    have levels enough there to make up for others with.
+    to a neighbour. Does not help at 8 bits, and at 3 and 4 no more than `gptq`, at several times the time:
+    weights have levels enough there to make up for others with.
 
     Attributes:
         steps: Steps of Adam. A thousand leave some 5 % less error than 200.
