@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from tasks.checkpoints import Checkpoint
@@ -95,20 +94,17 @@ def compare(
     """
     left = removed(parent, kept) if kept else parent
     before, weights = dict(left.module.named_parameters()), compressible(child.module)
-    untouched = {
-        name: reason
-        for name, reason in untouched.items()
-        if name in weights or torch.equal(child.module.get_parameter(name), before[name])
-    }
+    changed = {name: int((p != before[name]).sum()) for name, p in child.module.named_parameters()}
+    told = {*(kept or {}), *(name for name, count in changed.items() if count and name not in weights)}
     entries = [
         Entry(
             name=name,
             weight=name in weights or name in child.constraints,
             count=parameter.numel(),
-            changed=int((parameter != before[name]).sum()),
+            changed=changed[name],
             zeros=int((parameter == 0).sum()),
             holds=_holds(child, name),
-            untouched="" if name in (kept or {}) else untouched.get(name, ""),
+            untouched="" if name in told else untouched.get(name, ""),
             removed=parent.module.get_parameter(name).numel() - parameter.numel(),
             channels=_channels(parent.module.get_parameter(name).shape, parameter.shape),
         )
