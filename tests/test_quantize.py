@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -492,6 +492,7 @@ def test_one_number_gets_another_beside_it(numbers: list[float], expected: list[
     st.integers(2, 8),
     st.floats(-50, 50).filter(lambda factor: abs(factor) > 1e-3),
 )
+@example([1.401298464324817e-45], 2, 1.0)
 def test_entries_stay_apart_to_the_bit_even_when_scaled(
     numbers: list[float], entries: int, factor: float
 ) -> None:

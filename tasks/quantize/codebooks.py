@@ -12,7 +12,7 @@ APART = 2.0**-20
 """How far apart two entries are, at least, as a share of their size: they stay apart under any scale."""
 
 TINY = 1e-30
-"""How far apart they are around zero."""
+"""How far apart they are around zero; what is nearer to it is 0."""
 
 
 def cluster(numbers: Tensor, entries: int) -> Tensor:
@@ -27,6 +27,7 @@ def cluster(numbers: Tensor, entries: int) -> Tensor:
     References:
         Lloyd, Least Squares Quantization in PCM, 1982.
     """
+    numbers = torch.where(numbers.abs() > TINY, numbers, 0.0)
     distinct = torch.unique(numbers)
     found = _apart((distinct if len(distinct) <= entries else _lloyd(numbers, entries)).float())
     for other in (0.0, 1.0):
