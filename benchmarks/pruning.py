@@ -425,4 +425,7 @@ PARTS: dict[str, Callable[[Path, list[int], Keep], None]] = {
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DecantError as error:
+        sys.exit(f"error: {error}")

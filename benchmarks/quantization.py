@@ -1,15 +1,16 @@
 """Every width and every way of quantizing side by side, and other tools on the same teacher and images.
 
-    python -m benchmarks.quantization [--part int8 widths peers bytes] [--seeds 1 2 3] [--write]
+    python -m benchmarks.quantization [--part int8 widths trained peers bytes] [--seeds 1 2 3] [--write]
 
 Parts: `int8` (static 8 bits against ONNX Runtime's own quantizer: accuracy, file, speed; the one that
-measures time), `widths` (4, 3 and 2 bits, ternary, binary; after training and trained), `peers` (torchao and
-Brevitas, where the extra `peers` is installed) and `bytes` (on disk, against the least there can be). Each
-for the default network and for LeNet-300-100 on MNIST, and for each seed a teacher of its own; the default
-teacher of params.yaml's seed is the one in models/: run `dvc repro` first. The others are trained once and
-kept in --teachers, so that parts can run apart. Rows are kept in benchmarks/quantization.json as they come,
-each in place of the former one, and --write makes the page of all that is there. --quick goes through all of
-it on small images, with numbers that mean nothing.
+measures time), `widths` (4, 3 and 2 bits, ternary, binary, after training), `trained` (the same with it),
+`peers` (torchao and Brevitas, where the extra `peers` is installed) and `bytes` (on disk, against the least
+there can be). Each for the default network and for LeNet-300-100 on MNIST, and for each seed a teacher of its
+own; the default teacher of params.yaml's seed is the one in models/ where `dvc repro` has made it. The others
+are trained once and kept in --teachers, so that parts can run apart; all need data/: `dvc repro prepare`
+makes it. Rows are kept in benchmarks/quantization.json as they come, each in place of the former one of the
+same kind of processor (another one trains other teachers), and --write makes the page of all that is there.
+--quick goes through all of it on small images, with numbers that mean nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import json
 import os
 import random
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,7 @@ class Bench:
         teacher: The network in float32.
         test: The images that accuracies are measured on.
         whole: The teacher's accuracy in percent.
+        processor: Where all of it runs.
     """
 
     network: Network
@@ -112,6 +115,7 @@ class Bench:
     teacher: Checkpoint
     test: data.Examples
     whole: float
+    processor: str
 
     def made(self, block: Mapping[str, Any]) -> Checkpoint:
         """Return what the stage makes of the teacher by this block."""
@@ -123,7 +127,8 @@ class Bench:
 
     def row(self, **found: Any) -> Row:
         """Return a row of results; where there is an accuracy, with the change from the teacher in points."""
-        row = {"network": self.shop.name, "seed": self.seed, "teacher": self.whole, **found}
+        place = {"network": self.shop.name, "processor": self.processor, "seed": self.seed}
+        row = {**place, "teacher": self.whole, **found}
         if row.get("accuracy") is not None:
             row["change"] = row["accuracy"] - self.whole
         return row
@@ -142,12 +147,15 @@ def int8(bench: Bench) -> Iterator[Row]:
     """Yield float32, our static 8 bits and ONNX Runtime's, all run by ONNX Runtime, timed in turns."""
     made: dict[str, Made] = {"float32": of_file(to_onnx(bench.teacher).SerializeToString())}
     found: dict[str, Row] = {"float32": {"differing": 0}}
-    for span in quantization_page.OURS:
-        model = bench.made(quantized(bits=8, range={"kind": span}, static=True))
-        made[f"decant, {span}"] = deployed = of_file(to_onnx(model).SerializeToString())
-        answers = [predict(f, bench.test.images).argmax(1) for f in (deployed.function, model.module)]
+    for way, words in quantization_page.OURS.items():
+        model = bench.made(quantized(**words, static=True))
+        made[way] = deployed = of_file(to_onnx(model).SerializeToString())
+        plain = of_file(deployed.file or b"", exact=False)
+        functions = (model.module, deployed.function, plain.function)
+        expected, *answers = [predict(function, bench.test.images).argmax(1) for function in functions]
+        differing, in_plain = (int((answer != expected).sum()) for answer in answers)
         packed = int(bench.shop.measured("quantized")["bytes"])
-        found[f"decant, {span}"] = {"packed": packed, "differing": int((answers[0] != answers[1]).sum())}
+        found[way] = {"packed": packed, "differing": differing, "plain": in_plain}
     for way, peer in ONNXRUNTIME.items():
         result, why = attempt(peer, bench.task)
         if result is None:
@@ -188,9 +196,23 @@ def timed(files: Mapping[str, bytes], bench: Bench) -> dict[str, Row]:
 
 
 def widths(bench: Bench) -> Iterator[Row]:
-    """Yield every way at every width; what a way refuses is a row with the reason."""
+    """Yield every way at every width that needs no training."""
+    return _cases([case for case in CASES if not case.trained], bench, "widths")
+
+
+def trained(bench: Bench) -> Iterator[Row]:
+    """Yield every way of training on levels at every width."""
+    return _cases([case for case in CASES if case.trained], bench, "trained")
+
+
+def _cases(cases: Sequence[Case], bench: Bench, part: str) -> Iterator[Row]:
+    """Yield the cases' rows; what a way refuses is a row with the reason.
+
+    Cases that are compared only in passing run with the first seed alone.
+    """
+    due = [case for case in cases if bench.seed == 1 or not case.once]
     uniform: dict[str, int] = {}
-    for case in tqdm(_due(CASES, bench), desc=f"{bench.shop.name}, seed {bench.seed}: widths"):
+    for case in tqdm(due, desc=f"{bench.shop.name}, seed {bench.seed}: {part}"):
         block = case.block(bench.network.recipe, uniform.get(case.width))
         base = {"way": case.way, "width": case.width, "trained": case.trained, "recipe": block}
         try:
@@ -201,11 +223,6 @@ def widths(bench: Bench) -> Iterator[Row]:
         found = bench.shop.measured("quantized")
         uniform.setdefault(case.width, int(found["bytes"]))  # the first way of each width is the plain one
         yield bench.row(**base, accuracy=found["accuracy"], bytes=int(found["bytes"]))
-
-
-def _due(cases: tuple[Case, ...], bench: Bench) -> list[Case]:
-    """Return the cases of this seed: those that are compared only in passing run with the first alone."""
-    return [case for case in cases if bench.seed == 1 or not case.once]
 
 
 def peers(bench: Bench) -> Iterator[Row]:
@@ -248,6 +265,7 @@ def _short(number: float) -> float:
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "int8": int8,
     "widths": widths,
+    "trained": trained,
     "peers": peers,
     "bytes": bytes_on_disk,
 }
@@ -262,24 +280,33 @@ def opened(name: str, network: Network, seed: int, folder: Path, teachers: Path,
     kept = teachers / f"{name}-{seed}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
     if not sections:
         sections["teacher"] = params["teacher"]
-        if seed == params["seed"] and not kept.exists():
-            kept = ROOT / MODELS / "teacher"
+        built = ROOT / MODELS / "teacher"
+        if seed == params["seed"] and built.exists() and not kept.exists():
+            kept = built
     shop = Workshop(name, folder, sections, kept if kept.exists() else None, seed, threads)
     with shop.inside({}, seed):
         teacher, test = load_model("teacher"), data.read(data.TEST)
         if not kept.exists():
             shutil.copytree(MODELS / "teacher", kept)
-    bench = Bench(network, shop, seed, teacher, test, 0.0)
-    return Bench(network, shop, seed, teacher, test, bench.accuracy(teacher.module))
+    processor = str(describe_machine(threads)["processor"])
+    bench = Bench(network, shop, seed, teacher, test, 0.0, processor)
+    return replace(bench, whole=bench.accuracy(teacher.module))
 
 
 def merged(before: list[Row], rows: list[Row]) -> list[Row]:
-    """Return the former rows with the new ones, each in place of one of the same network, seed and way."""
+    """Return the former rows with the new ones, each in place of one of the same place, seed and way."""
 
     def key(row: Row) -> tuple[Any, ...]:
-        return row["network"], row["seed"], row["way"], row["width"]
+        return row["network"], row["processor"], row["seed"], row["way"], row["width"]
 
     return list(({key(row): row for row in before} | {key(row): row for row in rows}).values())
+
+
+def put_(results: dict[str, Any], part: str, machine: Mapping[str, Any], rows: list[Row]) -> None:
+    """Put the rows of a part into results, in place, and say what machine they are from."""
+    kept = results.setdefault(part, {"machines": {}, "rows": []})
+    kept["machines"][machine["processor"]] = dict(machine)
+    kept["rows"] = merged(kept["rows"], rows)
 
 
 def stored() -> dict[str, Any]:
@@ -320,14 +347,12 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     machine = describe_machine(arguments.threads) | {"cores": os.cpu_count()}
 
     def keep(part: str, row: Row) -> None:
-        mine = merged(results.get(part, {}).get("rows", []), [row])
-        results[part] = {"machine": machine, "rows": mine}
+        put_(results, part, machine, [row])
         if arguments.write:
             # Another process may write beside this one: the file is read anew each time, and all rows of
             # this one are put into it, so that what the other has written over comes back.
             whole = stored()
-            before = whole.get(part, {}).get("rows", [])
-            whole[part] = {"machine": machine, "rows": merged(before, mine)}
+            put_(whole, part, machine, results[part]["rows"])
             write_json(RESULTS, whole)
 
     if arguments.part and arguments.seeds and arguments.networks:
@@ -341,4 +366,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DecantError as error:
+        sys.exit(f"error: {error}")

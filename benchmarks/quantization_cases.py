@@ -101,8 +101,11 @@ def quantized(
     return of(scheme, **inputs, **more)
 
 
-MAIN = ("nearest, min-max", "nearest, mse", "gptq, mse", "adaround, mse")
+MAIN = ("nearest, min-max", "nearest, mse", "gptq, mse", "gptq, range searched", "adaround, mse")
 """Ways after training that every seed has."""
+
+
+SEARCHED: Block = {"search": 8}
 
 
 def _after(bits: int) -> list[Case]:
@@ -117,7 +120,10 @@ def _after(bits: int) -> list[Case]:
         "nearest, mse, equalized, biases corrected": best(equalize=True, correct_bias=True),
         "gptq, mse": best(rounding=gptq),
         "gptq, mse, biases corrected": best(rounding=gptq, correct_bias=True),
+        "gptq, min-max": quantized(bits, rounding=gptq),
+        "gptq, range searched": quantized(bits, rounding=gptq | SEARCHED),
         "adaround, mse": best(rounding={"kind": "adaround"}),
+        "adaround, range searched": quantized(bits, rounding={"kind": "adaround"} | SEARCHED),
         "codebook of 2^bits": of({"kind": "codebook", "entries": 2**bits}),
     }
     cases = [Case(way, width, block, once=way not in MAIN) for way, block in ways.items()]

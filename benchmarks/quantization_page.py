@@ -17,10 +17,13 @@ Rows = Sequence[Mapping[str, Any]]
 Results = Mapping[str, Any]
 
 NETWORKS = ("default", "lenet-300-100")
-OURS = ("min-max", "percentile", "mse")
-"""Ranges of our static 8 bits; the first is the default."""
+OURS: dict[str, dict[str, Any]] = {
+    **{f"decant, {kind}": {"bits": 8, "range": {"kind": kind}} for kind in ("min-max", "percentile", "mse")},
+    "decant, min-max, weights of 7 bits": {"bits": 7},
+}
+"""Our ways of static 8 bits; the first is the default."""
 
-MINE = f"decant, {OURS[0]}"
+MINE = next(iter(OURS))
 WIDTHS = ("4 bits", "3 bits", "2 bits", "ternary", "binary", "4 bits, inputs 4 bits", "binary, inputs 1 bit")
 
 
@@ -39,25 +42,25 @@ def page(results: Results) -> str:
         "",
     ]
     if promises := promised(results):
-        lines += ["## Promised and found", "", *table(("promise", "network", "found", "held"), promises), ""]
+        columns = ("promise", "network", "processor", "found", "held")
+        lines += ["## Promised and found", "", *table(columns, promises), ""]
     for part, section in SECTIONS.items():
         if part in results:
-            lines += section(results[part])
+            lines += section(results)
     return "\n".join(lines)
 
 
 def promised(results: Results) -> list[list[str]]:
-    """Return, for each promise and each network that has numbers, what was found and whether it holds."""
+    """Return, for each promise, network and processor, what was found and whether it holds."""
+    judges: dict[str, Callable[[Rows], list[tuple[str, str, bool]]]] = {
+        "int8": _eight,
+        "trained": _few,
+        "bytes": _least,
+    }
     found = []
-    for network in NETWORKS:
-        for rows in (_of(results, "int8", network), _of(results, "widths", network)):
-            found += [[words, network, cell, _held(held)] for words, cell, held in _eight(rows) + _few(rows)]
-        large = [row for row in _of(results, "bytes", network) if row["parameters"] > 100_000]
-        if large:
-            most = max(large, key=lambda row: row["bytes"] / row["least"])
-            words, over = "bytes at most 3 % over the least, at any width", most["bytes"] / most["least"] - 1
-            held = most["bytes"] <= 1.03 * most["least"]
-            found.append([words, network, f"{over:.2%} ({most['width']})", _held(held)])
+    for part, judge in judges.items():
+        for network, processor, rows in _groups(results, part):
+            found += [[words, network, processor, cell, _held(held)] for words, cell, held in judge(rows)]
     return found
 
 
@@ -106,7 +109,7 @@ def _few(rows: Rows) -> list[tuple[str, str, bool]]:
     """Return the promises on trained models of few bits: the best of the ways that all seeds have."""
     found = []
     for width, (words, limit) in LIMITS.items():
-        ways = _changes([row for row in rows if row.get("trained")], width)
+        ways = _changes(rows, width)
         most = max((len(values) for values in ways.values()), default=0)
         whole = {way: statistics.mean(values) for way, values in ways.items() if len(values) == most}
         if whole:
@@ -118,23 +121,34 @@ def _few(rows: Rows) -> list[tuple[str, str, bool]]:
     return found
 
 
-def int8(part: Results) -> list[str]:
+def _least(rows: Rows) -> list[tuple[str, str, bool]]:
+    """Return the promise on bytes, for a network of many parameters: the width that is furthest off."""
+    large = [row for row in rows if row["parameters"] > 100_000]
+    if not large:
+        return []
+    most = max(large, key=lambda row: row["bytes"] / row["least"])
+    cell = f"{most['bytes'] / most['least'] - 1:.2%} ({most['width']})"
+    return [("bytes at most 3 % over the least, at any width", cell, most["bytes"] <= 1.03 * most["least"])]
+
+
+def int8(results: Results) -> list[str]:
     """Return the tables of eight bits: ours and the peer's, accuracy, file and speed."""
     lines = [
         "## Eight bits, static",
         "",
         "`python -m benchmarks.quantization --part int8 --write`. Every row is an ONNX file that ONNX "
-        f"Runtime runs on one thread, calibrated on the same 1,000 training images, {_machine(part)}. "
+        f"Runtime runs on one thread, calibrated on the same 1,000 training images; {_machines(results)}. "
         "ONNX Runtime's own quantizer makes QDQ with weights per channel. Speed-ups are medians over "
         "rounds with the 10th and the 90th percentile, the calls interleaved, over float32 and over its "
         "quantizer with min-max. `other answers` are images of the test split that the deployed file classes "
-        "otherwise than the evaluated model.",
+        "otherwise than the evaluated model; `in a plain session` the same without the option that "
+        "processors without VNNI need for exact sums (docs/quantization.md).",
         "",
     ]
-    for network, rows in _networks(part):
-        lines += [f"### {network}, {_teacher(rows)}", ""]
+    for title, rows in _titled(results, "int8"):
+        lines += [title, ""]
         batches = next((list(row["latency"]) for row in rows if row.get("latency")), [])
-        columns = ["", "accuracy %", "change", "file, bytes", "other answers"]
+        columns = ["", "accuracy %", "change", "file, bytes", "other answers", "in a plain session"]
         columns += [f"{batch}, over {over}" for batch in batches for over in ("float32", "peer")]
         cells = []
         for way in dict.fromkeys(row["way"] for row in rows):
@@ -142,14 +156,13 @@ def int8(part: Results) -> list[str]:
             if any(row["accuracy"] is None for row in mine):
                 cells.append([way, mine[0]["note"], *["-"] * (len(columns) - 2)])
                 continue
-            other = [row["differing"] for row in mine if "differing" in row]
             cells.append(
                 [
                     way,
                     spread([row["accuracy"] for row in mine]),
                     _points([row["change"] for row in mine]),
                     f"{round(statistics.mean(row['bytes'] for row in mine)):,}",
-                    ", ".join(map(str, other)) if other else "-",
+                    *(_listed(mine, key) for key in ("differing", "plain")),
                     *(
                         _ratio([row["latency"][batch].get(f"over {over}") for row in mine])
                         for batch in batches
@@ -161,49 +174,57 @@ def int8(part: Results) -> list[str]:
     return lines
 
 
-def widths(part: Results) -> list[str]:
-    """Return the tables of what each way loses at each width, after training and trained, and the bytes."""
+def _listed(rows: Rows, key: str) -> str:
+    return ", ".join(str(row[key]) for row in rows if key in row) or "-"
+
+
+def widths(results: Results) -> list[str]:
+    """Return the tables of what each way loses at each width without a training."""
     lines = [
-        "## Fewer bits",
+        "## Fewer bits, after training",
         "",
         "`python -m benchmarks.quantization --part widths --write`. Change of the accuracy in points; "
         "weights alone, but where inputs are named. Scales are per output channel unless groups are named. "
         "Codebooks are per layer and may take another number of bytes. Mixed widths take no more "
-        "bytes than the plain way at that width.",
+        "bytes than the plain way at that width. `range searched` is `search: 8`, from min-max on.",
         "",
         "![Change of accuracy against bits](quantization.svg)",
         "",
     ]
-    for network, rows in _networks(part):
-        lines += [f"### {network}, {_teacher(rows)}", ""]
-        for title, trained in (("after training", False), ("trained", True)):
-            mine = [row for row in rows if row["trained"] is trained]
-            present = [width for width in WIDTHS if _where(mine, width=width)]
-            ways = dict.fromkeys(row["way"] for row in mine)
-            cells = [[way, *(_cell(_where(mine, way=way, width=width)) for width in present)] for way in ways]
-            if not cells:
-                continue
-            lines += [*table((title, *present), cells), ""]
-        lines += _recipes(rows)
+    for title, rows in _titled(results, "widths"):
+        lines += [title, "", *_by_width(rows), ""]
     return lines
+
+
+def trained(results: Results) -> list[str]:
+    """Return the tables of what each way of training on levels loses at each width, and the recipes."""
+    lines = ["## Fewer bits, trained", "", "`python -m benchmarks.quantization --part trained --write`.", ""]
+    for title, rows in _titled(results, "trained"):
+        lines += [title, "", *_by_width(rows), "", *_recipes(rows)]
+    return lines
+
+
+def _by_width(rows: Rows) -> list[str]:
+    """Return a table with a line for each way and a column for each width."""
+    present = [width for width in WIDTHS if _where(rows, width=width)]
+    ways = dict.fromkeys(row["way"] for row in rows)
+    cells = [[way, *(_cell(_where(rows, way=way, width=width)) for width in present)] for way in ways]
+    return table(("", *present), cells)
 
 
 def _recipes(rows: Rows) -> list[str]:
     """Return the recipes of what was trained, in the words of params.yaml."""
     recipes: dict[str, str] = {}
     for row in rows:
-        if row["trained"]:
-            train = {key: value for key, value in row["recipe"]["train"].items() if key != "kind"}
-            recipes.setdefault(inline(train), row["width"])
-    if not recipes:
-        return []
+        train = {key: value for key, value in row["recipe"]["train"].items() if key != "kind"}
+        recipes.setdefault(inline(train), row["width"])
     words = "; ".join(f"`{recipe}` (such as {width})" for recipe, width in recipes.items())
     return [f"Trained rows start from the teacher: {words}.", ""]
 
 
-def peers(part: Results) -> list[str]:
+def peers(results: Results) -> list[str]:
     """Return the tables of the other tools."""
-    versions = {k: v for row in part["rows"] for k, v in row["versions"].items() if v}
+    versions = {k: v for row in results["peers"]["rows"] for k, v in row["versions"].items() if v}
     lines = [
         "## Other tools",
         "",
@@ -214,18 +235,18 @@ def peers(part: Results) -> list[str]:
         + (f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}." if versions else ""),
         "",
     ]
-    for network, rows in _networks(part):
+    for title, rows in _titled(results, "peers"):
         cells = []
         for way in dict.fromkeys(row["way"] for row in rows):
             mine = _where(rows, way=way)
             known = [row for row in mine if row["accuracy"] is not None]
             size = f"{round(statistics.mean(row['bytes'] for row in known)):,}" if known else "-"
             cells.append([way, _cell(mine), size, mine[0].get("note") or mine[0]["words"]])
-        lines += [f"### {network}, {_teacher(rows)}", "", *table(("", "change", "bytes", ""), cells), ""]
+        lines += [title, "", *table(("", "change", "bytes", ""), cells), ""]
     return lines
 
 
-def bytes_on_disk(part: Results) -> list[str]:
+def bytes_on_disk(results: Results) -> list[str]:
     """Return the tables of bytes."""
     lines = [
         "## Bytes on disk",
@@ -237,7 +258,7 @@ def bytes_on_disk(part: Results) -> list[str]:
         "parameters, as if biases and scales cost nothing else.",
         "",
     ]
-    for network, rows in _networks(part):
+    for network, _, rows in _groups(results, "bytes"):
         cells = [
             [
                 row["width"],
@@ -257,6 +278,7 @@ def bytes_on_disk(part: Results) -> list[str]:
 SECTIONS: dict[str, Callable[[Results], list[str]]] = {
     "int8": int8,
     "widths": widths,
+    "trained": trained,
     "peers": peers,
     "bytes": bytes_on_disk,
 }
@@ -264,24 +286,35 @@ SECTIONS: dict[str, Callable[[Results], list[str]]] = {
 
 def draw(results: Results, path: Path) -> None:
     """Write the picture, where there is something to draw."""
-    if "widths" in results:
-        save(picture(results), path)
+    if panels := _panels(results):
+        save(picture(panels), path)
 
 
 PLACES = {"4 bits": 0, "3 bits": 1, "2 bits": 2, "ternary": 3, "binary": 4}
-CURVES = ("nearest, min-max", "nearest, mse", "gptq, mse", "adaround, mse", "nearest", "trained")
+CURVES = ("nearest, min-max", "nearest, mse", "gptq, mse", "gptq, range searched", "nearest", "trained")
 _CUT = 30.0
 """Points lost, below which a network is broken and how much does not matter."""
 
 
-def picture(results: Results) -> Figure:
+def _panels(results: Results) -> dict[str, Rows]:
+    """Return what was measured of few bits, trained or not, by the words above a panel."""
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for part in ("widths", "trained"):
+        for network, processor, rows in _groups(results, part):
+            panels.setdefault(f"{network}, {processor}", []).extend(rows)
+    return dict(sorted(panels.items()))
+
+
+def picture(panels: Mapping[str, Rows]) -> Figure:
     """Return points lost against the width for some ways, a panel for each network; the best trained one."""
-    networks = list(_networks(results["widths"]))
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(5.5 * len(networks), 4), layout="constrained")
-        for panel, (network, rows) in zip(
-            figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True
-        ):
+        figure = Figure(figsize=(5.5 * columns, 4 * lines), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).flatten()
+        for blank in axes[len(panels) :]:
+            blank.set_axis_off()
+        for panel, (title, rows) in zip(axes, panels.items(), strict=False):
             for (colour, marker), way in zip(STYLES, CURVES, strict=False):
                 points = [
                     (place, lost) for width, place in PLACES.items() for lost in _lost(rows, way, width)
@@ -293,7 +326,7 @@ def picture(results: Results) -> Figure:
             panel.set_yscale("symlog", linthresh=1)
             panel.set_ylim(-_CUT, 1)
             panel.set_xticks(list(PLACES.values()), list(PLACES))
-            panel.set(title=network, ylabel="change of accuracy, points")
+            panel.set(title=title, ylabel="change of accuracy, points")
             panel.axhline(0, color="#000000", linewidth=0.8, linestyle=":")
             panel.legend(frameon=False, fontsize=8)
         return figure
@@ -317,15 +350,19 @@ def _changes(rows: Rows, width: str) -> dict[str, list[float]]:
     return changes
 
 
-def _of(results: Results, part: str, network: str) -> Rows:
-    return _where(results.get(part, {}).get("rows", []), network=network)
-
-
-def _networks(part: Results) -> Iterable[tuple[str, Rows]]:
-    """Yield the networks that a part has rows of."""
+def _groups(results: Results, part: str) -> Iterable[tuple[str, str, Rows]]:
+    """Yield network and processor of what a part has rows of: another processor trains another teacher."""
+    every = results.get(part, {}).get("rows", [])
     for network in NETWORKS:
-        if rows := _where(part["rows"], network=network):
-            yield network, rows
+        for processor in dict.fromkeys(row["processor"] for row in every):
+            if rows := _where(every, network=network, processor=processor):
+                yield network, processor, rows
+
+
+def _titled(results: Results, part: str) -> Iterable[tuple[str, Rows]]:
+    """Yield heading and rows of each table of a part."""
+    for network, processor, rows in _groups(results, part):
+        yield f"### {network}, {_teacher(rows)}, {processor}", rows
 
 
 def _where(rows: Rows, **fixed: str) -> list[Mapping[str, Any]]:
@@ -362,11 +399,11 @@ def _ratio(ratios: Sequence[Sequence[float] | None]) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _machine(part: Results) -> str:
-    machine = part["machine"]
-    return (
-        f"{machine['processor']}, {machine['cores']} cores, onnxruntime {machine['onnxruntime']}, "
-        f"torch {machine['torch']}"
+def _machines(results: Results) -> str:
+    """Return where int8 was measured, in words."""
+    return "; ".join(
+        f"{name}, {machine['cores']} cores, onnxruntime {machine['onnxruntime']}, torch {machine['torch']}"
+        for name, machine in results["int8"]["machines"].items()
     )
 
 

@@ -13,6 +13,7 @@ from tasks.errors import DecantError
 from tasks.ledger import Tables
 from tasks.losses import softened_kl
 from tasks.models import predict
+from tasks.progress import progress_bar
 from tasks.ranges import CANDIDATES, Best, Fitted, Span
 
 
@@ -94,7 +95,7 @@ def choose(
         return softened_kl(logits.double(), expected.double(), 1.0).item()
 
     choices = {}
-    for name in names:
+    for name in progress_bar(names, "ranges", "tensors"):
         tried = {kind: cost(name, span) for kind, span in candidates.items()}
         known = {kind: value for kind, value in tried.items() if value is not None}
         if not known:

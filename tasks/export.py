@@ -15,6 +15,7 @@ from torch import Tensor
 from tasks.checkpoints import Checkpoint
 from tasks.errors import DecantError
 from tasks.folding import folded
+from tasks.integers import EXACT_SUMS
 from tasks.models import predict
 from tasks.onnx_layers import Form, Forms, fill_
 from tasks.onnx_trace import INPUT, traced
@@ -79,20 +80,25 @@ def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
     return deploy(checkpoint).model
 
 
-def open_session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
+def open_session(content: bytes, threads: int, exact: bool = True) -> onnxruntime.InferenceSession:
     """Return a session of ONNX Runtime on the processor that uses `threads` threads and says nothing.
 
     Where two products are added up in 16 bits, ONNX Runtime's option for exact sums is set: it multiplies
-    weights as `uint8`. Every program that opens a model with integer weights of 8 bits on such a processor
+    weights as `uint8`. Every program that opens a model with `integers.risky` weights on such a processor
     needs it. Elsewhere the sums are exact without it, and with it they take 2.2 to 2.7 times as long.
+
+    Args:
+        content: The file.
+        threads: Of this session alone.
+        exact: False leaves the option out, as a program does that does not know of it.
 
     Raises:
         DecantError: ONNX Runtime has no kernel for something in the model.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; that an operator is not computed beforehand is no user's concern
-    if adds_in_16_bits(torch.cpu.get_capabilities()):
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    if exact and adds_in_16_bits(torch.cpu.get_capabilities()):
+        options.add_session_config_entry(EXACT_SUMS, "1")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Waiting threads that spin would take the processor from whichever model is measured next.

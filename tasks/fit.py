@@ -7,7 +7,6 @@ to the same bits as one that was not.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from tasks.data import Examples, pixels
 from tasks.errors import DecantError
 from tasks.models import compressible, filters, predict
 from tasks.params import derive_seed
+from tasks.progress import progress_bar
 from tasks.scratch import Scratch
 from tasks.training import Loss, Training
 
@@ -343,14 +343,9 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _bar(title: str, epochs: int, training: Training, train: Examples, done: int) -> tqdm[Any]:
-    """Return the bar over all epochs' images; in a log file it writes a line every ten seconds."""
+    """Return the bar over all epochs' images, which is there at once and stays."""
     whole = _steps(train, training) * min(training.batch_size, len(train))
-    return tqdm(
-        total=epochs * whole,
-        initial=done * whole,
-        desc=title,
-        unit=" images",
-        unit_scale=True,
-        mininterval=0.2 if sys.stderr.isatty() else 10,
-        dynamic_ncols=True,
+    total, initial = epochs * whole, done * whole
+    return progress_bar(
+        None, title, "images", total=total, initial=initial, unit_scale=True, delay=0, leave=True
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tasks.checkpoints import Checkpoint
-from tasks.constraints import FREE, Constraints, InputGrid, Levels
+from tasks.constraints import FREE, Constraints, DynamicGrid, InputGrid, Levels
 from tasks.models import compressible
 
 TOP = 255
@@ -17,6 +17,9 @@ TOP = 255
 
 SAFE = 64
 """Two products of such a code and an input's fit into 16 bits, where processors without VNNI add them up."""
+
+EXACT_SUMS = "session.x64quantprecision"
+"""ONNX Runtime's option, "1", for exact sums of larger codes there."""
 
 ROOM = 2**31 - 1
 
@@ -152,6 +155,29 @@ def steps_of(weight: Tensor, held: Constraints, levels: Levels) -> Tensor:
         steps = steps - levels.spread(levels.zero_point, weight.shape)
     steps = steps if held.mask is None else torch.where(held.mask, steps, 0.0)
     return steps.long()
+
+
+def risky(checkpoint: Checkpoint) -> list[str]:
+    """Return the layers whose integer products ONNX Runtime cuts short unless it is told not to.
+
+    These have rounded inputs and codes beyond `SAFE` in int8: symmetric weights of 8 bits, and affine ones of
+    7 bits whose channels lie on one side of zero. It does not concern weights in uint8, nor processors with
+    VNNI or of other kinds than x86-64.
+    """
+    found = []
+    for name, parameter in compressible(checkpoint.module).items():
+        layer, held = name.removesuffix(".weight"), checkpoint.constraints.get(name, FREE)
+        grid = checkpoint.grids.get(layer)
+        if not isinstance(grid, InputGrid) and not (isinstance(grid, DynamicGrid) and parameter.dim() == 2):
+            continue  # multiplied in float32
+        weight = whole(parameter.detach(), held)
+        if (
+            weight is not None
+            and weight.codes.dtype == torch.int8
+            and bool((weight.steps.abs() > SAFE).any())
+        ):
+            found.append(layer)
+    return found
 
 
 def whole_numbers(levels: Levels) -> bool:

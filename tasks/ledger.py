@@ -196,7 +196,7 @@ def show(title: str, entries: Sequence[Entry]) -> None:
             f"  {entry.name:{width}}  {entry.changed:>8,} of {entry.count:>8,} changed"
             f"  {entry.zeros / entry.count:>7.2%} zero  {entry.holds}".rstrip()
             + (f"  {entry.channels}" if entry.channels else "")
-            + (f"  (best: {entry.chosen})" if entry.chosen else "")
+            + (f"  (chosen: {entry.chosen})" if entry.chosen else "")
         )
     if others := [entry for entry in touched if not entry.weight]:
         changed, count = sum(entry.changed for entry in others), sum(entry.count for entry in others)

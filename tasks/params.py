@@ -127,7 +127,7 @@ def mistakes(content: Any, schema: Any, place: str = "") -> list[str]:
     try:
         TypeAdapter(schema).validate_python(content)
     except ValidationError as error:
-        return [_line(details, content, place) for details in error.errors()]
+        return [_line(details, content, place) for details in _causes(error.errors())]
     return []
 
 
@@ -164,18 +164,31 @@ def _mistake(kind: str, words: str, place: tuple[int | str, ...], value: Any) ->
     return {"type": error, "loc": place, "input": value}
 
 
+def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Return the mistakes without those that only follow: a list lacks an entry that is wrong itself."""
+    around = {details["loc"][:depth] for details in errors for depth in range(len(details["loc"]))}
+    return [details for details in errors if details["type"] != "too_short" or details["loc"] not in around]
+
+
 def _line(details: ErrorDetails, content: Any, place: str) -> str:
     """Return `models.a.bits: message` with only the parts of the location that stand in the file."""
     parts = [place] if place else []
     last = len(details["loc"]) - 1
+    entered = True  # into a mapping: the next part may be the tag that told which one of a union it is
     for index, part in enumerate(details["loc"]):
-        is_key = isinstance(content, dict) and part in content
+        is_key = isinstance(content, dict) and part in content and not (entered and _is_tag(part, content))
         if is_key or (isinstance(content, list) and isinstance(part, int) and part < len(content)):
-            content = content[part]
+            content, entered = content[part], True
         elif index < last or details["type"] != "missing":
+            entered = False
             continue  # the tag of a union: a word of the schema, not of the file
         parts.append(str(part))
     return f"{'.'.join(parts) or 'top level'}: {_message(details)}"
+
+
+def _is_tag(part: int | str, content: dict[Any, Any]) -> bool:
+    """Say whether a part of a location is what a mapping says it is, even if it has a key of that name."""
+    return part in (content.get("kind"), content.get("op"))
 
 
 def _message(details: ErrorDetails) -> str:

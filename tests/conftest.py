@@ -11,6 +11,10 @@ from hypothesis import settings
 settings.register_profile("decant", deadline=None)
 settings.load_profile("decant")
 
+# Before anything imports torch: on small matrices a second thread is waited for longer than it works. What is
+# about threads sets their number itself, as stages do.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # Before anything imports Prefect: neither the user's profile nor the user's server.
 _home = tempfile.TemporaryDirectory(prefix="decant-prefect-")
 os.environ["PREFECT_HOME"] = _home.name
@@ -27,14 +31,3 @@ def prefect_server() -> Iterator[str]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield str(PREFECT_API_URL.value())
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: on a busy machine, the threads of small matrices wait for each other."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -28,8 +28,6 @@ from tasks.quantize.schemes import Integer
 from tests.nets import NETS, Looped, net
 from tests.nets import images as pictures
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def drawn(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

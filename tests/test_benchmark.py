@@ -60,9 +60,16 @@ def masked() -> Checkpoint:
     return teacher().narrowed({n: Constraints(mask=w.abs() > w.abs().median()) for n, w in weights.items()})
 
 
-def held(scheme: Quantizer, *, sums: bool = False, bits: int = 0, dynamic: bool = False) -> Checkpoint:
+def held(
+    scheme: Quantizer,
+    *,
+    sums: bool = False,
+    bits: int = 0,
+    dynamic: bool = False,
+    start: Checkpoint | None = None,
+) -> Checkpoint:
     """Return the teacher on levels, and with `bits` its inputs on grids, as quantizing leaves it."""
-    start = folded(teacher())
+    start = start or folded(teacher())
     names = [*ALL, *SUMS] if sums else ALL
     grids = {
         name: DynamicGrid(bits) if dynamic else InputGrid(bits, 4 / 2**bits, 0) for name in names if bits
@@ -77,6 +84,15 @@ def unsettled() -> Checkpoint:
         for name in ALL:
             model.module.get_parameter(f"{name}.bias").add_(0.37e-4)
     return model
+
+
+def shut() -> Checkpoint:
+    """One channel's weights are tiny beside its bias, as behind a batch norm that has all but shut it."""
+    start = folded(teacher())
+    with torch.no_grad():
+        start.module.get_parameter("stages.0.conv1.weight")[0] *= 1e-6
+        start.module.get_parameter("stages.0.conv1.bias")[0] = 1.0
+    return held(EIGHT, sums=True, bits=8, start=start)
 
 
 def clamped() -> Checkpoint:
@@ -103,6 +119,7 @@ KINDS: dict[str, Callable[[], Checkpoint]] = {
     "dynamic-4": lambda: held(EIGHT, bits=4, dynamic=True),
     "dynamic-affine": lambda: held(Integer(bits=8, symmetric=False), bits=8, dynamic=True),
     "unsettled": unsettled,
+    "shut": shut,
 }
 
 
@@ -245,6 +262,14 @@ ROUNDING = "rounding the inputs of layers is work on top"
             "unsettled",
             [
                 f"{LACKING} integers whose biases are no whole steps of their sums, they run unpacked",
+                ROUNDING,
+            ],
+        ),
+        (
+            "shut",
+            [
+                f"{LACKING} sums of more than 32 bits, they run unpacked",
+                "integers whose sums nothing rounds are multiplied in float32",
                 ROUNDING,
             ],
         ),

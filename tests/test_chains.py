@@ -285,7 +285,7 @@ def test_best_takes_the_least_of_all_and_keeps_the_table(
             for p in prefixes
         ]
         assert entry["chosen"] == "; ".join(least)
-        assert f"(best: {entry['chosen']})" in printed
+        assert f"(chosen: {entry['chosen']})" in printed
 
 
 def test_the_divergence_in_the_table_is_that_of_one_tensor_rounded_alone(home: Path) -> None:

@@ -33,6 +33,7 @@ from tasks.onnx_blocks import packed
 from tasks.onnx_graph import Graph
 from tasks.onnx_inputs import quantized, rounded
 from tasks.onnx_layers import Form
+from tasks.onnx_trace import INPUT
 from tasks.params import Section
 from tasks.quantize.layers import quantizable
 from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
@@ -795,5 +796,25 @@ def test_exact_sums_are_asked_for_where_they_would_be_cut(
             options.get_session_config_entry("session.x64quantprecision")
 
 
-def test_this_processor_is_described() -> None:
-    assert isinstance(adds_in_16_bits(torch.cpu.get_capabilities()), bool)
+def test_a_program_that_does_not_know_of_the_option_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    cutting = {"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cutting)
+    plain = open_session(deploy(network(RESIDUAL)).content, 1, exact=False).get_session_options()
+    with pytest.raises(RuntimeError, match="not have configuration"):
+        plain.get_session_config_entry("session.x64quantprecision")
+
+
+@pytest.mark.parametrize("bits", [8, 7])
+def test_a_plain_session_cuts_sums_of_8_bits_where_the_processor_does_and_those_of_7_never(bits: int) -> None:
+    """Weights of one size and sign, inputs at the end of their grid: two products are 254 or 126 x 255."""
+    model = network(Mlp(hidden=(8,)))
+    with torch.no_grad():
+        model.module.get_parameter("layers.0.weight").fill_(0.1)
+    child = held_by(model, Integer(bits=bits), grids(model, 8))
+    session = open_session(deploy(child).content, 1, exact=False)
+    bright = torch.full((4, *SHAPE), 255, dtype=torch.uint8)
+    expected = predict(child.module, bright)
+    found = predict(lambda inputs: torch.from_numpy(session.run(None, {INPUT: inputs.numpy()})[0]), bright)
+    off = ((found - expected).abs().max() / expected.abs().max()).item()
+    cut = bits == 8 and adds_in_16_bits(torch.cpu.get_capabilities())
+    assert off > 0.1 if cut else off < 1e-3

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tasks.checkpoints import Checkpoint
 from tasks.constraints import FREE, Constraints, DynamicGrid, InputGrid, Levels
 from tasks.folding import folded
-from tasks.integers import ROOM, SAFE, TOP, Whole, is_settled, settled, unit, whole, with_bias
+from tasks.integers import ROOM, SAFE, TOP, Whole, is_settled, risky, settled, unit, whole, with_bias
 from tasks.models import compressible, followers
 from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
 from tests.nets import NETS, net
@@ -216,6 +216,41 @@ def test_what_no_integer_kernel_takes_is_left_alone() -> None:
         held, {"0": InputGrid(8, 0.01, 0), "1": InputGrid(8, 0.01, 0)}
     )
     assert torch.equal(settled(transposed).module[0].bias, module[0].bias)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "grid", "cut"),
+    [
+        (Integer(bits=8), InputGrid(8, 0.01, 0), True),
+        (Integer(bits=7), InputGrid(8, 0.01, 0), False),
+        (Integer(bits=6, symmetric=False), InputGrid(8, 0.01, 0), False),
+        (Integer(bits=7, symmetric=False), InputGrid(8, 0.01, 0), True),  # 0 to 127, as int8
+        (Integer(bits=8, symmetric=False), InputGrid(8, 0.01, 0), False),  # 0 to 255, as uint8
+        (Integer(bits=8), DynamicGrid(8), True),
+        (Codebook(entries=16), InputGrid(8, 0.01, 0), False),
+        (Integer(bits=8), None, False),
+    ],
+    ids=str,
+)
+def test_sums_are_cut_where_codes_are_large_and_multiplied_as_integers(
+    scheme: Quantizer, grid: InputGrid | DynamicGrid | None, cut: bool
+) -> None:
+    """The head's weights lie on one side of zero; no convolution is concerned, as their inputs are free."""
+    model = turned()
+    weight = model.module.get_parameter("head.weight")
+    with torch.no_grad():
+        weight.abs_()
+    held = {"head.weight": Constraints(levels=scheme.levels(weight.detach()))}
+    child = model.narrowed(held, {} if grid is None else {"head": grid})
+    assert risky(child) == (["head"] if cut else [])
+
+
+def test_convolutions_with_the_range_of_each_batch_are_no_concern() -> None:
+    model = quantized(Integer(bits=8))
+    layers = [name.removesuffix(".weight") for name in compressible(model.module)]
+    assert risky(model) == layers
+    dynamic = model.narrowed({}, dict.fromkeys(layers, DynamicGrid(8)))
+    assert risky(dynamic) == ["head"]
 
 
 def naive(codes: np.ndarray, weight: Whole, bias: Tensor, zero: int) -> np.ndarray:

@@ -169,7 +169,9 @@ def middle(start: Checkpoint) -> int:
     return sum(spent(rounded(start, dict.fromkeys(names(start), bits)), "bytes") for bits in (2, 8)) // 2
 
 
-def found(start: Checkpoint, amount: float, measure: str = "bytes", images: int = 40) -> Allocation:
+def found(
+    start: Checkpoint, amount: float, measure: str = "bytes", images: int = 40, *, learned: bool = False
+) -> Allocation:
     return allocate(
         start,
         options_of(start),
@@ -177,6 +179,7 @@ def found(start: Checkpoint, amount: float, measure: str = "bytes", images: int 
         mixed=Mixed(budget=Budget(**{measure: amount}), bits=WIDTHS, images=images),
         teacher=start,
         validation=examples(shape=start.shape),
+        learned=learned,
     )
 
 
@@ -235,13 +238,18 @@ def test_no_choice_that_fits_on_disk_is_cheaper(masked: bool, tmp_path: Path) ->
         assert result.check(child) == {"budget": words}
 
 
-def test_the_least_that_is_named_can_be_met_and_one_byte_less_cannot() -> None:
-    start = network()
+def named(start: Checkpoint, *, learned: bool = False) -> int:
+    """Return the least that the refusal of a hundred bytes names."""
     with pytest.raises(
         DecantError, match=r"mixed.budget: 100 bytes cannot be met: the least .* is ([\d,]+);"
     ) as e:
-        found(start, 100)
-    least = int(str(e.value).split(" is ")[1].split(";")[0].replace(",", ""))
+        found(start, 100, learned=learned)
+    return int(str(e.value).split(" is ")[1].split(";")[0].replace(",", ""))
+
+
+def test_the_least_that_is_named_can_be_met_and_one_byte_less_cannot() -> None:
+    start = network()
+    least = named(start)
     result = found(start, least)
     assert set(result.widths.values()) == {2}
     assert least - 12 <= spent(rounded(start, dict(result.widths)), "bytes") <= least
@@ -336,11 +344,26 @@ def test_a_residual_network_is_folded_rounded_and_within_its_bytes(tmp_path: Pat
 def test_grids_that_are_learned_afterwards_may_take_more_digits() -> None:
     start = network().narrowed({}, {"layers.0": InputGrid(8, 0.5, 0), "layers.2": DynamicGrid(8)})
     for limit in range(middle(start), middle(start) + 40, 7):
-        result = found(start, limit)
+        result = found(start, limit, learned=True)
         child = rounded(start, dict(result.widths))
         learned = {"layers.0": InputGrid(8, torch.tensor(0.00012345678).item(), 0)}
         assert spent(child.narrowed({}, learned), "bytes") > spent(child, "bytes")
         result.check(child.narrowed({}, learned))
+
+
+def test_steps_that_stay_count_the_digits_that_they_have() -> None:
+    start = network().narrowed({}, {"layers.0": InputGrid(8, 0.5, 0), "layers.2": DynamicGrid(8)})
+    least = named(start)
+    assert named(start, learned=True) == least + len(repr(LONGEST)) - len("0.5")
+    result = found(start, least)
+    child = rounded(start, dict(result.widths))
+    assert set(result.widths.values()) == {2}
+    assert least - 12 <= spent(child, "bytes") <= least
+    result.check(child)
+    with pytest.raises(DecantError, match=f"the least that these widths leave is {least:,}"):
+        found(start, least - 1)
+    with pytest.raises(DecantError, match="cannot be met"):
+        found(start, least, learned=True)
 
 
 def test_no_step_of_a_grid_takes_more_digits_than_are_counted() -> None:
@@ -422,7 +445,8 @@ def test_the_section_survives_a_round_trip_and_sorts_its_widths() -> None:
         ({}, "budget: is missing"),
         ({"budget": {}}, "give exactly one of bytes, bit_operations, got none"),
         ({"budget": {"bytes": 0.5, "bit_operations": 0.5}}, "got bytes and bit_operations"),
-        ({"budget": {"bytes": 1000.5}}, "bytes is a share below 1 or a whole number, got 1000.5"),
+        ({"budget": {"bytes": 1000.5}}, "bytes is a share below 1 or a whole number above, got 1000.5"),
+        ({"budget": {"bytes": 1.0}}, "bytes is a share below 1 or a whole number above, got 1"),
         ({"budget": {"bytes": 0}}, "budget.bytes: must be greater than 0, got 0"),
         ({"budget": {"byte": 100}}, "did you mean 'bytes'"),
         ({"budget": {"bytes": 0.5}, "bits": [4, 8, 4]}, r"bits: names each width once, got \[4, 8, 4\]"),

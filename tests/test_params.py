@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import DecantError
+from tasks.finetune.params import FinetuneParams
 from tasks.params import Section, derive_seed, did_you_mean, mistakes, read_section, read_yaml, validate
+from tasks.quantize.params import QuantizeParams
 from tasks.validate import __main__ as stage
 from tasks.validate.recipes import Recipes, Threads, check
 from tests.imports import OPERATIONS, ROOT
@@ -485,6 +487,54 @@ def test_a_bad_file_on_a_fresh_machine_leaves_nothing_but_words(tmp_path: Path) 
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize(
+    ("block", "line"),
+    [
+        # A key of the name of its block's kind, beside a mistake that is another's.
+        (
+            {"kind": "temperature", "temperature": 2, "hard": 2},
+            "loss.hard: must be less than or equal to 1, got 2",
+        ),
+        ({"kind": "temperature", "temperature": 0}, "loss.temperature: must be greater than 0, got 0"),
+        (
+            {"kind": "temperature", "temperature": 2, "hrad": 0},
+            "loss: unknown key 'hrad'; did you mean 'hard'?",
+        ),
+        ({"kind": "temperature", "temperature": True}, "loss.temperature: must not be true or false"),
+    ],
+    ids=str,
+)
+def test_the_place_is_that_of_the_mistake_where_a_key_has_its_kind_s_name(block: Any, line: str) -> None:
+    content = {"op": "finetune", "from": "teacher", "training": {"epochs": 1}, "loss": block}
+    assert mistakes(content, FinetuneParams) == [line]
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"first_and_last": "sam"}, "first_and_last: must be 'same', got 'sam'"),
+        ({"first_and_last": {"kind": "binary"}}, "first_and_last.kind: must be 'integer', got 'binary'"),
+        (
+            {"first_and_last": {"kind": "integer", "bits": 9}},
+            "first_and_last.bits: must be less than or equal to 8, got 9",
+        ),
+        (
+            {"mixed": {"budget": {"bytes": 0.2}, "bits": [4, 9]}},
+            "mixed.bits.1: must be less than or equal to 8, got 9",
+        ),
+        (
+            {"train": {"kind": "ste", "training": {"epochs": 1}}, "equalize": True, "correct_bias": True},
+            "top level: equalize, correct_bias are undone by training: leave out equalize, correct_bias, "
+            "or train",
+        ),
+    ],
+    ids=str,
+)
+def test_one_mistake_is_one_line(more: Any, line: str) -> None:
+    content = {"op": "quantize", "from": "teacher", "scheme": {"kind": "integer", "bits": 4}}
+    assert mistakes(content | more, QuantizeParams) == [line]
+
+
 def test_too_many_words_get_the_usage(tmp_path: Path) -> None:
     done = run_validate(tmp_path, "params.yaml")
     assert (done.returncode, done.stderr) == (1, "usage: python -m tasks.validate\n")
@@ -501,7 +551,8 @@ def test_too_many_words_get_the_usage(tmp_path: Path) -> None:
         (
             "models/again",
             {"op": "quantize", "from": "int8", "scheme": {"kind": "binary"}},
-            "models.again.from: int8 is quantized already; start from its ancestor",
+            "models.again.from: int8 is quantized already; start from its ancestor, or name the layers in "
+            "skip that have levels",
         ),
         (
             "models/student/student",
@@ -517,6 +568,14 @@ def test_what_would_fail_only_after_the_training_is_told_before(path: str, value
     with pytest.raises(DecantError) as failure:
         check(content)
     assert str(failure.value).splitlines()[1:] == [f"  {told}"]
+
+
+def test_the_rest_of_a_quantized_model_may_be_quantized() -> None:
+    content = changed("models/int8/skip", ["head"])
+    rest = {"op": "quantize", "from": "int8", "scheme": {"kind": "binary"}, "skip": ["stem.0"]}
+    content["models"]["rest"] = rest
+    content["teacher"]["architecture"] = {"kind": "resnet", "widths": [4], "blocks": [0]}
+    assert check(content).models["rest"].from_ == "int8"
 
 
 def test_a_student_of_a_quantized_teacher_may_be_quantized() -> None:

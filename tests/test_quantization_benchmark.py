@@ -84,7 +84,8 @@ def test_the_least_bytes_by_hand() -> None:
 
 def test_rows_replace_those_of_the_same_network_seed_way_and_width() -> None:
     def row(seed: int, way: str, accuracy: float) -> dict[str, Any]:
-        return {"network": "default", "seed": seed, "way": way, "width": "4 bits", "accuracy": accuracy}
+        place = {"network": "default", "processor": "P", "seed": seed}
+        return {**place, "way": way, "width": "4 bits", "accuracy": accuracy}
 
     before = [row(1, "lsq", 90), row(1, "ste", 80), row(2, "lsq", 91)]
     assert merged(before, [row(1, "ste", 85), row(3, "lsq", 92)]) == [
@@ -114,12 +115,14 @@ def test_a_tool_that_is_not_there_and_one_that_fails_are_words_and_no_numbers() 
 
 
 def row(part: str, way: str, seed: int = 1, network: str = "default", **more: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"network": network, "seed": seed, "teacher": 93.0, "way": way, **more}
+    place = {"network": network, "processor": "P", "seed": seed}
+    found: dict[str, Any] = {**place, "teacher": 93.0, "way": way, **more}
     if found.get("accuracy") is not None:
         found["change"] = found["accuracy"] - 93.0
     usual: dict[str, dict[str, Any]] = {
         "int8": {"width": "8 bits", "bytes": 1000},
         "widths": {"trained": False},
+        "trained": {"trained": True, "recipe": {"train": {"kind": "ste", "epochs": 2}}},
         "peers": {"versions": {"torchao": ""}, "words": "of the file"},
         "bytes": {"width": way, "flat": 90.0},
     }
@@ -128,7 +131,7 @@ def row(part: str, way: str, seed: int = 1, network: str = "default", **more: An
 
 def results(**parts: list[dict[str, Any]]) -> Mapping[str, Any]:
     machine = {"processor": "P", "cores": 2, "onnxruntime": "1", "torch": "2"}
-    return {part: {"machine": machine, "rows": rows} for part, rows in parts.items()}
+    return {part: {"machines": {"P": machine}, "rows": rows} for part, rows in parts.items()}
 
 
 def latency(over_float32: float, over_peer: float) -> dict[str, Any]:
@@ -159,14 +162,14 @@ def test_eight_bits_are_held_against_float32_and_the_peer(
 
 def test_trained_widths_are_judged_by_the_best_way_that_all_seeds_have() -> None:
     def trained(way: str, seed: int, accuracy: float) -> dict[str, Any]:
-        return row("widths", way, seed, width="4 bits", trained=True, accuracy=accuracy, recipe={"train": {}})
+        return row("trained", way, seed, width="4 bits", accuracy=accuracy)
 
     rows = [trained("lsq", 1, 92.8), trained("lsq", 2, 92.7), trained("ste", 1, 93.0)]
-    assert quantization_page.promised(results(widths=rows)) == [
-        ["trained 4-bit weights within 0.3 points", "default", "-0.25 (lsq)", "yes"]
+    assert quantization_page.promised(results(trained=rows)) == [
+        ["trained 4-bit weights within 0.3 points", "default", "P", "-0.25 (lsq)", "yes"]
     ]
     rows[1] = trained("lsq", 2, 92.4)
-    assert quantization_page.promised(results(widths=rows))[0][-1] == "**no**"
+    assert quantization_page.promised(results(trained=rows))[0][-1] == "**no**"
 
 
 def test_bytes_are_promised_of_networks_of_more_than_100_000_parameters() -> None:
@@ -177,8 +180,8 @@ def test_bytes_are_promised_of_networks_of_more_than_100_000_parameters() -> Non
         return quantization_page.promised(results(bytes=[size(bytes, parameters)]))
 
     assert found(200, 100_000) == []
-    assert found(103, 100_001)[0][2:] == ["3.00% (4 bits)", "yes"]
-    assert found(104, 100_001)[0][2:] == ["4.00% (4 bits)", "**no**"]
+    assert found(103, 100_001)[0][2:] == ["P", "3.00% (4 bits)", "yes"]
+    assert found(104, 100_001)[0][2:] == ["P", "4.00% (4 bits)", "**no**"]
 
 
 def test_the_page_tells_means_spreads_refusals_and_what_is_not_installed() -> None:
@@ -194,11 +197,11 @@ def test_the_page_tells_means_spreads_refusals_and_what_is_not_installed() -> No
         row("peers", "Brevitas", width="int8", accuracy=92.5, bytes=12345),
     ]
     lines = quantization_page.page(results(widths=rows, peers=others)).splitlines()
-    assert "### default, teacher 93.00 %, seeds 1, 2" in lines
+    assert "### default, teacher 93.00 %, seeds 1, 2, P" in lines
     assert "| gptq, mse | -1.50 ± 0.71 |" in lines
     assert "| nearest, mse | -3.00 |" in lines
     assert "| powers of two | refused |" in lines
-    assert not any(line.startswith("| trained |") for line in lines)
+    assert "## Fewer bits, trained" not in lines
     assert "| torchao pt2e | not installed | - | torchao not installed |" in lines
     assert "| Brevitas | -0.50 | 12,345 | of the file |" in lines
 
@@ -208,16 +211,27 @@ def test_the_picture_has_a_curve_for_each_way_that_was_measured(tmp_path: Path) 
         row("widths", "gptq, mse", width=width, accuracy=accuracy)
         for width, accuracy in (("4 bits", 92.9), ("3 bits", 92.0), ("2 bits", 10.0))
     ]
-    rows += [row("widths", "ttq", width="ternary", accuracy=92.5, trained=True)]
-    rows += [row("widths", "ste", width="ternary", accuracy=91.0, trained=True)]
-    figure = quantization_page.picture(results(widths=rows))
+    learned = [row("trained", "ttq", width="ternary", accuracy=92.5)]
+    learned += [row("trained", "ste", width="ternary", accuracy=91.0)]
+    figure = quantization_page.picture({"default, P": [*rows, *learned]})
     (panel,) = figure.axes
     lines = {str(line.get_label()): line for line in panel.get_lines()}
     assert {label for label in lines if not label.startswith("_")} == {"gptq, mse", "trained"}
     assert np.asarray(lines["gptq, mse"].get_ydata()) == pytest.approx([-0.1, -1.0, -30.0])
     assert np.asarray(lines["trained"].get_ydata()) == pytest.approx([-0.5])
-    quantization_page.draw(results(widths=rows), tmp_path / "picture.svg")
-    assert "<svg" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
+    quantization_page.draw(results(widths=rows, trained=learned), tmp_path / "picture.svg")
+    assert "default, P" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
+
+
+def test_what_another_processor_has_measured_stays_beside_it() -> None:
+    machine = {"processor": "P", "cores": 2}
+    kept: dict[str, Any] = {}
+    quantization.put_(kept, "bytes", machine, [row("bytes", "4 bits", bytes=1)])
+    other = row("bytes", "4 bits", bytes=2) | {"processor": "Q"}
+    quantization.put_(kept, "bytes", machine | {"processor": "Q"}, [other])
+    quantization.put_(kept, "bytes", machine | {"cores": 4}, [row("bytes", "4 bits", bytes=3)])
+    assert [(each["processor"], each["bytes"]) for each in kept["bytes"]["rows"]] == [("P", 3), ("Q", 2)]
+    assert {name: each["cores"] for name, each in kept["bytes"]["machines"].items()} == {"P": 4, "Q": 2}
 
 
 def test_quick_and_full_runs_have_the_same_networks_and_quick_writes_nothing(
@@ -237,13 +251,14 @@ def test_every_row_of_every_part_is_measured(monkeypatch: pytest.MonkeyPatch) ->
     assert list(found) == list(PARTS)
     for network in NETWORKS:
         rows = {part: [r for r in found[part]["rows"] if r["network"] == network] for part in PARTS}
-        assert [(r["way"], r["width"]) for r in rows["widths"]] == [(c.way, c.width) for c in CASES]
-        assert [r["way"] for r in rows["widths"] if r["accuracy"] is None] == []
+        measured = rows["widths"] + rows["trained"]
+        assert [(r["way"], r["width"]) for r in measured] == [(c.way, c.width) for c in CASES]
+        assert [r["way"] for r in measured if r["accuracy"] is None] == []
         assert [r["width"] for r in rows["bytes"]] == list(WIDTHS)
         assert all(r["bytes"] > 0.8 * r["least"] for r in rows["bytes"])
         assert {r["way"] for r in rows["int8"]} == {
             "float32",
-            *(f"decant, {span}" for span in quantization_page.OURS),
+            *quantization_page.OURS,
             *ONNXRUNTIME,
         }
         assert all(r["accuracy"] > 50 and len(r["latency"]) == 2 for r in rows["int8"])

@@ -15,6 +15,7 @@ from torch import nn
 from tasks.checkpoints import MODELS, Checkpoint, load_model, save, size_bytes
 from tasks.constraints import DynamicGrid, InputGrid
 from tasks.errors import DecantError
+from tasks.folding import folded
 from tasks.integers import settled
 from tasks.models import Resnet, Summand, build, compressible
 from tasks.params import validate
@@ -52,10 +53,25 @@ CLASSES = tuple("0123456789")
             "dynamic inputs take the range of each",
         ),
         (
+            {"activations": {"bits": 1}},
+            r"bits: 1 needs range: \{kind: mse\}, got range min-max, by which only inputs",
+        ),
+        (
+            {"activations": {"bits": 1, "range": {"kind": "percentile", "keep": 0.99}}},
+            r"bits: 1 needs range: \{kind: mse\}, got range percentile, by which only",
+        ),
+        (
+            {"activations": {"bits": 1, "dynamic": True}},
+            r"bits: 1 needs range: \{kind: mse\}, got dynamic, by which only inputs above half",
+        ),
+        (
             {"activations": {"range": {"kind": "min-max", "per_channel": True}}},
             "inputs are rounded per tensor; clip them per channel first",
         ),
-        ({"train": TRAIN, "rounding": {"kind": "gptq"}}, "rounding is undone by training: leave out one of"),
+        (
+            {"train": TRAIN, "rounding": {"kind": "gptq"}},
+            "rounding is undone by training: leave out rounding, or train",
+        ),
         ({"train": TRAIN, "equalize": True}, "equalize is undone by training"),
         ({"train": TRAIN, "smooth": 0.5, "activations": {}}, "smooth is undone by training"),
         ({"train": TRAIN, "correct_bias": True}, "correct_bias is undone by training"),
@@ -76,6 +92,17 @@ CLASSES = tuple("0123456789")
 def test_what_does_not_go_together_is_refused_with_what_to_take(more: dict[str, Any], words: str) -> None:
     with pytest.raises(DecantError, match=words):
         validate(copy.deepcopy(BLOCK | more), QuantizeParams, "models.q")
+
+
+def test_one_bit_of_inputs_is_allowed_with_its_range_and_two_bits_with_any() -> None:
+    for activations in (
+        {"bits": 1, "range": {"kind": "mse"}},
+        {"bits": 2},
+        {"bits": 2, "range": {"kind": "percentile", "keep": 0.99}},
+        {"bits": 2, "dynamic": True},
+    ):
+        block = validate(copy.deepcopy(BLOCK | {"activations": activations}), QuantizeParams)
+        assert block.activations.bits == activations["bits"]
 
 
 def test_ends_are_wide_by_default_for_signs_alone() -> None:
@@ -158,6 +185,21 @@ def test_weights_alone(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ledger["head.bias"]["untouched"] == "bias or batch norm, kept in float32"
 
 
+def test_what_the_ledger_cannot_tell_is_printed(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(**more: Any) -> list[str]:
+        made(images, monkeypatch, **more)
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("  note: ")]
+
+    sides, option = printed(scheme={"kind": "integer", "bits": 8}, activations={"bits": 8})
+    assert "additions are rounded to 8 bits as well: stages.0.branch, stages.0.carried" in sides
+    assert "layers have codes of which two products do not fit 16 bits: on x86-64 without VNNI" in option
+    assert "session.x64quantprecision = 1, or take weights of 7 bits" in option
+    assert printed(scheme={"kind": "integer", "bits": 7}, activations={"bits": 8}) == [sides]
+    assert printed(scheme={"kind": "integer", "bits": 8}) == []
+
+
 def test_batch_norms_stay_where_they_are_asked_to(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, step, _ = made(images, monkeypatch, fold=False)
     assert not model.folded
@@ -222,6 +264,19 @@ def test_mixed_widths_keep_to_the_budget(
         assert list(ledger[name]["tried"]) == [f"{width} bits" for width in (2, 3, 4, 5, 6, 8)]
 
 
+@pytest.mark.parametrize("train", [None, TRAIN], ids=["rounded", "trained"])
+def test_steps_count_as_learned_where_a_training_follows(
+    images: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any] | None
+) -> None:
+    def asked(*_: Any, learned: bool, **__: Any) -> None:
+        raise DecantError(f"learned: {learned}")
+
+    monkeypatch.setattr(quantized, "allocate", asked)
+    more = {"mixed": {"budget": {"bytes": 0.2}}, "activations": {}} | ({"train": train} if train else {})
+    with pytest.raises(DecantError, match=f"learned: {train is not None}"):
+        made(images, monkeypatch, **more)
+
+
 def test_a_trained_model_is_on_its_levels_folded_at_the_end_and_the_same_twice(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +298,37 @@ def test_a_trained_model_is_on_its_levels_folded_at_the_end_and_the_same_twice(
     first = (MODELS / "quantized" / "model.safetensors").read_bytes()
     made(images, monkeypatch, **more)
     assert (MODELS / "quantized" / "model.safetensors").read_bytes() == first
+
+
+def test_the_rest_of_a_model_is_trained_and_the_levels_that_were_there_hold(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that have levels are trained on them; folding gives their scales another unit, and no more."""
+    parent, _, _ = made(images, monkeypatch, "partly", fold=False, skip=["head"])
+    kept = [name for name in compressible(parent.module) if name != "head.weight"]
+    unfolded: list[Checkpoint] = []
+
+    def seen(checkpoint: Checkpoint) -> Checkpoint:
+        unfolded.append(checkpoint)
+        return folded(checkpoint)
+
+    monkeypatch.setattr(quantized, "folded", seen)
+    skip = [name.removesuffix(".weight") for name in kept]
+    model, _, _ = made(images, monkeypatch, "rest", **{"from": "partly"}, skip=skip, train=TRAIN)
+    child = unfolded[-1]
+    assert model.folded
+    assert not child.folded
+    assert widths(model) == dict.fromkeys([*kept, "head.weight"], 4)
+    for name in kept:
+        earlier, trained, after = (m.constraints[name].levels for m in (parent, child, model))
+        first, last = child.module.get_parameter(name), model.module.get_parameter(name)
+        assert earlier is not None
+        assert after is not None
+        assert earlier.equals(trained), name
+        assert torch.equal(after.values, earlier.values), name
+        assert not torch.equal(after.scale, earlier.scale), name
+        assert torch.equal(after.project(last), last), name
+        assert torch.equal(after.codes(last), earlier.codes(first)), name
 
 
 def test_what_is_rounded_already_is_refused_and_what_was_there_stays(

@@ -51,9 +51,6 @@ SCHEMES: tuple[Scheme, ...] = (
 )
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def drawn(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.checkpoints import Checkpoint
 from tasks.constraints import FREE, DynamicGrid, Levels
-from tasks.integers import whole, whole_numbers
+from tasks.integers import whole, whole_numbers, with_bias
 from tasks.models import compressible
 from tasks.onnx_inputs import BYTE
 from tasks.onnx_layers import Form, Forms
@@ -100,6 +100,9 @@ def _lacking(checkpoint: Checkpoint, layer: str, levels: Levels) -> tuple[str, s
         and bool((integers.zero_point != integers.zero_point[0]).any())
     ):
         return "a zero point for each channel", " in convolutions"
+    bias = getattr(checkpoint.module.get_submodule(layer), "bias", None)
+    if integers is not None and bias is not None and with_bias(integers, bias.detach(), grid.scale) is None:
+        return "sums", " of more than 32 bits"
     return "integers", " whose biases are no whole steps of their sums"
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tasks.losses import softened_kl
 from tasks.models import compressible, predict
 from tasks.moments import moments
+from tasks.progress import progress_bar
 from tasks.prune.groups import Group, zeroed
 from tasks.prune.obs import channel_order, refit, running_order
 
@@ -34,14 +34,14 @@ def by_drift(module: nn.Module, groups: Sequence[Group], images: Tensor) -> Chan
     """
     expected = predict(module, images).double()
     scores: ChannelScores = {}
-    with tqdm(total=sum(group.count for group in groups), desc="channels", unit=" channels", delay=3) as bar:
+    with progress_bar(None, "measuring", "channels", total=sum(group.count for group in groups)) as progress:
         for group in groups:
             drifts = []
             for channel in range(group.count):
                 gone = {group.name: torch.arange(group.count) == channel}
                 logits = predict(zeroed(module, groups, gone), images).double()
                 drifts.append(softened_kl(logits, expected, 1.0))
-                bar.update()
+                progress.update()
             scores[group.name] = torch.stack(drifts)
     return scores
 
@@ -109,7 +109,7 @@ def refitted(
             mask.index_fill_(1, indices[gone[group.name]].flatten(), False)
     work, solved = copy.deepcopy(module), dict[str, Tensor]()
     with torch.no_grad():
-        for name in tqdm(running_order(module, masks, images), desc="layers", delay=3, leave=False):
+        for name in progress_bar(running_order(module, masks, images), "solving", "layers"):
             old, found = module.get_parameter(name), moments(work, [name], images, module)[name]
             mask = masks[name].flatten(1)
             new = refit(old.detach().flatten(1), mask, found.hessian, found.cross, damping=damping)

@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tasks.models import compressible
 from tasks.moments import Moments, moments, received
+from tasks.progress import progress_bar
 from tasks.squares import (
     Problem,
     cholesky,
@@ -273,7 +273,7 @@ def reconstruct(
     earlier, work = masks or {}, copy.deepcopy(module)
     solved: dict[str, tuple[Tensor, Tensor]] = {}
     with torch.no_grad():
-        for name in tqdm(running_order(module, zeros, images), desc="layers", delay=3, leave=False):
+        for name in progress_bar(running_order(module, zeros, images), "solving", "layers"):
             old = module.get_parameter(name).detach()
             found = moments(work, [name], images, module)[name]
             mask, weight = prune(

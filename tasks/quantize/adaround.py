@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from tasks.constraints import Constraints
-from tasks.moments import Moments
-from tasks.params import Section
-from tasks.quantize.rows import better, written_out
-from tasks.squares import Problem, pose
+from tasks.quantize.outputs import ByOutputs
+from tasks.squares import Problem
 
 GAMMA, ZETA = -0.1, 1.1
 """How far the sigmoid is stretched beyond 0 and 1, so that it reaches both: section 3.2 of the paper."""
@@ -31,7 +29,7 @@ BETAS = (0.9, 0.9)
 """Adam's: gradients are exact, and a long memory of their size would let the first, large ones slow it."""
 
 
-class AdaRound(Section):
+class AdaRound(ByOutputs):
     """Choose for each weight one of its two neighbouring levels so that the layer's outputs change least.
 
     The choice is h(V) in [0, 1], a stretched sigmoid cut at both ends, of one number V for each weight. Adam
@@ -58,37 +56,18 @@ class AdaRound(Section):
         https://arxiv.org/abs/2004.10568
     """
 
-    needs_moments: ClassVar[bool] = True
-
     kind: Literal["adaround"] = "adaround"
     steps: PositiveInt = 200
     regularization: Annotated[float, Field(ge=0)] = 4.0
     rate: PositiveFloat = 0.2
 
-    def rounded(self, weight: Tensor, held: Constraints, moments: Moments | None) -> Tensor:
-        """Return the weight on its levels, at most with the error of nearest rounding in each row.
+    def _damped(self) -> float:
+        return 0.0  # nothing is inverted here, so nothing needs damping
 
-        Args:
-            weight: Output channels first, as in a linear layer or a convolution.
-            held: Levels, and maybe a mask and a range, that it obeys afterwards.
-            moments: Of the layer's inputs, with a group for each of the layer's.
-
-        Returns:
-            Float32 of the weight's shape; projecting it onto `held` changes nothing, to the bit.
-
-        Raises:
-            ValueError: There are no moments or no levels, or shapes do not fit.
-        """
-        if moments is None:
-            raise ValueError("adaround needs moments of the layer's inputs: give it images")
-        rows = weight.detach().flatten(1)
-        written = written_out(held, weight.shape)
-        # Nothing is inverted here, so nothing needs damping.
-        problem = pose(rows, moments.hessian, moments.cross, 0.0)
-        lower, upper, share = neighbours(rows, written)
-        nearest = written.project(rows)
+    def _solved(self, problem: Problem, rows: Tensor, held: Constraints, nearest: Tensor) -> Tensor:
+        lower, upper, share = neighbours(rows, held)
         up = self._learnt(problem, rows, lower, upper, share, nearest) >= 0.5
-        return better(problem, torch.where(up, upper, lower), nearest).reshape(weight.shape)
+        return torch.where(up, upper, lower)
 
     def _learnt(
         self, problem: Problem, rows: Tensor, lower: Tensor, upper: Tensor, share: Tensor, nearest: Tensor

@@ -13,6 +13,7 @@ from tasks.data import pixels
 from tasks.errors import DecantError
 from tasks.models import compressible, followers
 from tasks.moments import BATCH, received
+from tasks.progress import progress_bar
 
 
 def corrected(child: Checkpoint, reference: nn.Module, images: Tensor) -> Checkpoint:
@@ -46,7 +47,7 @@ def corrected(child: Checkpoint, reference: nn.Module, images: Tensor) -> Checkp
     # The order in which they run is that of the result.
     wanted = mean_outputs(reference, names, images)
     with torch.no_grad():
-        for name, mean in wanted.items():
+        for name, mean in progress_bar(wanted.items(), "correcting biases", "layers", total=len(wanted)):
             bias = after.module.get_parameter(_bias(name))
             bias.add_(mean - mean_outputs(after.module, [name], images)[name])
     return after

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from tasks.constraints import Constraints
-from tasks.moments import Moments
-from tasks.params import Section
-from tasks.quantize.rows import better, optimum, taken, written_out
-from tasks.squares import Problem, cholesky, pose
+from tasks.quantize.outputs import ByOutputs
+from tasks.quantize.rows import optimum, taken
+from tasks.squares import Problem, cholesky
 
 BLOCK = 128
 """Columns after which the rest of the rows is brought up to date, at once: a product in place of 128."""
 
 
-class Gptq(Section):
+class Gptq(ByOutputs):
     """Round column by column; the columns that are still to come take over the error of each.
 
     Rows begin at the least squares for the inputs that the layer really receives, so that the errors of
@@ -40,36 +39,15 @@ class Gptq(Section):
         2022. https://arxiv.org/abs/2210.17323
     """
 
-    needs_moments: ClassVar[bool] = True
-
     kind: Literal["gptq"] = "gptq"
     order: Literal["activation", "index"] = "activation"
     damping: Annotated[float, Field(ge=0, le=1)] = 0.01
 
-    def rounded(self, weight: Tensor, held: Constraints, moments: Moments | None) -> Tensor:
-        """Return the weight on its levels, at most with the error of nearest rounding in each row.
+    def _damped(self) -> float:
+        return self.damping
 
-        Args:
-            weight: Output channels first, as in a linear layer or a convolution.
-            held: Levels, and maybe a mask and a range, that it obeys afterwards.
-            moments: Of the layer's inputs, with a group for each of the layer's.
-
-        Returns:
-            Float32 of the weight's shape; projecting it onto `held` changes nothing, to the bit.
-
-        Raises:
-            ValueError: There are no moments or no levels, shapes do not fit, or the Hessian is singular and
-                damping too small.
-        """
-        if moments is None:
-            raise ValueError("gptq needs moments of the layer's inputs: give it images")
-        rows = weight.detach().flatten(1)
-        written = written_out(held, weight.shape)
-        problem = pose(rows, moments.hessian, moments.cross, self.damping)
-        found = swept(problem, written, self._columns(problem))
-        # Damping adds the squared distance to the weight, of which nearest rounding has the least there is:
-        # what is better with it is better without.
-        return better(problem, found, written.project(rows)).reshape(weight.shape)
+    def _solved(self, problem: Problem, rows: Tensor, held: Constraints, nearest: Tensor) -> Tensor:
+        return swept(problem, held, self._columns(problem))
 
     def _columns(self, problem: Problem) -> Tensor:
         """Return the order of the columns [G, d] of each group."""

@@ -13,7 +13,7 @@ from tasks.params import Section
 class Budget(Section):
     """What the quantized model may have: exactly one of these.
 
-    A number below 1 is a share of what the teacher has in float32, and a number from 1 on is a count.
+    A number below 1 is a share of what the teacher has in float32, and one above a count.
 
     Attributes:
         bytes: On disk, of all that rebuilds the function.
@@ -29,8 +29,10 @@ class Budget(Section):
         if len(given := [name for name in type(self).model_fields if getattr(self, name) is not None]) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}, got {found}")
-        if self.amount >= 1 and self.amount != int(self.amount):
-            raise ValueError(f"{self.measure} is a share below 1 or a whole number, got {self.amount}")
+        if self.amount == 1 or (self.amount > 1 and self.amount != int(self.amount)):
+            raise ValueError(
+                f"{self.measure} is a share below 1 or a whole number above, got {self.amount:g}"
+            )
         return self
 
     @property

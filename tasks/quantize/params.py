@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from tasks.params import Block, Section
 from tasks.quantize.mixed import Mixed
 from tasks.quantize.roundings import Nearest, Rounding
 from tasks.quantize.schemes import Integer, Scheme, check_width
 from tasks.quantize.trainers import Train, check_pairing
-from tasks.ranges import MinMax, Ranges
+from tasks.ranges import MinMax, Mse, Ranges
 
 
 class Activations(Section):
@@ -37,7 +37,23 @@ class Activations(Section):
             )
         if self.dynamic and not isinstance(self.range, MinMax):
             raise ValueError("range: dynamic inputs take the range of each batch; leave it out")
+        if self.bits == 1 and (self.dynamic or not isinstance(self.range, Mse)):
+            found = "dynamic" if self.dynamic else f"range {self.range.kind}"
+            raise ValueError(
+                f"bits: 1 needs range: {{kind: mse}}, got {found}, by which only inputs above half of the "
+                f"largest would be more than 0"
+            )
         return self
+
+
+def _form(value: Any) -> str:
+    return "scheme" if isinstance(value, dict | Integer) else "word"
+
+
+Ends = Annotated[
+    Annotated[Integer, Tag("scheme")] | Annotated[Literal["same"], Tag("word")], Discriminator(_form)
+]
+"""Told apart by their form, so that a mistake is one of one form alone."""
 
 
 class QuantizeParams(Block):
@@ -56,7 +72,7 @@ class QuantizeParams(Block):
         train: Train the weights, and what rounds them, on levels.
         first_and_last: Another scheme for the first and the last layer; `same` for the scheme itself. Where
             it is left out, binary models keep these two in 8 bits and all others take the scheme.
-        skip: Layers that are left alone.
+        skip: Layers whose weights and inputs are not rounded; a training trains them with the rest.
     """
 
     op: Literal["quantize"]
@@ -70,13 +86,14 @@ class QuantizeParams(Block):
     correct_bias: bool = False
     mixed: Mixed | None = None
     train: Train | None = None
-    first_and_last: Integer | Literal["same"] | None = None
+    first_and_last: Ends | None = None
     skip: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _fitting(self) -> QuantizeParams:
         """Refuse choices that do not go together, each with what to take instead."""
-        if wrong := [words for words in (self._before(), self._training(), self._widths()) if words]:
+        checks = (self._before(), self._searched(), self._training(), self._widths())
+        if wrong := [words for words in checks if words]:
             raise ValueError("; ".join(wrong))
         return self
 
@@ -95,6 +112,18 @@ class QuantizeParams(Block):
             return "smooth helps inputs that are rounded: give activations, or leave it out"
         return ""
 
+    def _searched(self) -> str:
+        if (
+            isinstance(self.rounding, Nearest)
+            or self.rounding.search == 1
+            or isinstance(self.scheme, Integer)
+        ):
+            return ""
+        return (
+            f"rounding.search narrows the range of integers, got scheme {self.scheme.kind}: leave it out, or "
+            f"take scheme: {{kind: integer, bits: 2}}, which has three levels"
+        )
+
     def _training(self) -> str:
         if self.train is None:
             return ""
@@ -109,7 +138,8 @@ class QuantizeParams(Block):
             if given
         ]
         if useless:
-            return f"{useless[0]} is undone by training: leave out one of {useless[0]} and train"
+            listed, verb = ", ".join(useless), "is" if len(useless) == 1 else "are"
+            return f"{listed} {verb} undone by training: leave out {listed}, or train"
         if self.activations is not None and self.activations.dynamic:
             return "train learns grids of inputs that stand still: leave out dynamic"
         return check_pairing(self.train, self.scheme, self.activations is not None)

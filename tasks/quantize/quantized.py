@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,10 +126,10 @@ class Recipe:
             self._facts["warning"] = words
         if not self.block.fold:
             return self._told(self.parent, child, {}, curve)
-        # Held here, as folding multiplies ranges by what batch norms have become in the training.
+        # Held here, as folding multiplies ranges and scales by what batch norms have become in the training.
         check_invariants(self.parent, child)
-        unbounded = {name: replace(held, range=None) for name, held in self.before.constraints.items()}
-        return self._told(replace(self.before, constraints=unbounded), folded(child), {}, curve)
+        masks = {name: Constraints(mask=held.mask) for name, held in self.before.constraints.items()}
+        return self._told(replace(self.before, constraints=masks), folded(child), {}, curve)
 
     def _prepared(self) -> Checkpoint:
         """Return the parent's function, folded and balanced, and hold that it is the same function."""
@@ -147,6 +148,10 @@ class Recipe:
     def _show(self, before: Checkpoint, fact: str, words: str) -> None:
         images = self._train.first(SHOWN).images
         gap, spread = moved(self.parent, before, images)
+        if not math.isfinite(spread):
+            raise DecantError(
+                f"Logits of {self.block.from_} are NaN or infinite on training images; train it anew"
+            )
         if not gap <= EQUAL * spread:
             raise DecantError(
                 f"{self.block.from_} is another function once {fact}: logits move by up to {gap:.3g}, their "
@@ -179,7 +184,13 @@ class Recipe:
                 ranged, _ = self._ranged({name: _with_bits(scheme, bits)})
                 options[name][bits] = self._held(name, ranged[name])
         allocation = allocate(
-            self.start, options, self._round, mixed=mixed, teacher=self._teacher, validation=self._validation
+            self.start,
+            options,
+            self._round,
+            mixed=mixed,
+            teacher=self._teacher,
+            validation=self._validation,
+            learned=self.block.train is not None,
         )
         self.schemes = {
             name: _with_bits(scheme, allocation.widths[name]) for name, scheme in self.schemes.items()

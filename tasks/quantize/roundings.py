@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tasks.checkpoints import Checkpoint
 from tasks.constraints import Constraints
@@ -16,6 +15,7 @@ from tasks.data import pixels
 from tasks.errors import DecantError
 from tasks.moments import Moments, moments, received
 from tasks.params import Section
+from tasks.progress import progress_bar
 from tasks.quantize.adaround import AdaRound
 from tasks.quantize.gptq import Gptq
 
@@ -35,6 +35,12 @@ class Nearest(Section):
         """Return the weight on its levels, of its shape; the moments are not read."""
         return held.project(weight.detach())
 
+    def fitted(
+        self, weight: Tensor, held: Constraints, moments: Moments | None
+    ) -> tuple[Tensor, Constraints]:
+        """Return the same, and what it obeys by that: the range is the scheme's."""
+        return self.rounded(weight, held, moments), held
+
 
 Rounding = Annotated[Nearest | Gptq | AdaRound, Field(discriminator="kind")]
 
@@ -45,7 +51,6 @@ def round_layers(
     rounding: Rounding,
     images: Tensor,
     reference: nn.Module,
-    title: str = "rounding",
 ) -> Checkpoint:
     """Return the parent with the named weights on their levels, each layer making up for those before it.
 
@@ -62,39 +67,39 @@ def round_layers(
             widest layer. Not read where the rounding needs no moments.
         reference: The network in float, in eval mode, whose layers receive what the parent's would: channels
             in the same units, nothing rounded.
-        title: The progress bar's.
 
     Raises:
         DecantError: There are no images; the network does not run one of the layers, or it receives NaN; or
             a weight cannot be rounded so. Names the layer.
     """
-    child = parent.narrowed({})
+    child, obeyed = parent.narrowed({}), dict[str, Constraints]()
     order = list(held)
     if rounding.needs_moments and held:
         if not len(images):
             raise DecantError(f"{rounding.kind} reads images to round by, and there are none; ask for some")
         order = list(received(child.module, order, pixels(images[:1])))
     with torch.no_grad():
-        for name in tqdm(order, desc=title, unit=" layers", delay=3, leave=False):
+        for name in progress_bar(order, "rounding", "layers", disable=len(order) < 2):
             weight = child.module.get_parameter(name)
-            weight.copy_(_rounded(child.module, name, held[name], rounding, images, reference))
-    return child.narrowed(held)
+            found, obeyed[name] = _fitted(child.module, name, held[name], rounding, images, reference)
+            weight.copy_(found)
+    return child.narrowed({name: obeyed[name] for name in held})
 
 
-def _rounded(
+def _fitted(
     module: nn.Module,
     name: str,
     held: Constraints,
     rounding: Rounding,
     images: Tensor,
     reference: nn.Module,
-) -> Tensor:
-    """Return one layer's weight on its levels, given the network as rounded so far."""
+) -> tuple[Tensor, Constraints]:
+    """Return one layer's weight on its levels, and what it obeys, given the network as rounded so far."""
     weight, layer = module.get_parameter(name), module.get_submodule(name.removesuffix(".weight"))
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return Nearest().rounded(weight, held, None)
+        return Nearest().fitted(weight, held, None)
     seen = moments(module, [name], images, reference)[name] if rounding.needs_moments else None
     try:
-        return rounding.rounded(weight, held, seen)
+        return rounding.fitted(weight, held, seen)
     except ValueError as error:
         raise DecantError(f"{name}: {error}") from None

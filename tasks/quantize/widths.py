@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from tasks import metrics
 from tasks.checkpoints import Checkpoint, save, size_bytes
@@ -19,6 +18,7 @@ from tasks.errors import DecantError
 from tasks.ledger import Tables
 from tasks.losses import softened_kl
 from tasks.models import predict
+from tasks.progress import progress_bar
 from tasks.quantize.knapsack import cheapest
 from tasks.quantize.mixed import Mixed
 
@@ -78,12 +78,12 @@ def allocate(
     mixed: Mixed,
     teacher: Checkpoint,
     validation: Examples,
+    learned: bool = False,
 ) -> Allocation:
     """Return the widths whose summed cost is least within the budget.
 
     The cost of a width is KL(start || rounded) of the logits, in nats, with one weight alone rounded so.
     What it takes of the budget is measured as well, on disk by writing it, and before anything is rounded.
-    Steps of grids count as many digits as they can have, so that they may be learned afterwards.
     Where the budget allows the largest width everywhere, that is taken and no cost is measured.
 
     Args:
@@ -94,6 +94,8 @@ def allocate(
         mixed: The budget, and how many images.
         teacher: What shares are of.
         validation: Images that chose nothing else.
+        learned: Whether a training follows, which may learn the steps of grids: they count as many digits
+            as they can have.
 
     Raises:
         DecantError: The budget is below the least that is possible, which is named; or logits are NaN.
@@ -104,7 +106,7 @@ def allocate(
     measure = mixed.budget.measure
     limit = mixed.budget.limit(spent(teacher, measure))
     widest = {name: max(row) for name, row in options.items()}
-    counted = _longest(start)
+    counted = _longest(start) if learned else start
     most = spent(counted.narrowed({name: options[name][bits] for name, bits in widest.items()}), measure)
     if most <= limit:
         return Allocation(widest, {}, measure, limit, widest=True)
@@ -115,6 +117,11 @@ def allocate(
         raise DecantError(
             f"mixed.budget: {limit:,} {_unit(measure)} cannot be met: the least that these widths leave is "
             f"{least:,}; ask for that or more, allow fewer bits, or skip fewer layers"
+            + (
+                ", or round the inputs of layers too"
+                if measure == "bit_operations" and not start.grids
+                else ""
+            )
         )
     costs = _costs(start, options, rounded, validation.first(mixed.images).images)
     widths = cheapest(costs, sizes, limit - fixed)
@@ -172,7 +179,7 @@ def _costs(
     expected = predict(start.module, images).double()
     costs = {name: dict.fromkeys(row, 0.0) for name, row in options.items()}
     cells = [(name, bits) for name, row in options.items() if len(row) > 1 for bits in row]
-    for name, bits in tqdm(cells, desc="widths", unit=" roundings", delay=3):
+    for name, bits in progress_bar(cells, "widths", "roundings"):
         logits = predict(rounded({name: options[name][bits]}).module, images).double()
         cost = softened_kl(logits, expected, 1.0).item()
         if not math.isfinite(cost):

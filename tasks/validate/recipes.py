@@ -79,8 +79,11 @@ def _impossible(recipes: Recipes) -> list[str]:
     for name, block in recipes.models.items():
         line = _line_of(name, recipes)
         quantized = [other for other in line[1:] if _op(other, recipes) == "quantize"]
-        if block.op == "quantize" and quantized:
-            wrong.append(f"models.{name}.from: {quantized[0]} is quantized already; start from its ancestor")
+        if isinstance(block, QuantizeParams) and quantized and not block.skip:
+            wrong.append(
+                f"models.{name}.from: {quantized[0]} is quantized already; start from its ancestor, or name "
+                f"the layers in skip that have levels"
+            )
         if line[-1] in networks:
             try:
                 chosen, _ = select(networks[line[-1]], getattr(block, "skip", ()))
