@@ -402,3 +402,10 @@ def test_no_range_is_none_to_try_and_nearest_tries_none() -> None:
         asked(rounding={"kind": "gptq", "search": 0})
     with pytest.raises(DecantError, match=r"rounding.*search"):
         asked(rounding={"kind": "nearest", "search": 4})
+
+
+def test_a_lineage_tells_of_a_search_alone() -> None:
+    """Models that are older than it are the same bytes without it."""
+    assert Gptq().model_dump() == {"kind": "gptq", "order": "activation", "damping": 0.01}
+    assert Gptq(search=3).model_dump()["search"] == 3
+    assert Gptq.model_validate(Gptq(search=3).model_dump()) == Gptq(search=3)

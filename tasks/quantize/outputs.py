@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from tasks.constraints import Constraints
@@ -38,7 +38,8 @@ class ByOutputs(Section):
     needs_moments: ClassVar[bool] = True
 
     kind: str
-    search: PositiveInt = 1
+    # Not told where nothing is searched for: recipes that are older than it keep their lineage to the byte.
+    search: Annotated[PositiveInt, Field(exclude_if=lambda count: count == 1)] = 1
 
     def fitted(
         self, weight: Tensor, held: Constraints, moments: Moments | None
