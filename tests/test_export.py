@@ -7,7 +7,6 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,16 +23,15 @@ from tasks import onnx_trace
 from tasks.checkpoints import Checkpoint
 from tasks.constraints import Constraints, DynamicGrid, Grid, InputGrid, Levels, Range
 from tasks.errors import DecantError
-from tasks.export import Deployed, adds_in_16_bits, check_same, deploy, open_session, to_onnx
+from tasks.export import Deployed, check_same, deploy, open_session, to_onnx
 from tasks.folding import folded
 from tasks.grids import affine_grid
 from tasks.integers import settled, unit
-from tasks.models import Mlp, Resnet, Summand, build, compressible, followers, predict
+from tasks.models import Mlp, Resnet, Summand, compressible, followers, predict
 from tasks.onnx_blocks import packed
 from tasks.onnx_graph import Graph
 from tasks.onnx_inputs import quantized, rounded
 from tasks.onnx_layers import Form
-from tasks.onnx_trace import INPUT
 from tasks.params import Section
 from tasks.quantize.layers import quantizable
 from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
@@ -620,201 +618,3 @@ def test_what_onnx_runtime_cannot_run_is_told() -> None:
     result = graph.emit("Wobble", "x", domain="some.where")
     with pytest.raises(DecantError, match=r"onnxruntime .* cannot run the model: .*Wobble"):
         run_graph(graph, result, torch.zeros(1))
-
-
-# Checking
-
-
-class Fake:
-    """A session that answers with given logits, batch after batch."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self._left = logits
-
-    def run(self, _: None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        (pixels,) = feed.values()
-        now, self._left = self._left[: len(pixels)], self._left[len(pixels) :]
-        return [now.numpy()]
-
-
-class Fixed(nn.Module):
-    """Answers with given logits to images whose first two pixels say which."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        first = (inputs.flatten(1)[:, :2] * 255).round().long()
-        return self.logits[first[:, 0] * 256 + first[:, 1]]
-
-
-def answering(logits: Tensor, *, is_rounded: bool) -> tuple[Checkpoint, Tensor]:
-    numbers = torch.arange(len(logits))
-    pictures = torch.stack([numbers // 256, numbers % 256], 1).to(torch.uint8).reshape(-1, 1, 1, 2)
-    model = Checkpoint(RESIDUAL, (1, 1, 2), CLASSES, Fixed(logits))
-    return (replace(model, grids={"head": InputGrid(8, 0.1, 0)}) if is_rounded else model), pictures
-
-
-def logits_of(count: int) -> Tensor:
-    """Return logits from 0 to 25.5 of which the first is the largest by far: a step is 0.1."""
-    logits = torch.zeros(count, 4)
-    logits[:, 0], logits[:, 1] = 25.5, 10.0
-    return logits
-
-
-@pytest.mark.parametrize(
-    ("count", "images_off", "by", "same"),
-    [
-        (100, 49, 0.0049, True),
-        (100, 100, 0.0049, True),
-        (100, 49, 0.099, True),
-        (100, 51, 0.0051, False),
-        (100, 1, 3.0, True),
-        (100, 2, 0.101, False),
-        (99, 1, 0.101, False),
-        (1000, 10, 3.0, True),
-        (1000, 11, 0.101, False),
-        (100, 100, math.nan, False),
-    ],
-)
-def test_a_step_is_of_8_bits_over_all_logits(count: int, images_off: int, by: float, same: bool) -> None:
-    logits = logits_of(count)
-    model, pictures = answering(logits, is_rounded=True)
-    found = logits.clone()
-    found[:images_off, 2] += by
-    if same:
-        check_same("some", model, Fake(found), pictures)
-        return
-    share = 0 if by < 0.1 else images_off / count
-    with pytest.raises(DecantError, match=rf"in {share:.2%} of {count} images by more than 0\.1, and "):
-        check_same("some", model, Fake(found), pictures)
-
-
-@pytest.mark.parametrize(
-    ("count", "flipped", "lead", "same"),
-    [
-        (100, 1, 0.19, True),
-        (100, 1, 0.21, False),
-        (100, 2, 0.05, False),
-        (4000, 2, 0.05, True),
-        (4000, 3, 0.05, False),
-    ],
-)
-def test_predictions_differ_in_near_ties_alone_and_in_few(
-    count: int, flipped: int, lead: float, same: bool
-) -> None:
-    logits = logits_of(count)
-    logits[:flipped, 1] = logits[:flipped, 0] - lead
-    model, pictures = answering(logits, is_rounded=True)
-    found = logits.clone()
-    found[:flipped, 0] -= 0.099
-    found[:flipped, 1] = found[:flipped, 0] + 0.001
-    # All within a step, or few enough beyond it: it is the predictions that are judged.
-    if same:
-        check_same("some", model, Fake(found), pictures)
-        return
-    with pytest.raises(DecantError, match=rf"and {flipped} predictions are other ones"):
-        check_same("some", model, Fake(found), pictures)
-
-
-@pytest.mark.parametrize(("off", "same"), [(1e-5, True), (1e-2, False)])
-def test_float32_agrees_in_every_image(off: float, same: bool) -> None:
-    logits = logits_of(1000)
-    model, pictures = answering(logits, is_rounded=False)
-    found = logits.clone()
-    found[7, 3] += off
-    if same:
-        check_same("some", model, Fake(found), pictures)
-        return
-    with pytest.raises(DecantError, match=r"for some: logits differ by up to 0\.01, .* in 0\.10% of 1000"):
-        check_same("some", model, Fake(found), pictures)
-
-
-def changed(content: bytes, name: str, change: Callable[[np.ndarray], np.ndarray]) -> bytes:
-    model = onnx.load_from_string(content)
-    (found,) = (each for each in model.graph.initializer if each.name == name)
-    found.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(found)), name))
-    return model.SerializeToString()
-
-
-LAYERS = sorted(compressible(build(RESIDUAL, SHAPE, len(CLASSES), seed=0)))
-
-
-def fresh() -> Checkpoint:
-    """Return a network of which every layer counts, as in one that was trained."""
-    model = Checkpoint(RESIDUAL, SHAPE, CLASSES, build(RESIDUAL, SHAPE, len(CLASSES), seed=0).eval())
-    return held_by(folded(model), EIGHT, grids(folded(model), 8))
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_scale_that_is_wrong_by_a_hundredth_is_found(layer: str) -> None:
-    refused_when_changed(f"{layer}/scale", lambda scale: scale * np.float32(1.01))
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_channels_in_another_order_are_found(layer: str) -> None:
-    refused_when_changed(layer, lambda codes: codes[::-1].copy())
-
-
-def test_a_bias_that_is_off_is_found() -> None:
-    refused_when_changed("stages.1.conv2.bias", lambda codes: codes + np.int32(3000))
-
-
-def refused_when_changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    checkpoint = fresh()
-    content = deploy(checkpoint).content
-    check_same("some", checkpoint, open_session(content, 1), images(256))
-    with pytest.raises(DecantError, match=r"not compute the same function as PyTorch for some"):
-        check_same("some", checkpoint, open_session(changed(content, name, change), 1), images(256))
-
-
-# The processor
-
-
-@pytest.mark.parametrize(
-    ("processor", "cut"),
-    [
-        ({"architecture": "x86_64", "avx2": True, "avx512_vnni": False, "avx_vnni": False}, True),
-        ({"architecture": "x86_64", "avx512_vnni": True, "avx_vnni": False}, False),
-        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True}, False),
-        ({"architecture": "arm64", "neon": True}, False),
-    ],
-    ids=["avx2", "avx512", "avx", "arm"],
-)
-def test_exact_sums_are_asked_for_where_they_would_be_cut(
-    processor: dict[str, Any], cut: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert adds_in_16_bits(processor) == cut
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
-    options = open_session(deploy(network(RESIDUAL)).content, 3).get_session_options()
-    assert options.intra_op_num_threads == 3
-    if cut:
-        assert options.get_session_config_entry("session.x64quantprecision") == "1"
-    else:
-        with pytest.raises(RuntimeError, match="not have configuration"):
-            options.get_session_config_entry("session.x64quantprecision")
-
-
-def test_a_program_that_does_not_know_of_the_option_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    cutting = {"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": False}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cutting)
-    plain = open_session(deploy(network(RESIDUAL)).content, 1, exact=False).get_session_options()
-    with pytest.raises(RuntimeError, match="not have configuration"):
-        plain.get_session_config_entry("session.x64quantprecision")
-
-
-@pytest.mark.parametrize("bits", [8, 7])
-def test_a_plain_session_cuts_sums_of_8_bits_where_the_processor_does_and_those_of_7_never(bits: int) -> None:
-    """Weights of one size and sign, inputs at the end of their grid: two products are 254 or 126 x 255."""
-    model = network(Mlp(hidden=(8,)))
-    with torch.no_grad():
-        model.module.get_parameter("layers.0.weight").fill_(0.1)
-    child = held_by(model, Integer(bits=bits), grids(model, 8))
-    session = open_session(deploy(child).content, 1, exact=False)
-    bright = torch.full((4, *SHAPE), 255, dtype=torch.uint8)
-    expected = predict(child.module, bright)
-    found = predict(lambda inputs: torch.from_numpy(session.run(None, {INPUT: inputs.numpy()})[0]), bright)
-    off = ((found - expected).abs().max() / expected.abs().max()).item()
-    cut = bits == 8 and adds_in_16_bits(torch.cpu.get_capabilities())
-    assert off > 0.1 if cut else off < 1e-3
