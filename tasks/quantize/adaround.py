@@ -41,10 +41,10 @@ class AdaRound(ByOutputs):
     the form with the activation function inside (eq. 25). A row whose error is smaller with nearest rounding
     keeps that.
 
-    Helps at 2 bits, where it loses less accuracy than `gptq` (benchmarks/quantization.md); and where a layer
-    has hardly more rows of inputs than columns, which it learns less by heart, as no weight goes further than
-    to a neighbour. Does not help at 8 bits, and at 3 and 4 no more than `gptq`, at several times the time:
-    weights have levels enough there to make up for others with.
+    Helps where a layer has hardly more rows of inputs than columns, which it learns less by heart, as no
+    weight goes further than to a neighbour; and at 2 bits in a range that is not searched for, where it loses
+    less than `gptq` (benchmarks/quantization.md). Does not help at 8 bits, and elsewhere no more than `gptq`,
+    at several times the time.
 
     Attributes:
         steps: Steps of Adam. A thousand leave some 5 % less error than 200.
