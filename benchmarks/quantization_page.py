@@ -186,7 +186,8 @@ def widths(results: Results) -> list[str]:
         "`python -m benchmarks.quantization --part widths --write`. Change of the accuracy in points; "
         "weights alone, but where inputs are named. Scales are per output channel unless groups are named. "
         "Codebooks are per layer and may take another number of bytes. Mixed widths take no more "
-        "bytes than the plain way at that width. `range searched` is `search: 8`, from min-max on.",
+        "bytes than the plain way at that width. `range searched` is `search: 8`, from min-max on. "
+        "What is empty or not there was not measured on that processor.",
         "",
         "![Change of accuracy against bits](quantization.svg)",
         "",

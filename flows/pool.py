@@ -166,7 +166,8 @@ class Pool(Watched):
             stage: Its address.
             force: Run it although nothing has changed.
             environment: Variables for its command alone.
-            timeout: Seconds after which its process group is ended.
+            timeout: Seconds after which its process group is ended, from when the stage begins: while the
+                process loads DVC, or waits for another one's lock, it has not begun.
             pull: Take what the run cache knows out of the DVC remote, too.
             line: Is given its output, line by line as it comes.
 
@@ -231,14 +232,16 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-            if timeout:
-                timer.start()
             for text, passing in lines(self._process.stdout):
                 if text.startswith(worker.MARK):
                     if late.is_set():
                         break
                     answer: dict[str, Any] = json.loads(text[1:])
-                    return answer
+                    if "begun" not in answer:
+                        return answer
+                    if timeout:
+                        timer.start()
+                    continue
                 if line and text.strip():
                     line(text, passing)
         except BrokenPipeError:

@@ -89,7 +89,7 @@ def main() -> None:
             answer = {"ok": getattr(workspace, request.pop("do"))(**request)}
         except Exception as error:  # whatever it is, the flow has to tell it
             answer = {"error": _words(error), "kind": type(error).__name__}
-        _print(f"\n{MARK}{json.dumps(answer)}")
+        _answer(answer)
 
 
 class Workspace:
@@ -142,6 +142,7 @@ class Workspace:
             repo = self._open()
             with repo.lock:
                 found = self._stage(stage)
+                _answer({"begun": stage})  # from here on it takes time of its own, and not DVC's
                 if _pulled(found, force) if pull else found.reproduce(force=force):
                     found.dump(update_pipeline=False)
         finally:
@@ -250,8 +251,8 @@ def _pulled(stage: PipelineStage, force: bool) -> bool:
     return changed
 
 
-def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+def _answer(content: dict[str, Any]) -> None:
+    sys.stdout.write(f"\n{MARK}{json.dumps(content)}\n")
     sys.stdout.flush()
 
 
@@ -268,4 +269,7 @@ def _words(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # the flow ends it, and says so itself
+        sys.exit(130)

@@ -24,8 +24,8 @@ class ByOutputs(Section):
     its levels times n/n, (n - 1)/n ... 1/n, and keeps the one whose outputs are off least, the widest among
     equals. Where all rows share a scale they share the choice.
 
-    Does not help at 4 bits and more, where the step is fine enough in any range, nor from a range that is
-    narrow already: begin with `min-max`.
+    Helps at 2 bits. Does not help at 3 and more, where the step is fine enough in any range, nor from a range
+    that is narrow already: begin with `min-max`.
 
     Attributes:
         search: Ranges that are tried for each row; 1 keeps the scheme's.

@@ -85,8 +85,8 @@ class Lsq(Trainer):
 
     Zero points stay. The paper begins at 2 mean |w| / sqrt(Q), which ignores the scheme's range; here that is
     kept, and `mse` is the range to begin from: a step that `min-max` made too coarse for 2 bits does not
-    recover in a short training. Helps inputs of few bits. Does not help weights where `gptq`, at 2 and 3 bits
-    with `search`, may lose less without a training; and at 8 bits there is nothing to gain.
+    recover in a short training. Helps inputs of few bits. Does not help weights where `gptq`, at 2 bits with
+    `search`, may lose less without a training; and at 8 bits there is nothing to gain.
 
     References:
         Esser et al., Learned Step Size Quantization, 2019. https://arxiv.org/abs/1902.08153
