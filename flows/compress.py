@@ -256,7 +256,7 @@ def _command(session: Session, chosen: argparse.Namespace, console: Console) -> 
             console.print(f"{name}: {reason}", markup=False, highlight=False)
         return 0
     if not PREFECT_API_URL.value():
-        console.print("Starting a Prefect server for this run, up to a minute (PREFECT_API_URL names none)")
+        console.print("Starting a Prefect server for this run, some ten seconds (PREFECT_API_URL names none)")
     _quiet()
     session.progress, began = choose(len(session.to_run)), time.monotonic()
     _prepared[session.folder] = session
@@ -272,6 +272,13 @@ def _command(session: Session, chosen: argparse.Namespace, console: Console) -> 
             scheduler=chosen.scheduler,
             return_state=True,
         )
+    except RuntimeError as error:
+        if "ephemeral" not in str(error):
+            raise
+        raise DecantError(
+            "the Prefect server of this run did not answer in time; run again when the machine is less busy, "
+            "start one with `make serve` and name it in PREFECT_API_URL, or use `dvc repro`"
+        ) from None
     finally:
         session.progress.close()
     for text in session.failures():

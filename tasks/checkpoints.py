@@ -26,6 +26,7 @@ from tasks.constraints import Constraints, DynamicGrid, Grid, InputGrid, Levels,
 from tasks.errors import DecantError
 from tasks.models import Architecture, Shape, build, drop_norms_
 from tasks.packing import Parts, decode_mask, encode_mask, pack, packed_size, unpack
+from tasks.params import mistakes
 from tasks.shapes import Shapes, differing, reshape_
 from tasks.stages import write_json, write_text
 
@@ -207,15 +208,22 @@ def load(folder: Path) -> Checkpoint:
     """
     try:
         described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        lineage = tuple(json.loads((folder / "lineage.json").read_text(encoding="utf-8")))
+        lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
         weights = (folder / "model.safetensors").read_bytes()
         if described["format"] != FORMAT:
             raise DecantError(f"{folder} has format {described['format']}, this code reads {FORMAT}")
         if described["sha256"] != hashlib.sha256(weights).hexdigest():
             raise ValueError("model.safetensors has not the sum that model.json names")
-        return _rebuild(described, safetensors.torch.load(weights), lineage)
+        if not (isinstance(lineage, list) and all(isinstance(step, dict) for step in lineage)):
+            raise ValueError("lineage.json is no list of steps")
+        return _rebuild(described, safetensors.torch.load(weights), tuple(lineage))
     except FileNotFoundError as error:
         raise DecantError(f"No model at {error.filename or folder}; run `dvc repro` or `dvc pull`") from None
+    except OSError as error:
+        raise DecantError(
+            f"{error.filename or folder} cannot be read ({error.strerror}); delete {folder} and run "
+            f"`dvc repro`"
+        ) from None
     except BROKEN as error:
         raise DecantError(
             f"{folder} does not hold a whole model ({type(error).__name__}: {error}); "
@@ -226,6 +234,8 @@ def load(folder: Path) -> Checkpoint:
 def _rebuild(
     described: dict[str, Any], tensors: Mapping[str, Tensor], lineage: tuple[dict[str, Any], ...]
 ) -> Checkpoint:
+    if wrong := mistakes(described["architecture"], Architecture, "architecture"):
+        raise ValueError("; ".join(wrong))
     architecture: Architecture = TypeAdapter(Architecture).validate_python(described["architecture"])
     channels, height, width = described["shape"]
     shape, classes = (channels, height, width), tuple(described["classes"])

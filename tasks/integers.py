@@ -180,6 +180,17 @@ def risky(checkpoint: Checkpoint) -> list[str]:
     return found
 
 
+def exact_sums(checkpoint: Checkpoint) -> str:
+    """Return what a program has to know that runs the model's integers; empty where there is nothing."""
+    if not (layers := risky(checkpoint)):
+        return ""
+    return (
+        f"{len(layers)} of {len(compressible(checkpoint.module))} layers have codes of which two products do "
+        f"not fit 16 bits: on x86-64 without VNNI, open the model in ONNX Runtime with {EXACT_SUMS} = 1, or "
+        f"take weights of 7 bits, which need nothing (docs/quantization.md)"
+    )
+
+
 def whole_numbers(levels: Levels) -> bool:
     """Say whether all levels are whole numbers, as integers and signs are, and powers of two are not."""
     return torch.equal(levels.values, levels.values.round()) and levels.values.abs().max().item() <= TOP

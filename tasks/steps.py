@@ -15,7 +15,7 @@ from tasks import data
 from tasks.checkpoints import DEPLOYED, MODELS, Checkpoint, save
 from tasks.determinism import make_deterministic
 from tasks.errors import DecantError
-from tasks.integers import settled
+from tasks.integers import exact_sums, settled
 from tasks.ledger import Entry, Tables, as_json, check_invariants, chosen, compare, show
 from tasks.params import Section, derive_seed, read_section
 from tasks.scratch import Scratch, scratch
@@ -92,8 +92,9 @@ def finish(
     check_invariants(parent, child, kept)
     ledger = chosen(compare(parent, child, untouched, kept), tables or {})
     write(step, child, ledger, curve, facts)
-    for note in notes:
-        print(f"  note: {note}")
+    for note in (*notes, exact_sums(child)):
+        if note:
+            print(f"  note: {note}")
 
 
 def write(

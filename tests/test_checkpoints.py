@@ -244,6 +244,31 @@ def test_a_truncated_file_is_told_in_words(file: str, share: float, tmp_path: Pa
         load(tmp_path)
 
 
+@pytest.mark.parametrize("lineage", ['["x"]', "{}", '"abc"', "3"])
+def test_a_lineage_that_is_no_list_of_steps_is_refused(lineage: str, tmp_path: Path) -> None:
+    save(make(), tmp_path)
+    (tmp_path / "lineage.json").write_text(lineage)
+    with pytest.raises(DecantError, match=r"does not hold a whole model .*lineage\.json is no list of steps"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.json", "lineage.json"])
+def test_a_folder_in_the_place_of_a_file_is_told_in_words(file: str, tmp_path: Path) -> None:
+    save(make(), tmp_path)
+    (tmp_path / file).unlink()
+    (tmp_path / file).mkdir()
+    with pytest.raises(DecantError, match=rf"{file} cannot be read \(.*\); delete .* and run `dvc repro`"):
+        load(tmp_path)
+
+
+def test_an_architecture_that_there_is_not_is_told_as_in_params(tmp_path: Path) -> None:
+    save(make(), tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(described | {"architecture": {"kind": "resnt"}}))
+    with pytest.raises(DecantError, match=r"architecture: unknown kind 'resnt'; did you mean 'resnet'\?\)"):
+        load(tmp_path)
+
+
 def test_files_of_two_models_are_told_apart(tmp_path: Path) -> None:
     save(make(Resnet(widths=(4, 8), blocks=(1, 2))), tmp_path)
     content = (tmp_path / "model.json").read_bytes()

@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
+from flows import compress as command
 from flows.compress import StagesFailedError, compress
 from flows.watchdog import alive, descendants
 from tests.imports import ROOT
@@ -162,6 +163,25 @@ def test_jobs_and_targets_bound_what_runs(tmp_path: Path) -> None:
     assert max(depth) == 2
     assert len(marks) == 6
     assert not (folder / "d.out").exists()
+
+
+def test_a_server_that_does_not_start_in_time_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def late(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server.")
+
+    monkeypatch.setattr(command, "compress", late)
+    monkeypatch.chdir(workspace(tmp_path / "w", DIAMOND))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert command.main([]) == 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    told = capsys.readouterr().err
+    assert told.startswith("error: the Prefect server of this run did not answer in time; run again when")
+    assert "Traceback" not in told
 
 
 def test_a_dry_run_runs_nothing(tmp_path: Path) -> None:

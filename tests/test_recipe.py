@@ -54,15 +54,15 @@ CLASSES = tuple("0123456789")
         ),
         (
             {"activations": {"bits": 1}},
-            r"bits: 1 needs range: \{kind: mse\}, got range min-max, by which only inputs",
+            r"bits: 1 needs range: \{kind: mse\}, as only inputs above half .*; got range min-max",
         ),
         (
             {"activations": {"bits": 1, "range": {"kind": "percentile", "keep": 0.99}}},
-            r"bits: 1 needs range: \{kind: mse\}, got range percentile, by which only",
+            r"bits: 1 needs range: \{kind: mse\}, as only inputs .*; got range percentile",
         ),
         (
             {"activations": {"bits": 1, "dynamic": True}},
-            r"bits: 1 needs range: \{kind: mse\}, got dynamic, by which only inputs above half",
+            r"bits: 1 needs range: \{kind: mse\}, .*; got dynamic: leave it out",
         ),
         (
             {"activations": {"range": {"kind": "min-max", "per_channel": True}}},
@@ -198,6 +198,23 @@ def test_what_the_ledger_cannot_tell_is_printed(
     assert "session.x64quantprecision = 1, or take weights of 7 bits" in option
     assert printed(scheme={"kind": "integer", "bits": 7}, activations={"bits": 8}) == [sides]
     assert printed(scheme={"kind": "integer", "bits": 8}) == []
+
+
+def test_what_is_made_of_such_a_model_tells_it_again(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"scheme": {"kind": "integer", "bits": 8}, "activations": {"bits": 8}}
+    made(images, monkeypatch, **more)
+    capsys.readouterr()
+    pruned = {
+        "op": "prune",
+        "from": "quantized",
+        "criterion": {"kind": "magnitude"},
+        "budget": {"sparsity": 0.5},
+    }
+    write({"quantized": BLOCK | more, "pruned": pruned})
+    importlib.import_module("tasks.prune.__main__").main("pruned")
+    assert "codes of which two products do not fit 16 bits" in capsys.readouterr().out
 
 
 def test_batch_norms_stay_where_they_are_asked_to(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.checkpoints import Checkpoint
 from tasks.constraints import FREE, DynamicGrid, Levels
-from tasks.integers import whole, whole_numbers, with_bias
+from tasks.integers import EXACT_SUMS, whole, whole_numbers, with_bias
 from tasks.models import compressible
 from tasks.onnx_inputs import BYTE
 from tasks.onnx_layers import Form, Forms
@@ -139,6 +139,9 @@ def readme(content: Mapping[str, Any], verdicts: Mapping[str, str]) -> str:
             "The milliseconds are of one image, images/s of batches of 128. *Times smaller* is the teacher's "
             "bytes on disk over the model's. *Peak memory* is what a fresh process that holds nothing but "
             "ONNX Runtime grows by when it opens the model and runs a batch of 128; Linux alone tells it.",
+            "",
+            f"On x86-64 processors without VNNI, ONNX Runtime had its option {EXACT_SUMS} = 1, without which "
+            "models of 8-bit integers answer wrongly there (docs/quantization.md).",
             "",
             "## In words",
             "",

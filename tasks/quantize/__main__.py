@@ -2,8 +2,6 @@
 
 from tasks import data
 from tasks.checkpoints import Checkpoint, load_model
-from tasks.integers import EXACT_SUMS, risky
-from tasks.models import compressible
 from tasks.quantize.layers import quantizable
 from tasks.quantize.params import QuantizeParams
 from tasks.quantize.quantized import Recipe
@@ -32,18 +30,10 @@ def main(model: str) -> None:
 
 
 def notes(model: Checkpoint) -> list[str]:
-    """Return what the ledger of weights does not tell: other roundings, and what a program has to know."""
-    weights, found = compressible(model.module), []
+    """Return what is rounded beside weights and the inputs of layers, of which alone the ledger tells."""
     layers = {name.removesuffix(".weight") for name in quantizable(model.module)}
-    if sides := [name for name in model.grids if name not in layers]:
-        found.append(f"sides of residual additions are rounded to 8 bits as well: {', '.join(sides)}")
-    if cut := risky(model):
-        found.append(
-            f"{len(cut)} of {len(weights)} layers have codes of which two products do not fit 16 bits: on "
-            f"x86-64 without VNNI, open the model in ONNX Runtime with {EXACT_SUMS} = 1, or take weights of "
-            f"7 bits, which need nothing (docs/quantization.md)"
-        )
-    return found
+    sides = [name for name in model.grids if name not in layers]
+    return [f"sides of residual additions are rounded to 8 bits as well: {', '.join(sides)}"] if sides else []
 
 
 if __name__ == "__main__":

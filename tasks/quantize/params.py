@@ -38,10 +38,10 @@ class Activations(Section):
         if self.dynamic and not isinstance(self.range, MinMax):
             raise ValueError("range: dynamic inputs take the range of each batch; leave it out")
         if self.bits == 1 and (self.dynamic or not isinstance(self.range, Mse)):
-            found = "dynamic" if self.dynamic else f"range {self.range.kind}"
+            found = "dynamic: leave it out" if self.dynamic else f"range {self.range.kind}"
             raise ValueError(
-                f"bits: 1 needs range: {{kind: mse}}, got {found}, by which only inputs above half of the "
-                f"largest would be more than 0"
+                f"bits: 1 needs range: {{kind: mse}}, as only inputs above half of the largest would be more "
+                f"than 0 in the whole range; got {found}"
             )
         return self
 
@@ -121,7 +121,7 @@ class QuantizeParams(Block):
             return ""
         return (
             f"rounding.search narrows the range of integers, got scheme {self.scheme.kind}: leave it out, or "
-            f"take scheme: {{kind: integer, bits: 2}}, which has three levels"
+            f"take scheme: {{kind: integer}}, which has three levels with bits: 2"
         )
 
     def _training(self) -> str:
