@@ -130,7 +130,7 @@ def alive(pid: int) -> bool:
     """Say whether there is such a process; one that ended and was not waited for is none."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends between opening and reading
         pass
     try:
         os.kill(pid, 0)

@@ -169,6 +169,17 @@ def test_a_timeout_ends_the_whole_process_group(tmp_path: Path) -> None:
         assert pool.run("a") == "Ran"  # another worker, and no lock in its way
 
 
+def test_a_process_that_ends_while_it_is_looked_at_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+
+    def gone(*_: object, **__: object) -> str:
+        raise ProcessLookupError(3, "No such process")
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    assert not alive(ended.pid)
+
+
 def test_a_command_that_ignores_signals_is_ended_too(tmp_path: Path) -> None:
     folder = workspace(
         tmp_path / "w", {"deaf": "trap '' INT TERM; echo $$ > noted.pid; while :; do sleep 1; done"}
