@@ -48,7 +48,7 @@ from tasks.models import predict
 from tasks.onnx_trace import INPUT
 from tasks.prune.budgets import bracket
 from tasks.report.pictures import save
-from tasks.stages import replacing, write_json, write_text
+from tasks.stages import in_words, replacing, write_json, write_text
 from tasks.timing import compare, interleave, no_garbage_collection
 from tests.imports import ROOT
 
@@ -425,7 +425,5 @@ PARTS: dict[str, Callable[[Path, list[int], Keep], None]] = {
 
 
 if __name__ == "__main__":
-    try:
+    with in_words():
         main()
-    except DecantError as error:
-        sys.exit(f"error: {error}")

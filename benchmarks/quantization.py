@@ -22,7 +22,6 @@ import json
 import os
 import random
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +45,7 @@ from tasks.export import open_session, to_onnx
 from tasks.models import predict
 from tasks.onnx_trace import INPUT
 from tasks.params import read_yaml
-from tasks.stages import write_json, write_text
+from tasks.stages import in_words, write_json, write_text
 from tasks.timing import Rounds, compare, interleave, no_garbage_collection
 from tests.imports import ROOT
 
@@ -149,9 +148,9 @@ def int8(bench: Bench) -> Iterator[Row]:
     found: dict[str, Row] = {"float32": {"differing": 0}}
     for way, words in quantization_page.OURS.items():
         model = bench.made(quantized(**words, static=True))
-        made[way] = deployed = of_file(to_onnx(model).SerializeToString())
-        plain = of_file(deployed.file or b"", exact=False)
-        functions = (model.module, deployed.function, plain.function)
+        content = to_onnx(model).SerializeToString()
+        made[way] = of_file(content)
+        functions = (model.module, made[way].function, of_file(content, exact=False).function)
         expected, *answers = [predict(function, bench.test.images).argmax(1) for function in functions]
         differing, in_plain = (int((answer != expected).sum()) for answer in answers)
         packed = int(bench.shop.measured("quantized")["bytes"])
@@ -366,7 +365,5 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
+    with in_words():
         main()
-    except DecantError as error:
-        sys.exit(f"error: {error}")

@@ -22,14 +22,21 @@ def run(main: Callable[..., None]) -> NoReturn:
         usage = " ".join(["python -m", main.__module__, *(f"<{name}>" for name in names)])
         module = getattr(sys.modules["__main__"].__spec__, "parent", None) or main.__module__
         sys.exit(f"usage: {usage.replace(main.__module__, module)}")
-    try:
+    with in_words():
         main(*sys.argv[1:])
+    sys.exit(0)
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Exit with 1 and a mistake's own words, or with 130 where a person interrupts, without a stack trace."""
+    try:
+        yield
     except DecantError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    sys.exit(0)
 
 
 @contextmanager

@@ -79,22 +79,21 @@ def finish(
     tables: Tables | None = None,
     kept: Kept | None = None,
     facts: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
+    note: str = "",
 ) -> None:
     """Check the child against its parent, print the ledger, and write the child to `models/<name>`.
 
     Biases are written as integer kernels add them, so that what is measured from now on is what is deployed.
     `tables` says of parameters what was chosen for them and what was tried, `kept` what is left of the
     parent's tensors where channels were removed, `facts` what else the lineage should tell of the step, and
-    `notes` what else its user should know, which is printed and kept nowhere.
+    `note` what else its user should know, which is printed and kept nowhere.
     """
     child = settled(child)
     check_invariants(parent, child, kept)
     ledger = chosen(compare(parent, child, untouched, kept), tables or {})
     write(step, child, ledger, curve, facts)
-    for note in (*notes, exact_sums(child)):
-        if note:
-            print(f"  note: {note}")
+    for words in filter(None, (note, exact_sums(child))):
+        print(f"  note: {words}")
 
 
 def write(

@@ -24,16 +24,16 @@ def main(model: str) -> None:
         result.curve,
         result.tables,
         facts=result.facts,
-        notes=notes(result.model),
+        note=of_additions(result.model),
     )
     scratch.clear()
 
 
-def notes(model: Checkpoint) -> list[str]:
+def of_additions(model: Checkpoint) -> str:
     """Return what is rounded beside weights and the inputs of layers, of which alone the ledger tells."""
     layers = {name.removesuffix(".weight") for name in quantizable(model.module)}
     sides = [name for name in model.grids if name not in layers]
-    return [f"sides of residual additions are rounded to 8 bits as well: {', '.join(sides)}"] if sides else []
+    return f"sides of residual additions are rounded to 8 bits as well: {', '.join(sides)}" if sides else ""
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def corrected(child: Checkpoint, reference: nn.Module, images: Tensor) -> Checkp
     # The order in which they run is that of the result.
     wanted = mean_outputs(reference, names, images)
     with torch.no_grad():
-        for name, mean in progress_bar(wanted.items(), "correcting biases", "layers", total=len(wanted)):
+        for name, mean in progress_bar(wanted.items(), "correcting biases", "layers"):
             bias = after.module.get_parameter(_bias(name))
             bias.add_(mean - mean_outputs(after.module, [name], images)[name])
     return after

@@ -54,12 +54,12 @@ class ByOutputs(Section):
         Raises:
             ValueError: As `rounded`.
         """
-        problem = self._posed(weight, moments, self._damped())
-        found = self._on_levels(problem, weight, held)
         if self.search == 1:
-            return found.reshape(weight.shape), held
+            return self.rounded(weight, held, moments), held
+        problem = self._posed(weight, moments, self._damped())
         # What damping draws to, and weights on inputs that are always zero, are no concern of the range.
         plain = self._posed(weight, moments, 0.0)
+        found = self._on_levels(problem, weight, held)
         least, shares = _off(plain, found), torch.ones(len(found))
         for tried in range(1, self.search):
             share = torch.full_like(shares, 1 - tried / self.search)

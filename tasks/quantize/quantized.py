@@ -20,6 +20,7 @@ from tasks.folding import folded, moved
 from tasks.ledger import Tables, check_invariants, merged, select
 from tasks.losses import against_teacher, warning
 from tasks.models import followers
+from tasks.progress import progress_bar
 from tasks.quantize.balance import equalized, smoothed
 from tasks.quantize.biases import corrected
 from tasks.quantize.inputs import grids_for
@@ -178,7 +179,7 @@ class Recipe:
         mixed = self.block.mixed
         assert mixed is not None
         options: dict[str, dict[int, Constraints]] = {}
-        for name, scheme in self.schemes.items():
+        for name, scheme in progress_bar(self.schemes.items(), "ranges", "layers"):
             options[name] = {}
             for bits in mixed.bits if scheme is self.block.scheme else (_bits(scheme),):
                 ranged, _ = self._ranged({name: _with_bits(scheme, bits)})

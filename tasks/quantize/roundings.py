@@ -79,7 +79,7 @@ def round_layers(
             raise DecantError(f"{rounding.kind} reads images to round by, and there are none; ask for some")
         order = list(received(child.module, order, pixels(images[:1])))
     with torch.no_grad():
-        for name in progress_bar(order, "rounding", "layers", disable=len(order) < 2):
+        for name in progress_bar(order, "rounding", "layers"):
             weight = child.module.get_parameter(name)
             found, obeyed[name] = _fitted(child.module, name, held[name], rounding, images, reference)
             weight.copy_(found)
