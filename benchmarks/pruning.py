@@ -38,18 +38,24 @@ from tqdm import tqdm
 
 from benchmarks import pruning_page
 from benchmarks.workshop import LENET, Workshop
-from tasks import data, metrics
+from decant import examples as data_examples
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.files import save as save_model
+from decant.costs import counts as metrics_counts
+from decant.errors import DecantError
+from decant.export.deploy import to_onnx
+from decant.export.runtime import open_session
+from decant.export.timing import compare, interleave, no_garbage_collection
+from decant.export.trace import INPUT
+from decant.networks.execution import predict
+from decant.outputs import replacing, write_json, write_text
+from decant.prune.budgets import bracket
 from tasks.benchmark.measure import describe_machine
-from tasks.checkpoints import MODELS, Checkpoint, load_model
-from tasks.checkpoints import save as save_model
-from tasks.errors import DecantError
-from tasks.export import open_session, to_onnx
-from tasks.models import predict
-from tasks.onnx_trace import INPUT
-from tasks.prune.budgets import bracket
+from tasks.evaluate import accuracy as metrics_accuracy
+from tasks.pipeline import splits as data_splits
+from tasks.pipeline.models import MODELS, load_model
+from tasks.pipeline.stage import in_words
 from tasks.report.pictures import save
-from tasks.stages import in_words, replacing, write_json, write_text
-from tasks.timing import compare, interleave, no_garbage_collection
 from tests.imports import ROOT
 
 Keep = Callable[[dict[str, Any]], None]
@@ -99,13 +105,13 @@ def workshop(name: str, folder: Path, images: dict[str, Any] | None = None) -> W
 def renormalized(shop: Workshop, name: str) -> float:
     """Return the accuracy in percent with batch norms whose statistics are of 2,000 training images."""
     with shop.inside({}, 1):
-        module, test = load_model(name).module, data.read(data.TEST)
+        module, test = load_model(name).module, data_splits.read(data_splits.TEST)
         for layer in module.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.reset_running_stats()
                 layer.momentum = None
-        predict(module.train(), data.read(data.TRAIN).first(2000).images)
-        return 100 * metrics.accuracy(predict(module.eval(), test.images), test.labels)
+        predict(module.train(), data_splits.read(data_splits.TRAIN).first(2000).images)
+        return 100 * metrics_accuracy.accuracy(predict(module.eval(), test.images), test.labels)
 
 
 def sparsity(name: str, folder: Path, seeds: list[int], keep: Keep) -> None:
@@ -246,8 +252,8 @@ def peer(shop: Workshop, name: str, kind: str, round_to: int | None, share: floa
     import torch_pruning
 
     with shop.inside({}, 1):
-        teacher, train = load_model("teacher"), data.read(data.TRAIN).first(2000)
-        limit = share * metrics.macs(teacher.module, teacher.shape)
+        teacher, train = load_model("teacher"), data_splits.read(data_splits.TRAIN).first(2000)
+        limit = share * metrics_counts.macs(teacher.module, teacher.shape)
 
         def pruned(ratio: float) -> Checkpoint:
             module = copy.deepcopy(teacher.module).requires_grad_(True)
@@ -265,7 +271,7 @@ def peer(shop: Workshop, name: str, kind: str, round_to: int | None, share: floa
                 round_to=round_to,
             )
             if kind == "taylor":
-                F.cross_entropy(module(data.pixels(train.images)), train.labels).backward()
+                F.cross_entropy(module(data_examples.pixels(train.images)), train.labels).backward()
             pruner.step()
             for parameter in module.parameters():
                 parameter.grad = None
@@ -273,7 +279,7 @@ def peer(shop: Workshop, name: str, kind: str, round_to: int | None, share: floa
 
         def spends(ratio: float) -> int:
             model = pruned(ratio)
-            return metrics.macs(model.module, model.shape)
+            return metrics_counts.macs(model.module, model.shape)
 
         low, high = bracket(lambda step: spends(step / 200) <= limit, 0, 198)
         assert low < high

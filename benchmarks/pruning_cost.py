@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from tasks import data
-from tasks.checkpoints import load_model
-from tasks.params import validate
-from tasks.prune import obs
-from tasks.prune.criteria import Criterion, Obs, OfChannels
-from tasks.prune.groups import groups_of
-from tasks.prune.structures import Weights
+from decant.prune import obs as obs
+from decant.prune.channels.coupling import groups_of
+from decant.prune.criteria import Criterion, Obs, OfChannels
+from decant.prune.structures import Weights
+from tasks.pipeline import splits as data
+from tasks.pipeline.models import load_model
+from tasks.pipeline.params import validate
 
 
 def of_criterion(kind: str) -> Callable[[], object]:

@@ -37,16 +37,22 @@ from benchmarks import quantization_page
 from benchmarks.quantization_cases import CASES, WIDTHS, Case, Recipe, least_bytes, quantized
 from benchmarks.quantization_peers import ONNXRUNTIME, PEERS, Made, Peer, Task, attempt, installed, of_file
 from benchmarks.workshop import LENET, Workshop
-from tasks import data, metrics
+from decant import examples as data_examples
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.costs import counts as metrics_counts
+from decant.errors import DecantError
+from decant.export.deploy import to_onnx
+from decant.export.runtime import open_session
+from decant.export.timing import Rounds, compare, interleave, no_garbage_collection
+from decant.export.trace import INPUT
+from decant.networks.execution import predict
+from decant.outputs import write_json, write_text
 from tasks.benchmark.measure import describe_machine
-from tasks.checkpoints import MODELS, Checkpoint, load_model
-from tasks.errors import DecantError
-from tasks.export import open_session, to_onnx
-from tasks.models import predict
-from tasks.onnx_trace import INPUT
-from tasks.params import read_yaml
-from tasks.stages import in_words, write_json, write_text
-from tasks.timing import Rounds, compare, interleave, no_garbage_collection
+from tasks.evaluate import accuracy as metrics_accuracy
+from tasks.pipeline import splits as data_splits
+from tasks.pipeline.models import MODELS, load_model
+from tasks.pipeline.params import read_yaml
+from tasks.pipeline.stage import in_words
 from tests.imports import ROOT
 
 Row = dict[str, Any]
@@ -112,7 +118,7 @@ class Bench:
     shop: Workshop
     seed: int
     teacher: Checkpoint
-    test: data.Examples
+    test: data_examples.Examples
     whole: float
     processor: str
 
@@ -122,7 +128,7 @@ class Bench:
 
     def accuracy(self, function: Callable[[Tensor], Tensor]) -> float:
         """Return the accuracy on the test split in percent."""
-        return 100 * metrics.accuracy(predict(function, self.test.images), self.test.labels)
+        return 100 * metrics_accuracy.accuracy(predict(function, self.test.images), self.test.labels)
 
     def row(self, **found: Any) -> Row:
         """Return a row of results; where there is an accuracy, with the change from the teacher in points."""
@@ -136,7 +142,7 @@ class Bench:
     def task(self) -> Task:
         """What other tools are given."""
         with self.shop.inside({}, self.seed):
-            train, validation = data.read(data.TRAIN), data.read(data.VALIDATION)
+            train, validation = data_splits.read(data_splits.TRAIN), data_splits.read(data_splits.VALIDATION)
         recipe = self.network.recipe
         images = train.first(IMAGES).images
         return Task(self.teacher, images, train, validation, recipe.training(), recipe.loss(), self.seed)
@@ -176,7 +182,7 @@ def timed(files: Mapping[str, bytes], bench: Bench) -> dict[str, Row]:
     sessions = {way: open_session(content, 1) for way, content in files.items()}
     order = random.Random(0)
     for size, repeats in REPEATS.items():
-        images = data.pixels(bench.test.images[torch.arange(size) % len(bench.test)])
+        images = data_examples.pixels(bench.test.images[torch.arange(size) % len(bench.test)])
         feed = {INPUT: np.ascontiguousarray(images.numpy())}
         calls = {way: functools.partial(session.run, None, feed) for way, session in sessions.items()}
         measured: dict[str, Rounds] = {way: [] for way in files}
@@ -252,8 +258,8 @@ def bytes_on_disk(bench: Bench) -> Iterator[Row]:
             width=width,
             bytes=size,
             least=least_bytes(model, bits),
-            flat=bits * metrics.parameters(model.module) / 8,
-            parameters=metrics.parameters(model.module),
+            flat=bits * metrics_counts.parameters(model.module) / 8,
+            parameters=metrics_counts.parameters(model.module),
         )
 
 
@@ -284,7 +290,7 @@ def opened(name: str, network: Network, seed: int, folder: Path, teachers: Path,
             kept = built
     shop = Workshop(name, folder, sections, kept if kept.exists() else None, seed, threads)
     with shop.inside({}, seed):
-        teacher, test = load_model("teacher"), data.read(data.TEST)
+        teacher, test = load_model("teacher"), data_splits.read(data_splits.TEST)
         if not kept.exists():
             shutil.copytree(MODELS / "teacher", kept)
     processor = str(describe_machine(threads)["processor"])

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.checkpoints import Checkpoint, state
-from tasks.constraints import FREE
+from decant.checkpoints.checkpoint import Checkpoint, state
+from decant.checkpoints.constraints import FREE
 
 Block = dict[str, Any]
 MSE: Block = {"kind": "mse"}

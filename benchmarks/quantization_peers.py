@@ -21,15 +21,16 @@ import torch
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from tasks.checkpoints import Checkpoint
-from tasks.data import Examples, pixels
-from tasks.export import open_session, to_onnx
-from tasks.fit import fit_
-from tasks.losses import SoftTargets, against_teacher
-from tasks.onnx_trace import INPUT, silent
-from tasks.params import validate
-from tasks.scratch import Scratch
-from tasks.training import Training
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.examples import Examples, pixels
+from decant.export.deploy import to_onnx
+from decant.export.runtime import open_session
+from decant.export.trace import INPUT, silent
+from decant.training.fit import fit_
+from decant.training.losses import SoftTargets, against_teacher
+from decant.training.recipe import Training
+from decant.training.resume import Scratch
+from tasks.pipeline.params import validate
 
 Predict = Callable[[Tensor], Tensor]
 """Images [N, C, H, W] in [0, 1] to logits [N, K]."""

@@ -13,10 +13,14 @@ from typing import Any
 
 import yaml
 
-from tasks import data, metrics
-from tasks.checkpoints import MODELS, Checkpoint, load_model, size_bytes
-from tasks.models import predict
-from tasks.params import read_yaml
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.files import size_bytes
+from decant.costs import counts as metrics_counts
+from decant.networks.execution import predict
+from tasks.evaluate import accuracy as metrics_accuracy
+from tasks.pipeline import splits as data
+from tasks.pipeline.models import MODELS, load_model
+from tasks.pipeline.params import read_yaml
 from tests.imports import ROOT
 
 LENET = {
@@ -100,8 +104,8 @@ class Workshop:
         with self.inside({}, 1):
             model, test = load_model(name), data.read(data.TEST)
             return {
-                "accuracy": 100 * metrics.accuracy(predict(model.module, test.images), test.labels),
-                "nonzeros": metrics.nonzeros(model.module),
-                "macs": metrics.macs(model.module, model.shape),
+                "accuracy": 100 * metrics_accuracy.accuracy(predict(model.module, test.images), test.labels),
+                "nonzeros": metrics_counts.nonzeros(model.module),
+                "macs": metrics_counts.macs(model.module, model.shape),
                 "bytes": size_bytes(MODELS / name),
             }

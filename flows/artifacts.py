@@ -10,8 +10,8 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from decant.errors import DecantError
 from flows.compare import compare, markdown
-from tasks.errors import DecantError
 
 
 def publish(folder: Path, stages: Iterable[dict[str, Any]], base: str) -> list[str]:

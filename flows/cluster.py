@@ -29,13 +29,13 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
+from decant.errors import DecantError
 from flows import worktrees
 from flows.local import Done, Local, gpus, labels
 from flows.plan import Stage
 from flows.pool import Hold, Pool, StageError
 from flows.session import Session
 from flows.worktrees import git, root_of
-from tasks.errors import DecantError
 
 PATIENCE = "20s"
 """How long the scheduler may take to answer."""

@@ -12,14 +12,15 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from decant.errors import DecantError
+from decant.schema import did_you_mean
 from flows import tables
 from flows.judgement import TEACHER, Comparison, differing_settings, judge
 from flows.snapshots import CannotCompare, Revision, Snapshot, WorkingTree
 from flows.staleness import stale_models
 from flows.tables import markdown
-from tasks.errors import DecantError
-from tasks.gates import Gates
-from tasks.params import did_you_mean, validate
+from tasks.pipeline.params import validate
+from tasks.validate.gates import Gates
 
 __all__ = ["CannotCompare", "Comparison", "compare", "main", "markdown"]
 

@@ -29,12 +29,12 @@ from prefect.states import Cancelled, Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from rich.console import Console
 
+from decant.errors import DecantError
 from flows import artifacts
 from flows.local import Done, Local, skipped
 from flows.plan import Schedule, Stage
 from flows.progress import choose
 from flows.session import Session, opened
-from tasks.errors import DecantError
 
 POLL = 1.5
 """Seconds between two questions whether someone has cancelled the run in Prefect's UI."""

@@ -9,7 +9,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from tasks.gates import BETTER_HIGHER, Gates, Tolerance
+from tasks.validate.gates import BETTER_HIGHER, Gates, Tolerance
 
 Row = Mapping[str, float]
 """The thirteen numbers of one model, as in metrics/<model>.json."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from tasks.errors import DecantError
+from decant.errors import DecantError
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
+from decant.errors import DecantError
 from flows import watchdog, worker
 from flows.watchdog import GRACE, end_groups
-from tasks.errors import DecantError
 
 Line = Callable[[str, bool], None]
 """Takes a line of a stage's output; True where it will be overwritten, as a progress bar's is."""

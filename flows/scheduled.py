@@ -16,11 +16,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from decant.errors import DecantError
 from flows import worktrees
 from flows.compare import compare, markdown
 from flows.compress import Runner, compress
 from flows.worktrees import git, root_of
-from tasks.errors import DecantError
 
 
 class GateFailedError(DecantError):

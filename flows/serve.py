@@ -21,8 +21,8 @@ from typing import NoReturn
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from decant.errors import DecantError
 from flows.pool import Watched
-from tasks.errors import DecantError
 
 POOL = "decant"
 PATIENCE = 180.0

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from decant.errors import DecantError
 from flows.plan import Plan
 from flows.pool import Pool, StageError
 from flows.progress import Progress, Silent
-from tasks.errors import DecantError
 
 TAIL = 20
 """Lines of a failed stage that are shown again at the end."""

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 import yaml
 
+from decant.errors import DecantError
+from decant.schema import did_you_mean
 from flows.judgement import TEACHER, Row
-from tasks.errors import DecantError
-from tasks.gates import BETTER_HIGHER, INTERVAL
-from tasks.params import did_you_mean, read_yaml
+from tasks.pipeline.params import read_yaml
+from tasks.validate.gates import BETTER_HIGHER, INTERVAL
 
 KEYS = (*BETTER_HIGHER, *INTERVAL)
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tasks.errors import DecantError
+from decant.errors import DecantError
 
 
 def add(repository: Path, folder: Path, revision: str) -> None:

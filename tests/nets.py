@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks import checkpoints
-from tasks.checkpoints import Checkpoint
-from tasks.data import Examples
-from tasks.models import Architecture, Resnet, Shape, build
-from tasks.params import Section
-from tasks.prune.groups import groups_of
-from tasks.prune.shrinking import Plan
-from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from decant.checkpoints import files as checkpoints
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.examples import Examples
+from decant.networks.architectures import Architecture, Resnet, Shape, build
+from decant.prune.channels.coupling import groups_of
+from decant.prune.channels.ladder import Plan
+from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from decant.schema import Section
 
 SHAPE: Shape = (2, 12, 12)
 CLASSES = tuple("abcd")

@@ -12,19 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tasks.checkpoints import Checkpoint
-from tasks.constraints import Constraints, DynamicGrid, InputGrid, Range
-from tasks.data import Examples, pixels
-from tasks.errors import DecantError
-from tasks.folding import folded
-from tasks.models import Mlp, compressible
-from tasks.params import validate
-from tasks.quantize import biases
-from tasks.quantize.balance import Pair, equalized, pairs_of, ranges, scale_, smoothed
-from tasks.quantize.biases import corrected, mean_outputs
-from tasks.quantize.params import QuantizeParams
-from tasks.quantize.quantized import Recipe
-from tasks.quantize.schemes import Integer
+from decant.checkpoints.activations import DynamicGrid, InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import Constraints, Range
+from decant.errors import DecantError
+from decant.examples import Examples, pixels
+from decant.lowering.folding import folded
+from decant.networks.architectures import Mlp
+from decant.networks.structure import compressible
+from decant.quantize import bias_correction as biases
+from decant.quantize.bias_correction import corrected, mean_outputs
+from decant.quantize.equalization import Pair, equalized, pairs_of, ranges, scale_, smoothed
+from decant.quantize.params import QuantizeParams
+from decant.quantize.recipe import Recipe
+from decant.quantize.schemes import Integer
+from tasks.pipeline.params import validate
 from tests.nets import NETS, Looped, net
 from tests.nets import images as pictures
 

@@ -15,22 +15,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks import checkpoints
+from decant.checkpoints import files as checkpoints
+from decant.checkpoints.activations import DynamicGrid, InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import Constraints, Range
+from decant.checkpoints.files import load, save
+from decant.errors import DecantError
+from decant.export.deploy import check_same, deploy, to_onnx
+from decant.export.runtime import open_session
+from decant.export.timing import compare, interleave
+from decant.lowering.folding import folded
+from decant.lowering.integers import settled
+from decant.networks.architectures import Architecture, Resnet, build
+from decant.networks.execution import predict
+from decant.networks.structure import compressible
+from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from decant.schema import Section
 from tasks.benchmark import __main__ as stage
 from tasks.benchmark.memory import peak_bytes
 from tasks.benchmark.params import BenchmarkParams
-from tasks.benchmark.words import verdict
-from tasks.checkpoints import Checkpoint, load, save
-from tasks.constraints import Constraints, DynamicGrid, InputGrid, Range
-from tasks.errors import DecantError
-from tasks.export import check_same, deploy, open_session, to_onnx
-from tasks.folding import folded
-from tasks.integers import settled
-from tasks.models import Architecture, Resnet, build, compressible, predict
-from tasks.params import Section, validate
-from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
-from tasks.stages import run
-from tasks.timing import compare, interleave
+from tasks.benchmark.verdicts import verdict
+from tasks.pipeline.params import validate
+from tasks.pipeline.stage import run
 
 SHAPE = (1, 8, 8)
 CLASSES = tuple("abcde")

@@ -14,22 +14,29 @@ import torch
 import yaml
 from torch import Tensor
 
-from tasks import metrics, steps
-from tasks.checkpoints import Checkpoint, load_model, state
-from tasks.constraints import FREE, InputGrid
-from tasks.data import read
-from tasks.errors import DecantError
-from tasks.export import check_same, open_session, to_onnx
-from tasks.folding import folded
-from tasks.integers import settled
-from tasks.ledger import check_invariants, created
-from tasks.models import Resnet, build, compressible, fit_normalization_, predict
-from tasks.params import Section
-from tasks.prepare import tables
+from decant.calibration.ranges import CANDIDATES
+from decant.checkpoints.activations import InputGrid
+from decant.checkpoints.checkpoint import Checkpoint, state
+from decant.checkpoints.constraints import FREE
+from decant.compression.invariants import check_invariants
+from decant.compression.ledger import created
+from decant.compression.surgery import Kept, removed
+from decant.costs import counts as metrics
+from decant.errors import DecantError
+from decant.export.deploy import check_same, to_onnx
+from decant.export.runtime import open_session
+from decant.lowering.folding import folded
+from decant.lowering.integers import settled
+from decant.networks.architectures import Resnet, build, fit_normalization_
+from decant.networks.execution import predict
+from decant.networks.structure import compressible
+from decant.schema import Section
+from tasks.pipeline import step as steps
+from tasks.pipeline.models import load_model
+from tasks.pipeline.splits import read
+from tasks.prepare import tables as tables
 from tasks.prepare.sources import SOURCES
 from tasks.prepare.splits import Split
-from tasks.ranges import CANDIDATES
-from tasks.surgery import Kept, removed
 from tests.imports import OPERATIONS
 
 BLOCKS: dict[str, dict[str, Any]] = {

@@ -10,16 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tasks import metrics
-from tasks.checkpoints import Checkpoint
-from tasks.errors import DecantError
-from tasks.models import Lenet5, Resnet, predict
-from tasks.prune import timings
-from tasks.prune.groups import Group, find_groups, groups_of, kept_of, zeroed
-from tasks.prune.layers import Layer, layers_of, macs
-from tasks.prune.shrinking import Ladder, Plan, ladder_of, shrink, shrink_to_drift, smallest
-from tasks.prune.structures import lowest
-from tasks.prune.timings import STEPS, Calls, Table, best_step, read_table, shrink_to_latency, stopwatch
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.costs import counts as metrics
+from decant.costs.layers import Layer, layers_of, macs
+from decant.errors import DecantError
+from decant.export import layer_timing as timings_layer_timing
+from decant.export.layer_timing import Calls, stopwatch
+from decant.networks.architectures import Lenet5, Resnet
+from decant.networks.execution import predict
+from decant.prune.channels import latency as timings_latency
+from decant.prune.channels.coupling import Group, find_groups, groups_of, kept_of, zeroed
+from decant.prune.channels.ladder import Ladder, Plan, ladder_of, shrink, shrink_to_drift, smallest
+from decant.prune.channels.latency import STEPS, Table, best_step, read_table, shrink_to_latency
+from decant.prune.structures import lowest
 from tests.nets import NETS, SHAPE, Looped, drawn, images, net
 
 
@@ -358,7 +361,7 @@ def test_layers_tell_all_that_their_time_depends_on() -> None:
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_layer_runs_alone(layer: Layer, batch: int) -> None:
     rows = batch * (7 if layer.name == "rows" else 1)
-    results = timings.layer_call(layer, batch)()
+    results = timings_layer_timing.layer_call(layer, batch)()
     assert isinstance(results, list)
     assert all(result.shape[:2] == (rows, layer.weight[0]) for result in results)
 
@@ -453,7 +456,7 @@ def test_a_latency_is_kept_and_nearly_used_up(limit: float, tmp_path: Path) -> N
     rungs = ladder(drawn_scores(0))
     plan, ratio = shrink_to_latency(rungs, table, PARENT, limit, 1)
     assert ratio == table.ratio(plan.model, PARENT, 1) <= limit
-    assert len(table.networks) <= timings.ATTEMPTS + 2
+    assert len(table.networks) <= timings_latency.ATTEMPTS + 2
     assert plan.channels > rungs.plan(0).channels
     costs = [table.of_macs(macs(LAYERS, rungs.plan(rung).shapes)) for rung in range(len(rungs.steps) + 1)]
     whole = costs[-1]

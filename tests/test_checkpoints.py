@@ -12,13 +12,17 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
-from tasks.checkpoints import Checkpoint, load, save, size_bytes, state
-from tasks.constraints import Constraints, DynamicGrid, InputGrid, Levels, Range
-from tasks.errors import DecantError
-from tasks.folding import folded
-from tasks.models import Architecture, Lenet5, Lenet300100, Mlp, Resnet, build, compressible, predict
-from tasks.packing import packed_size
-from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from decant.checkpoints.activations import DynamicGrid, InputGrid
+from decant.checkpoints.checkpoint import Checkpoint, state
+from decant.checkpoints.constraints import Constraints, Levels, Range
+from decant.checkpoints.files import load, save, size_bytes
+from decant.checkpoints.packing import packed_size
+from decant.errors import DecantError
+from decant.lowering.folding import folded
+from decant.networks.architectures import Architecture, Lenet5, Lenet300100, Mlp, Resnet, build
+from decant.networks.execution import predict
+from decant.networks.structure import compressible
+from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
 from tests.nets import SCHEMES
 
 IMAGES = torch.randint(0, 256, (32, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

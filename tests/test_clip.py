@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.constraints import FREE, Constraints, Range
-from tasks.errors import DecantError
-from tasks.params import validate
-from tasks.quantize.schemes import Integer
-from tasks.ranges import Best, Bounds, Cut, Deviation, Entropy, MinMax, Percentile, Threshold
+from decant.calibration.ranges import Best, Bounds, Cut, Deviation, Entropy, MinMax, Percentile, Threshold
+from decant.checkpoints.constraints import FREE, Constraints, Range
+from decant.errors import DecantError
+from decant.quantize.schemes import Integer
+from tasks.pipeline.params import validate
 
 CUTS = [cut for cut in get_args(get_args(Cut)[0]) if cut not in (MinMax, Best)]  # which cut nothing, and all
 REQUIRED = {

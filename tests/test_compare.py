@@ -16,6 +16,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decant.errors import DecantError
+from decant.schema import mistakes
 from flows.compare import main
 from flows.judgement import (
     BETTER_HIGHER,
@@ -32,10 +34,9 @@ from flows.judgement import (
 from flows.snapshots import KEYS
 from flows.staleness import stale_models
 from flows.tables import as_json, markdown
-from tasks.errors import DecantError
-from tasks.gates import Gates, Tolerance
-from tasks.metrics import wilson_interval
-from tasks.params import mistakes, validate
+from tasks.evaluate.accuracy import wilson_interval
+from tasks.pipeline.params import validate
+from tasks.validate.gates import Gates, Tolerance
 from tests.clones import commit, isolated
 from tests.imports import ROOT
 
@@ -151,7 +152,7 @@ def test_a_model_s_own_gate_replaces_that_of_all_and_null_switches_it_off() -> N
 def test_the_whole_of_params_is_checked_with_its_gates() -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["gates"] = {"models": {"int9": {}}, "removed": ["int4"]}
-    from tasks.validate.recipes import check  # builds networks, which the rest of this file does not need
+    from tasks.validate.recipes import check
 
     with pytest.raises(DecantError) as told:
         check(content)

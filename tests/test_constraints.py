@@ -8,17 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.constraints import (
-    FREE,
-    Constraints,
-    DynamicGrid,
-    InputGrid,
-    Levels,
-    Range,
-    passed,
-    straight_through,
-)
-from tasks.quantize.schemes import Binary, Integer
+from decant.checkpoints.activations import DynamicGrid, InputGrid
+from decant.checkpoints.constraints import FREE, Constraints, Levels, Range
+from decant.checkpoints.gradients import passed, straight_through
+from decant.quantize.schemes import Binary, Integer
 
 WEIGHT = torch.tensor([[0.6, -0.2, 0.05, -1.0], [0.0, 0.3, -0.35, 0.1]])
 

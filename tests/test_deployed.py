@@ -15,14 +15,17 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from tasks.checkpoints import Checkpoint
-from tasks.constraints import InputGrid
-from tasks.errors import DecantError
-from tasks.export import adds_in_16_bits, check_same, deploy, open_session
-from tasks.folding import folded
-from tasks.models import Mlp, build, compressible, predict
-from tasks.onnx_trace import INPUT
-from tasks.quantize.schemes import Integer
+from decant.checkpoints.activations import InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.errors import DecantError
+from decant.export.deploy import check_same, deploy
+from decant.export.runtime import adds_in_16_bits, open_session
+from decant.export.trace import INPUT
+from decant.lowering.folding import folded
+from decant.networks.architectures import Mlp, build
+from decant.networks.execution import predict
+from decant.networks.structure import compressible
+from decant.quantize.schemes import Integer
 from tests.nets import CLASSES, SHAPE, images
 from tests.test_export import EIGHT, RESIDUAL, grids, held_by, network
 

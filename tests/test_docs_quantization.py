@@ -6,12 +6,12 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from tasks.params import validate
-from tasks.quantize.mixed import Budget, Mixed
-from tasks.quantize.params import Activations, QuantizeParams
-from tasks.quantize.roundings import Rounding
-from tasks.quantize.schemes import Scheme
-from tasks.quantize.trainers import Train
+from decant.quantize.mixed_precision.params import Budget, Mixed
+from decant.quantize.params import Activations, QuantizeParams
+from decant.quantize.qat.trainers import Train
+from decant.quantize.rounding.methods import Rounding
+from decant.quantize.schemes import Scheme
+from tasks.pipeline.params import validate
 from tests.imports import ROOT
 
 TEXT = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")

@@ -19,22 +19,27 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 import tasks
-from tasks import onnx_trace
-from tasks.checkpoints import Checkpoint
-from tasks.constraints import Constraints, DynamicGrid, Grid, InputGrid, Levels, Range
-from tasks.errors import DecantError
-from tasks.export import Deployed, check_same, deploy, open_session, to_onnx
-from tasks.folding import folded
-from tasks.grids import affine_grid
-from tasks.integers import settled, unit
-from tasks.models import Mlp, Resnet, Summand, compressible, followers, predict
-from tasks.onnx_blocks import packed
-from tasks.onnx_graph import Graph
-from tasks.onnx_inputs import quantized, rounded
-from tasks.onnx_layers import Form
-from tasks.params import Section
-from tasks.quantize.layers import quantizable
-from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from decant.calibration.grids import affine_grid
+from decant.checkpoints.activations import DynamicGrid, Grid, InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import Constraints, Levels, Range
+from decant.errors import DecantError
+from decant.export import trace as onnx_trace
+from decant.export.deploy import Deployed, check_same, deploy, to_onnx
+from decant.export.graph import Graph
+from decant.export.inputs import quantized, rounded
+from decant.export.kernels import Form
+from decant.export.matmul_nbits import packed
+from decant.export.runtime import open_session
+from decant.lowering.folding import folded
+from decant.lowering.integers import settled, unit
+from decant.networks.architectures import Mlp, Resnet
+from decant.networks.execution import predict
+from decant.networks.layers import Summand
+from decant.networks.structure import compressible, followers
+from decant.quantize.quantizable import quantizable
+from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from decant.schema import Section
 from tests.nets import CLASSES, NETS, SHAPE, Net, images, net
 
 RESIDUAL = Resnet(widths=(6, 8), blocks=(1, 1))

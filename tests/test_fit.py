@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks import fit as fit_module
-from tasks.checkpoints import state
-from tasks.constraints import Constraints
-from tasks.errors import DecantError
-from tasks.fit import fit_
-from tasks.models import Mlp, Resnet, build
-from tasks.quantize.schemes import Binary, Integer
-from tasks.scratch import Scratch
-from tasks.training import Adamw, Augmentation, Cosine, OneCycle, Sgd, Training
+from decant.checkpoints.checkpoint import state
+from decant.checkpoints.constraints import Constraints
+from decant.errors import DecantError
+from decant.networks.architectures import Mlp, Resnet, build
+from decant.quantize.schemes import Binary, Integer
+from decant.training import fit as fit_module
+from decant.training.fit import fit_
+from decant.training.recipe import Adamw, Augmentation, Cosine, OneCycle, Sgd, Training
+from decant.training.resume import Scratch
 from tests.nets import striped
 
 TRAIN, VALIDATION = striped(0), striped(1, 48)

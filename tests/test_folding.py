@@ -8,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tasks.checkpoints import Checkpoint
-from tasks.constraints import Constraints, DynamicGrid, InputGrid, Levels, Range
-from tasks.folding import TINY, folded, moved
-from tasks.models import Lenet5, Mlp, Resnet, build, compressible, followers, predict
-from tasks.quantize.schemes import Binary, Integer, Quantizer, Ternary
+from decant.checkpoints.activations import DynamicGrid, InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import Constraints, Levels, Range
+from decant.lowering.folding import TINY, folded, moved
+from decant.networks.architectures import Lenet5, Mlp, Resnet, build
+from decant.networks.execution import predict
+from decant.networks.structure import compressible, followers
+from decant.quantize.schemes import Binary, Integer, Quantizer, Ternary
 from tests.nets import NETS, SCHEMES, images, net
 
 CONV = "stages.0.conv2.weight"

@@ -12,12 +12,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.checkpoints import Checkpoint
-from tasks.constraints import FREE, Constraints, DynamicGrid, InputGrid, Levels
-from tasks.folding import folded
-from tasks.integers import ROOM, SAFE, TOP, Whole, is_settled, risky, settled, unit, whole, with_bias
-from tasks.models import compressible, followers
-from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from decant.checkpoints.activations import DynamicGrid, InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import FREE, Constraints, Levels
+from decant.lowering.folding import folded
+from decant.lowering.integers import (
+    ROOM,
+    SAFE,
+    TOP,
+    Whole,
+    is_settled,
+    risky,
+    settled,
+    unit,
+    whole,
+    with_bias,
+)
+from decant.networks.structure import compressible, followers
+from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
 from tests.nets import NETS, net
 
 WHOLE: dict[str, Quantizer] = {

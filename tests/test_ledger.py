@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import data
-from tasks.checkpoints import Checkpoint, load_model
-from tasks.constraints import Constraints, InputGrid, Range
-from tasks.errors import DecantError
-from tasks.ledger import as_json, check_invariants, compare, created, select, show
-from tasks.models import Mlp, Resnet, build, compressible
-from tasks.prepare import tables
+from decant.checkpoints.activations import InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import Constraints, Range
+from decant.compression.invariants import check_invariants
+from decant.compression.ledger import as_json, compare, created, show
+from decant.compression.selection import select
+from decant.errors import DecantError
+from decant.networks.architectures import Mlp, Resnet, build
+from decant.networks.structure import compressible
+from decant.prune.params import PruneParams
+from decant.quantize.schemes import Integer
+from tasks.pipeline import splits as data
+from tasks.pipeline.models import load_model
+from tasks.pipeline.step import Step, begin_model, finish, write
+from tasks.prepare import tables as tables
 from tasks.prepare.sources import SOURCES
 from tasks.prepare.splits import Split
-from tasks.prune.params import PruneParams
-from tasks.quantize.schemes import Integer
-from tasks.steps import Step, begin_model, finish, write
 
 FIRST, LAST = "layers.0.weight", "layers.2.weight"
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.errors import DecantError
-from tasks.losses import Softmax, SoftTargets, Temperature, against_teacher, softened_kl
-from tasks.params import validate
+from decant.costs.divergence import softened_kl
+from decant.errors import DecantError
+from decant.training.losses import Softmax, SoftTargets, Temperature, against_teacher
+from tasks.pipeline.params import validate
 
 LOSSES = get_args(get_args(SoftTargets)[0])
 STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0]])

@@ -15,18 +15,21 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
-from tasks.checkpoints import Checkpoint, load, save, size_bytes
-from tasks.constraints import FREE, Constraints, DynamicGrid, InputGrid
-from tasks.data import Examples
-from tasks.errors import DecantError
-from tasks.folding import folded
-from tasks.metrics import layer_macs, macs
-from tasks.models import Mlp, Resnet, build, compressible
-from tasks.params import validate
-from tasks.quantize.knapsack import cheapest
-from tasks.quantize.mixed import Budget, Mixed
-from tasks.quantize.schemes import Integer
-from tasks.quantize.widths import LONGEST, Allocation, allocate, bit_operations, spent
+from decant.checkpoints.activations import DynamicGrid, InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import FREE, Constraints
+from decant.checkpoints.files import load, save, size_bytes
+from decant.costs.counts import layer_macs, macs
+from decant.errors import DecantError
+from decant.examples import Examples
+from decant.lowering.folding import folded
+from decant.networks.architectures import Mlp, Resnet, build
+from decant.networks.structure import compressible
+from decant.quantize.mixed_precision.knapsack import cheapest
+from decant.quantize.mixed_precision.params import Budget, Mixed
+from decant.quantize.mixed_precision.widths import LONGEST, Allocation, allocate, bit_operations, spent
+from decant.quantize.schemes import Integer
+from tasks.pipeline.params import validate
 from tests.nets import NETS, SHAPE, net
 
 CLASSES = ("a", "b", "c")

@@ -6,23 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.data import Examples
-from tasks.errors import DecantError
-from tasks.metrics import parameters
-from tasks.models import (
+from decant.costs.counts import parameters
+from decant.errors import DecantError
+from decant.examples import Examples
+from decant.networks.architectures import (
     Architecture,
     Lenet5,
     Lenet300100,
     Mlp,
-    Normalize,
     Resnet,
     Shape,
     build,
-    compressible,
     fit_normalization_,
-    predict,
 )
-from tasks.params import read_section, validate
+from decant.networks.execution import predict
+from decant.networks.layers import Normalize
+from decant.networks.structure import compressible
+from tasks.pipeline.params import read_section, validate
 
 ARCHITECTURES = get_args(get_args(Architecture)[0])
 REQUIRED: dict[str, dict[str, Any]] = {

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks import squares
-from tasks.data import pixels
-from tasks.errors import DecantError
-from tasks.models import Mlp, Resnet, build, compressible
-from tasks.moments import moments, norms, patches, received
-from tasks.prune import obs
-from tasks.prune.obs import channel_order, prune, reconstruct, refit, saliencies, saliency
-from tasks.prune.structures import Blocks, NOfM, Weights, lowest
+from decant.errors import DecantError
+from decant.examples import pixels
+from decant.networks.architectures import Mlp, Resnet, build
+from decant.networks.layer_inputs import patches, received
+from decant.networks.structure import compressible
+from decant.prune import obs as obs
+from decant.prune.obs import channel_order, prune, reconstruct, refit, saliencies, saliency
+from decant.prune.structures import Blocks, NOfM, Weights, lowest
+from decant.reconstruction import least_squares as squares
+from decant.reconstruction.hessians import moments, norms
 
 
 def drawn(seed: int, *shape: int) -> Tensor:

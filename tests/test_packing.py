@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tasks.packing import Parts, decode_mask, encode_mask, pack, packed_size, unpack
+from decant.checkpoints.packing import Parts, decode_mask, encode_mask, pack, packed_size, unpack
 
 
 def drawn(levels: int, count: int, seed: int = 0) -> np.ndarray:

@@ -13,10 +13,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import DecantError
-from tasks.finetune.params import FinetuneParams
-from tasks.params import Section, derive_seed, did_you_mean, mistakes, read_section, read_yaml, validate
-from tasks.quantize.params import QuantizeParams
+from decant.errors import DecantError
+from decant.finetune.params import FinetuneParams
+from decant.quantize.params import QuantizeParams
+from decant.schema import Section, did_you_mean, mistakes
+from decant.seeds import derive_seed
+from tasks.pipeline.params import read_section, read_yaml, validate
 from tasks.validate import __main__ as stage
 from tasks.validate.recipes import Recipes, Threads, check
 from tests.imports import OPERATIONS, ROOT

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decant.errors import DecantError
 from flows.plan import Limits, Plan, Schedule, Stage
-from tasks.errors import DecantError
 
 
 def plan(**upstream: str) -> Plan:

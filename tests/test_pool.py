@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from decant.errors import DecantError
 from flows.pool import Pool, StageError, StageTimeoutError, lines
 from flows.watchdog import alive, release
-from tasks.errors import DecantError
 from tests.imports import ROOT
 from tests.toys import rewrite, workspace, writes
 

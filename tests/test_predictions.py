@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.errors import DecantError
-from tasks.evaluate import predictions
+from decant.errors import DecantError
+from tasks.evaluate import predictions as predictions
 
 
 def test_what_was_written_is_read_at_one_byte_an_image(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import data
-from tasks.errors import DecantError
-from tasks.params import validate
+from decant.errors import DecantError
+from tasks.pipeline import splits as data
+from tasks.pipeline.params import validate
 from tasks.prepare import __main__ as stage
-from tasks.prepare import files, idx, splits, tables
+from tasks.prepare import files as files
+from tasks.prepare import idx as idx
+from tasks.prepare import splits as splits
+from tasks.prepare import tables as tables
 from tasks.prepare.params import PrepareParams
 from tasks.prepare.sources import (
     SOURCES,

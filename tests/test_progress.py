@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tasks.progress import progress_bar
+from decant.progress import progress_bar
 
 
 class Terminal(io.StringIO):

@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.data import Examples
-from tasks.errors import DecantError
-from tasks.models import Mlp, Resnet, build, compressible, followers
-from tasks.params import validate
-from tasks.prune.allocations import Adaptive, Allocation, Erk, Global, Lamp, Layer, cheapest, lamp_scores
-from tasks.prune.budgets import Budget, bracket
-from tasks.prune.criteria import Criterion, Fisher, Magnitude, Random, Scoring, Snip, Taylor, Wanda
-from tasks.prune.masks import Candidates, ranked
-from tasks.prune.params import PruneParams
-from tasks.prune.schedules import Gradual, Iterative, Schedule
-from tasks.prune.structures import Blocks, Masked, NOfM, Structure, Weights, lowest, split
-from tasks.training import Training
+from decant.errors import DecantError
+from decant.examples import Examples
+from decant.networks.architectures import Mlp, Resnet, build
+from decant.networks.structure import compressible, followers
+from decant.prune.allocations import Adaptive, Allocation, Erk, Global, Lamp, Layer, cheapest, lamp_scores
+from decant.prune.budgets import Budget, bracket
+from decant.prune.criteria import Criterion, Fisher, Magnitude, Random, Scoring, Snip, Taylor, Wanda
+from decant.prune.masks import Candidates, ranked
+from decant.prune.params import PruneParams
+from decant.prune.schedules import Gradual, Iterative, Schedule
+from decant.prune.structures import Blocks, Masked, NOfM, Structure, Weights, lowest, split
+from decant.training.recipe import Training
+from tasks.pipeline.params import validate
 from tests.imports import ROOT
 
 CRITERIA = get_args(get_args(Criterion)[0])

@@ -14,11 +14,12 @@ from benchmarks import quantization, quantization_page, quantization_peers
 from benchmarks.quantization import NETWORKS, PARTS, QUICK, merged
 from benchmarks.quantization_cases import CASES, WIDTHS, Case, Recipe, least_bytes, of, quantized
 from benchmarks.quantization_peers import ONNXRUNTIME, PEERS, Made, Peer, attempt
-from tasks.checkpoints import Checkpoint
-from tasks.constraints import Constraints, InputGrid, Levels
-from tasks.models import Mlp, build
-from tasks.params import mistakes
-from tasks.quantize.params import QuantizeParams
+from decant.checkpoints.activations import InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import Constraints, Levels
+from decant.networks.architectures import Mlp, build
+from decant.quantize.params import QuantizeParams
+from decant.schema import mistakes
 
 RECIPE = Recipe(epochs=2, learning_rate=0.02, signs_rate=0.003, augmentation={"flip": True})
 

@@ -9,16 +9,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tasks.constraints import Constraints
-from tasks.errors import DecantError
-from tasks.grids import affine_grid
-from tasks.models import Lenet5, Mlp, Resnet, build, compressible
-from tasks.params import validate
-from tasks.quantize.codebooks import cluster
-from tasks.quantize.layers import quantizable
-from tasks.quantize.schemes import SILENT, Binary, Codebook, Integer, PowerOfTwo, Quantizer, Scheme, Ternary
-from tasks.ranges import Best, Bounds, Mse, Percentile
-from tasks.samples import of_inputs
+from decant.calibration.grids import affine_grid
+from decant.calibration.observers import of_inputs
+from decant.calibration.ranges import Best, Bounds, Mse, Percentile
+from decant.checkpoints.constraints import Constraints
+from decant.errors import DecantError
+from decant.networks.architectures import Lenet5, Mlp, Resnet, build
+from decant.networks.structure import compressible
+from decant.quantize.kmeans import cluster
+from decant.quantize.quantizable import quantizable
+from decant.quantize.schemes import SILENT, Binary, Codebook, Integer, PowerOfTwo, Quantizer, Scheme, Ternary
+from tasks.pipeline.params import validate
 
 SCHEMES: dict[str, Quantizer] = {
     "integer": Integer(bits=4),

@@ -12,13 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.clip.params import ClipParams
-from tasks.errors import DecantError
-from tasks.grids import affine_grid, symmetric_levels
-from tasks.params import validate
-from tasks.quantize.params import Activations, QuantizeParams
-from tasks.quantize.schemes import Integer, Scheme
-from tasks.ranges import (
+from decant.calibration.grids import affine_grid, symmetric_levels
+from decant.calibration.observers import Sample, Samples, of_weight
+from decant.calibration.ranges import (
     CANDIDATES,
     Aciq,
     Best,
@@ -33,8 +29,12 @@ from tasks.ranges import (
     Span,
     Sparsity,
 )
-from tasks.reaches import BINS, LAWS, STEPS, divergence, histogram, rounding_error
-from tasks.samples import Sample, Samples, of_weight
+from decant.calibration.thresholds import BINS, LAWS, STEPS, divergence, histogram, rounding_error
+from decant.clip.params import ClipParams
+from decant.errors import DecantError
+from decant.quantize.params import Activations, QuantizeParams
+from decant.quantize.schemes import Integer, Scheme
+from tasks.pipeline.params import validate
 
 FITTED = [Mse(), Entropy(), Aciq(), Aciq(distribution="gauss")]
 

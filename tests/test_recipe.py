@@ -12,17 +12,21 @@ import torch
 import yaml
 from torch import nn
 
-from tasks.checkpoints import MODELS, Checkpoint, load_model, save, size_bytes
-from tasks.constraints import DynamicGrid, InputGrid
-from tasks.errors import DecantError
-from tasks.folding import folded
-from tasks.integers import settled
-from tasks.models import Resnet, Summand, build, compressible
-from tasks.params import validate
+from decant.checkpoints.activations import DynamicGrid, InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.files import save, size_bytes
+from decant.errors import DecantError
+from decant.lowering.folding import folded
+from decant.lowering.integers import settled
+from decant.networks.architectures import Resnet, build
+from decant.networks.layers import Summand
+from decant.networks.structure import compressible
+from decant.quantize import recipe as quantized
+from decant.quantize.params import QuantizeParams
+from decant.quantize.schemes import Binary, Integer
+from tasks.pipeline.models import MODELS, load_model
+from tasks.pipeline.params import validate
 from tasks.quantize import __main__ as stage
-from tasks.quantize import quantized
-from tasks.quantize.params import QuantizeParams
-from tasks.quantize.schemes import Binary, Integer
 from tests.imports import OPERATIONS
 
 BLOCK: dict[str, Any] = {"op": "quantize", "from": "teacher", "scheme": {"kind": "integer", "bits": 4}}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import DecantError
+from decant.errors import DecantError
 from tasks.report.__main__ import main
 from tasks.report.pictures import draw, floor, save, styles
 from tasks.report.rows import MEASURES, Row, pareto_front, read_curves, read_rows

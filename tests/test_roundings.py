@@ -11,26 +11,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tasks.checkpoints import Checkpoint
-from tasks.constraints import FREE, Constraints, InputGrid, Levels, Range
-from tasks.data import Examples, pixels
-from tasks.errors import DecantError
-from tasks.grids import symmetric_levels
-from tasks.models import Mlp, compressible
-from tasks.moments import Moments, moments
-from tasks.params import validate
-from tasks.prune.obs import prune, refit
-from tasks.prune.structures import lowest
-from tasks.quantize import adaround, gptq
-from tasks.quantize.adaround import EDGE, AdaRound, exponent, neighbours, pull, rectified, steepness
-from tasks.quantize.gptq import Gptq
-from tasks.quantize.layers import quantizable
-from tasks.quantize.params import QuantizeParams
-from tasks.quantize.quantized import Recipe
-from tasks.quantize.roundings import Nearest, Rounding, round_layers
-from tasks.quantize.rows import better, errors, optimum, taken, written_out
-from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Scheme, Ternary
-from tasks.squares import pose
+from decant.calibration.grids import symmetric_levels
+from decant.checkpoints.activations import InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import FREE, Constraints, Levels, Range
+from decant.errors import DecantError
+from decant.examples import Examples, pixels
+from decant.networks.architectures import Mlp
+from decant.networks.structure import compressible
+from decant.prune.obs import prune, refit
+from decant.prune.structures import lowest
+from decant.quantize.params import QuantizeParams
+from decant.quantize.quantizable import quantizable
+from decant.quantize.recipe import Recipe
+from decant.quantize.rounding import adaround as adaround
+from decant.quantize.rounding import gptq as gptq
+from decant.quantize.rounding.adaround import EDGE, AdaRound, exponent, neighbours, pull, rectified, steepness
+from decant.quantize.rounding.elementwise import better, errors, optimum, taken, written_out
+from decant.quantize.rounding.gptq import Gptq
+from decant.quantize.rounding.methods import Nearest, Rounding, round_layers
+from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Scheme, Ternary
+from decant.reconstruction.hessians import Moments, moments
+from decant.reconstruction.least_squares import pose
+from tasks.pipeline.params import validate
 from tests.nets import NETS, net
 from tests.nets import images as pictures
 

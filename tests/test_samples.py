@@ -13,21 +13,25 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tasks import samples as sampling
-from tasks.checkpoints import Checkpoint, load, save
-from tasks.choice import held_out
-from tasks.clip.cuts import clip_inputs
-from tasks.clip.params import ClipParams
-from tasks.constraints import Constraints, InputGrid, Range
-from tasks.data import Examples
-from tasks.errors import DecantError
-from tasks.ledger import check_invariants, compare
-from tasks.models import Mlp, Resnet, build, predict
-from tasks.params import validate
-from tasks.quantize.inputs import grids_for
-from tasks.quantize.params import Activations
-from tasks.ranges import Best, Deviation, MinMax, Percentile
-from tasks.samples import of_inputs
+from decant.calibration import observers as sampling
+from decant.calibration.observers import of_inputs
+from decant.calibration.range_search import held_out
+from decant.calibration.ranges import Best, Deviation, MinMax, Percentile
+from decant.checkpoints.activations import InputGrid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import Constraints, Range
+from decant.checkpoints.files import load, save
+from decant.clip.clipping import clip_inputs
+from decant.clip.params import ClipParams
+from decant.compression.invariants import check_invariants
+from decant.compression.ledger import compare
+from decant.errors import DecantError
+from decant.examples import Examples
+from decant.networks.architectures import Mlp, Resnet, build
+from decant.networks.execution import predict
+from decant.quantize.activations import grids_for
+from decant.quantize.params import Activations
+from tasks.pipeline.params import validate
 
 IMAGES = torch.randint(0, 256, (600, 2, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 

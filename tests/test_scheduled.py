@@ -17,10 +17,10 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from decant.errors import DecantError
 from flows import scheduled, serve
 from flows.watchdog import members
-from tasks.errors import DecantError
-from tasks.gates import BETTER_HIGHER
+from tasks.validate.gates import BETTER_HIGHER
 from tests.imports import ROOT
 from tests.test_pool import until
 from tests.toys import git, workspace, writes

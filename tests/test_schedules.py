@@ -14,21 +14,26 @@ import torch
 import yaml
 from torch import nn
 
-from tasks import fit, metrics
-from tasks.checkpoints import Checkpoint, load_model, size_bytes, state
-from tasks.data import TRAIN, VALIDATION, read
-from tasks.errors import DecantError
-from tasks.fit import group_norms
-from tasks.models import Resnet, build, compressible, filters, predict
-from tasks.params import validate
-from tasks.prepare import tables
+from decant.checkpoints.checkpoint import Checkpoint, state
+from decant.checkpoints.files import size_bytes
+from decant.costs import counts as metrics
+from decant.errors import DecantError
+from decant.networks.architectures import Resnet, build
+from decant.networks.execution import predict
+from decant.networks.structure import compressible, filters
+from decant.prune.mask_pruning import Once
+from decant.prune.params import PruneParams
+from decant.prune.schedule_runs import fresh
+from decant.training import fit as fit
+from decant.training.fit import group_norms
+from decant.training.recipe import Training
+from decant.training.resume import Scratch
+from tasks.pipeline.models import load_model
+from tasks.pipeline.params import validate
+from tasks.pipeline.splits import TRAIN, VALIDATION, read
+from tasks.prepare import tables as tables
 from tasks.prepare.sources import SOURCES
 from tasks.prepare.splits import Split
-from tasks.prune.once import Once
-from tasks.prune.params import PruneParams
-from tasks.prune.trained import fresh
-from tasks.scratch import Scratch
-from tasks.training import Training
 
 T = TypeVar("T")
 

@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.checkpoints import load, save
-from tasks.constraints import FREE, Constraints, Levels, Range
-from tasks.errors import DecantError
-from tasks.grids import symmetric_levels
-from tasks.models import predict
-from tasks.moments import Moments, moments
-from tasks.params import validate
-from tasks.quantize.adaround import AdaRound
-from tasks.quantize.gptq import Gptq
-from tasks.quantize.layers import quantizable
-from tasks.quantize.params import QuantizeParams
-from tasks.quantize.roundings import Nearest, round_layers
-from tasks.quantize.schemes import Integer
-from tasks.quantize.widths import spent
+from decant.calibration.grids import symmetric_levels
+from decant.checkpoints.constraints import FREE, Constraints, Levels, Range
+from decant.checkpoints.files import load, save
+from decant.errors import DecantError
+from decant.networks.execution import predict
+from decant.quantize.mixed_precision.widths import spent
+from decant.quantize.params import QuantizeParams
+from decant.quantize.quantizable import quantizable
+from decant.quantize.rounding.adaround import AdaRound
+from decant.quantize.rounding.gptq import Gptq
+from decant.quantize.rounding.methods import Nearest, round_layers
+from decant.quantize.schemes import Integer
+from decant.reconstruction.hessians import Moments, moments
+from tasks.pipeline.params import validate
 from tests.nets import NETS, known, net
 from tests.nets import images as pictures
 from tests.test_roundings import (

@@ -7,15 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from tasks import metrics
-from tasks.checkpoints import Checkpoint, altered, load, save, state
-from tasks.constraints import Constraints, InputGrid, Levels, Range
-from tasks.errors import DecantError
-from tasks.export import check_same, open_session, to_onnx
-from tasks.ledger import as_json, check_invariants, compare, show
-from tasks.models import Resnet, predict
-from tasks.quantize.schemes import Binary, Codebook, Integer, Ternary
-from tasks.surgery import composed, removed
+from decant.checkpoints.activations import InputGrid
+from decant.checkpoints.checkpoint import Checkpoint, altered, state
+from decant.checkpoints.constraints import Constraints, Levels, Range
+from decant.checkpoints.files import load, save
+from decant.compression.invariants import check_invariants
+from decant.compression.ledger import as_json, compare, show
+from decant.compression.surgery import composed, removed
+from decant.costs import counts as metrics
+from decant.errors import DecantError
+from decant.export.deploy import check_same, to_onnx
+from decant.export.runtime import open_session
+from decant.networks.architectures import Resnet
+from decant.networks.execution import predict
+from decant.quantize.schemes import Binary, Codebook, Integer, Ternary
 from tests.nets import NETS, drawn, images, known, net
 
 CONV, NEXT = "stages.0.conv1.weight", "stages.0.conv2.weight"

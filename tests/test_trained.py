@@ -14,18 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tasks import fit as fit_module
-from tasks.checkpoints import Checkpoint, load, save, state
-from tasks.constraints import Constraints, DynamicGrid, Grid, InputGrid, Levels, Range
-from tasks.errors import DecantError
-from tasks.finetune.params import FinetuneParams
-from tasks.fit import Row
-from tasks.folding import folded
-from tasks.ledger import check_invariants
-from tasks.losses import Softmax, Temperature, warning
-from tasks.models import Mlp, Resnet, Summand, build, compressible, predict
-from tasks.params import validate
-from tasks.quantize.learners import (
+from decant.checkpoints.activations import DynamicGrid, Grid, InputGrid
+from decant.checkpoints.checkpoint import Checkpoint, state
+from decant.checkpoints.constraints import Constraints, Levels, Range
+from decant.checkpoints.files import load, save
+from decant.compression.invariants import check_invariants
+from decant.errors import DecantError
+from decant.finetune.params import FinetuneParams
+from decant.lowering.folding import folded
+from decant.networks.architectures import Mlp, Resnet, build
+from decant.networks.execution import predict
+from decant.networks.layers import Summand
+from decant.networks.structure import compressible
+from decant.quantize.qat.learners import (
     LEAST,
     Decaying,
     Entries,
@@ -39,11 +40,25 @@ from tasks.quantize.learners import (
     insert_,
     take_out_,
 )
-from tasks.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Scheme, Ternary
-from tasks.quantize.trained import train_rounded
-from tasks.quantize.trainers import Centroids, ErrorDecay, Lsq, Pact, Ste, Train, Trainer, Ttq, check_pairing
-from tasks.scratch import Scratch
-from tasks.training import Adamw, Augmentation, Cosine, Sgd, Training
+from decant.quantize.qat.trainers import (
+    Centroids,
+    ErrorDecay,
+    Lsq,
+    Pact,
+    Ste,
+    Train,
+    Trainer,
+    Ttq,
+    check_pairing,
+)
+from decant.quantize.qat.training import train_rounded
+from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Scheme, Ternary
+from decant.training import fit as fit_module
+from decant.training.fit import Row
+from decant.training.losses import Softmax, Temperature, warning
+from decant.training.recipe import Adamw, Augmentation, Cosine, Sgd, Training
+from decant.training.resume import Scratch
+from tasks.pipeline.params import validate
 from tests.nets import striped
 
 TRAINERS: tuple[type[Trainer], ...] = get_args(get_args(Train)[0])
@@ -562,7 +577,7 @@ def test_what_comes_out_is_what_was_trained(way: str, average: float, tmp_path: 
 def test_the_hardened_network_answers_to_the_bit_as_with_learners(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.quantize import trained
+    from decant.quantize.qat import training as trained
 
     with_learners: list[Tensor] = []
 

@@ -1,21 +1,28 @@
 """Stage `benchmark`: python -m tasks.benchmark"""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from tasks import data
+from decant import examples
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.files import size_bytes
+from decant.errors import DecantError
+from decant.export.deploy import Deployed, check_same, deploy
+from decant.export.runtime import open_session
+from decant.outputs import replacing, write_json, write_text
 from tasks.benchmark.measure import REPEATS, as_json, describe_machine, measure
 from tasks.benchmark.memory import peak_bytes
 from tasks.benchmark.params import BenchmarkParams
-from tasks.benchmark.words import readme, verdict
-from tasks.checkpoints import MODELS, Checkpoint, load_model, size_bytes
-from tasks.errors import DecantError
-from tasks.export import Deployed, check_same, deploy, open_session
-from tasks.params import read_section
-from tasks.stages import replacing, run, write_json, write_text
+from tasks.benchmark.verdicts import readme, verdict
+from tasks.pipeline import splits
+from tasks.pipeline.models import MODELS, load_model
+from tasks.pipeline.params import read_section
+from tasks.pipeline.stage import run
 
 ONNX, LATENCY, TEACHER = Path("onnx"), Path("benchmark"), "teacher"
 FLOATS = 1000
@@ -29,7 +36,7 @@ def main() -> None:
     """
     params = read_section("benchmark", BenchmarkParams)
     torch.set_num_threads(params.threads)
-    test = data.read(data.TEST)
+    test = splits.read(splits.TEST)
     models = {name: load_model(name) for name in (TEACHER, *sorted(read_section("models", dict[str, Any])))}
     deployed: dict[str, Deployed] = {}
     sessions: dict[str, Any] = {}
@@ -57,7 +64,7 @@ def _measure(
     models: dict[str, Checkpoint],
     deployed: dict[str, Deployed],
     sessions: dict[str, Any],
-    examples: data.Examples,
+    examples: examples.Examples,
     params: BenchmarkParams,
 ) -> None:
     """Write latency.json and README.md of all these models."""

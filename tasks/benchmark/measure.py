@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tasks.data import pixels
-from tasks.onnx_trace import INPUT
-from tasks.timing import Call, Latency, Rounds, compare, interleave, no_garbage_collection, processor
+from decant.examples import pixels
+from decant.export.timing import Call, Latency, Rounds, compare, interleave, no_garbage_collection, processor
+from decant.export.trace import INPUT
 
 REPEATS = {1: 10, 128: 1}
 """Timed calls in one turn, by batch size: about as many images' worth of time for each."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tasks.params import Section
+from decant.schema import Section
 
 
 class BenchmarkParams(Section):

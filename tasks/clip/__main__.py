@@ -1,13 +1,15 @@
 """Stage `compress` of a model with `op: clip`: python -m tasks.clip <model>"""
 
-from tasks import data
-from tasks.checkpoints import load_model
-from tasks.choice import tables
-from tasks.clip.cuts import clip_inputs, clip_weights
-from tasks.clip.params import ClipParams
-from tasks.ledger import select
-from tasks.stages import run
-from tasks.steps import begin_model, finish
+from __future__ import annotations
+
+from decant.calibration.range_search import tables
+from decant.clip.clipping import clip_inputs, clip_weights
+from decant.clip.params import ClipParams
+from decant.compression.selection import select
+from tasks.pipeline import splits
+from tasks.pipeline.models import load_model
+from tasks.pipeline.stage import run
+from tasks.pipeline.step import begin_model, finish
 
 
 def main(model: str) -> None:
@@ -15,7 +17,7 @@ def main(model: str) -> None:
     step = begin_model(model, ClipParams)
     parent = load_model(step.block.from_)
     chosen, untouched = select(parent.module, step.block.skip)
-    train = data.read(data.TRAIN)
+    train = splits.read(splits.TRAIN)
     if step.block.target == "weights":
         child, choices = clip_weights(parent, chosen, step.block, train)
         finish(step, parent, child, untouched, tables=tables(choices, {}))

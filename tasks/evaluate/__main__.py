@@ -1,14 +1,18 @@
 """Stages `evaluate` and `evaluate-teacher`: python -m tasks.evaluate <model>"""
 
+from __future__ import annotations
+
 from pathlib import Path
 
-from tasks import data
-from tasks.checkpoints import MODELS, load_model, size_bytes
-from tasks.determinism import make_deterministic
+from decant.checkpoints.files import size_bytes
+from decant.networks.execution import predict
+from decant.outputs import write_json
 from tasks.evaluate import predictions
 from tasks.evaluate.measures import headline, measure
-from tasks.models import predict
-from tasks.stages import run, write_json
+from tasks.pipeline import splits
+from tasks.pipeline.determinism import make_deterministic
+from tasks.pipeline.models import MODELS, load_model
+from tasks.pipeline.stage import run
 
 
 def main(model: str) -> None:
@@ -17,7 +21,7 @@ def main(model: str) -> None:
     The teacher's own evaluation writes its predictions.
     """
     make_deterministic("evaluate")
-    teacher, measured, test = load_model("teacher"), load_model(model), data.read(data.TEST)
+    teacher, measured, test = load_model("teacher"), load_model(model), splits.read(splits.TEST)
     logits = predict(measured.module, test.images)
     if model == "teacher":
         predictions.write(predictions.TEACHER, logits.argmax(1))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tasks import metrics
-from tasks.checkpoints import Checkpoint
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.costs import counts
+from tasks.evaluate import accuracy
 
 HEADLINE = ("accuracy", "agreement", "nll", "ratio", "size_bytes")
 """The measures that `dvc metrics show` prints; all thirteen are too wide for a terminal."""
@@ -26,23 +27,23 @@ def measure(
         labels: The truth [N].
         size: Bytes of the model on disk.
     """
-    share = metrics.accuracy(logits, labels)
-    low, high = metrics.wilson_interval(share, len(labels))
-    count = metrics.parameters(model.module)
+    share = accuracy.accuracy(logits, labels)
+    low, high = accuracy.wilson_interval(share, len(labels))
+    count = counts.parameters(model.module)
     row = {
         "accuracy": share,
         "accuracy_low": low,
         "accuracy_high": high,
-        "nll": metrics.nll(logits, labels),
-        "calibration_error": metrics.calibration_error(logits, labels),
-        "agreement": metrics.agreement(logits, reference),
+        "nll": accuracy.nll(logits, labels),
+        "calibration_error": accuracy.calibration_error(logits, labels),
+        "agreement": accuracy.agreement(logits, reference),
         "size_bytes": size,
         # Four bytes for each of the teacher's parameters, whatever its file takes: no gain from a fat header.
-        "ratio": 4 * metrics.parameters(teacher.module) / size,
+        "ratio": 4 * counts.parameters(teacher.module) / size,
         "parameters": count,
-        "nonzeros": metrics.nonzeros(model.module),
-        "macs": metrics.macs(model.module, model.shape),
-        "sparsity": metrics.sparsity(model.module),
+        "nonzeros": counts.nonzeros(model.module),
+        "macs": counts.macs(model.module, model.shape),
+        "sparsity": counts.sparsity(model.module),
         "bits_per_weight": 8 * size / count,
     }
     return {key: value if isinstance(value, int) else float(f"{value:.6g}") for key, value in row.items()}

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.errors import DecantError
-from tasks.stages import replacing
+from decant.errors import DecantError
+from decant.outputs import replacing
 
 TEACHER = Path("predictions/teacher.npy")
 

@@ -1,15 +1,17 @@
 """Stage `compress` of a model with `op: finetune`: python -m tasks.finetune <model>"""
 
+from __future__ import annotations
+
 import copy
 from dataclasses import replace
 
-from tasks import data
-from tasks.checkpoints import load_model
-from tasks.finetune.params import FinetuneParams
-from tasks.fit import fit_
-from tasks.losses import against_teacher, warning
-from tasks.stages import run
-from tasks.steps import begin_model, finish
+from decant.finetune.params import FinetuneParams
+from decant.training.fit import fit_
+from decant.training.losses import against_teacher, warning
+from tasks.pipeline import splits
+from tasks.pipeline.models import load_model
+from tasks.pipeline.stage import run
+from tasks.pipeline.step import begin_model, finish
 
 
 def main(model: str) -> None:
@@ -26,8 +28,8 @@ def main(model: str) -> None:
         child.module,
         training,
         loss,
-        data.read(data.TRAIN),
-        data.read(data.VALIDATION),
+        splits.read(splits.TRAIN),
+        splits.read(splits.VALIDATION),
         scratch=(scratch := step.scratch(step.block.from_, "teacher")),
         seed=step.seed,
         constraints=parent.constraints,

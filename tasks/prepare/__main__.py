@@ -1,12 +1,15 @@
 """The stage `prepare`: read a source of images, write data/{train,validation,test}.parquet."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
-from tasks.params import derive_seed, read_section
+from decant.seeds import derive_seed
+from tasks.pipeline.params import read_section
+from tasks.pipeline.stage import run
 from tasks.prepare import splits, tables
 from tasks.prepare.params import PrepareParams
 from tasks.prepare.sources import SOURCES
-from tasks.stages import run
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tasks.errors import DecantError
+from decant.errors import DecantError
+from decant.outputs import replacing
 from tasks.prepare.sources import SOURCES, STEMS, IdxSource
-from tasks.stages import replacing
 
 RAW = Path("data/raw")
 FOLDERS_VARIABLE = "DECANT_DATASETS"

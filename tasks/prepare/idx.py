@@ -8,7 +8,7 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import DecantError
+from decant.errors import DecantError
 
 UNSIGNED_BYTES = 8
 

@@ -1,8 +1,10 @@
 """The section `data` of params.yaml."""
 
+from __future__ import annotations
+
 from pydantic import Field, field_validator
 
-from tasks.params import Section, did_you_mean
+from decant.schema import Section, did_you_mean
 from tasks.prepare.sources import SOURCES
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import DecantError
+from decant.errors import DecantError
 from tasks.prepare import files, idx
 from tasks.prepare.files import Found
 from tasks.prepare.sources import (

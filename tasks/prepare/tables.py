@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from decant.outputs import replacing
 from tasks.prepare.sources import Source
 from tasks.prepare.splits import Split
-from tasks.stages import replacing
 
 
 def write(splits: Mapping[str, Split], folder: Path, source: Source) -> None:

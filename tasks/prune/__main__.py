@@ -1,15 +1,17 @@
 """Stage `compress` of a model with `op: prune`: python -m tasks.prune <model>"""
 
+from __future__ import annotations
+
 from functools import partial
 
-from tasks.checkpoints import load_model
-from tasks.prune.channels import Channels
-from tasks.prune.once import Once
-from tasks.prune.params import PruneParams
-from tasks.prune.thinned import Thinned
-from tasks.prune.trained import fresh, run_schedule
-from tasks.stages import run
-from tasks.steps import begin_model, finish
+from decant.prune.channels.channel_pruning import Thinned
+from decant.prune.channels.structure import Channels
+from decant.prune.mask_pruning import Once
+from decant.prune.params import PruneParams
+from decant.prune.schedule_runs import fresh, run_schedule
+from tasks.pipeline.models import load_model
+from tasks.pipeline.stage import run
+from tasks.pipeline.step import begin_model, finish
 
 
 def main(model: str) -> None:

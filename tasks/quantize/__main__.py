@@ -1,19 +1,22 @@
 """Stage `compress` of a model with `op: quantize`: python -m tasks.quantize <model>"""
 
-from tasks import data
-from tasks.checkpoints import Checkpoint, load_model
-from tasks.quantize.layers import quantizable
-from tasks.quantize.params import QuantizeParams
-from tasks.quantize.quantized import Recipe
-from tasks.stages import run
-from tasks.steps import begin_model, finish
+from __future__ import annotations
+
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.quantize.params import QuantizeParams
+from decant.quantize.quantizable import quantizable
+from decant.quantize.recipe import Recipe
+from tasks.pipeline import splits
+from tasks.pipeline.models import load_model
+from tasks.pipeline.stage import run
+from tasks.pipeline.step import begin_model, finish
 
 
 def main(model: str) -> None:
     """Read the parent; round its weights and, where asked, its inputs, or train them; write the model."""
     step = begin_model(model, QuantizeParams)
     parent, teacher = load_model(step.block.from_), load_model("teacher")
-    recipe = Recipe(step.block, parent, teacher, data.read(data.TRAIN), data.read(data.VALIDATION))
+    recipe = Recipe(step.block, parent, teacher, splits.read(splits.TRAIN), splits.read(splits.VALIDATION))
     scratch = step.scratch(step.block.from_, "teacher")
     result = recipe.trained(scratch, step.seed, step.name) if step.block.train else recipe.rounded()
     finish(

@@ -1,13 +1,16 @@
 """Stage `report`: python -m tasks.report"""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
-from tasks.params import read_section
+from decant.outputs import write_json, write_text
+from tasks.pipeline.params import read_section
+from tasks.pipeline.stage import run
 from tasks.report.pictures import draw, save
 from tasks.report.rows import TEACHER, pareto_front, read_curves, read_rows
 from tasks.report.tables import curves_csv, readme, tradeoff
-from tasks.stages import run, write_json, write_text
 
 REPORT = Path("report")
 

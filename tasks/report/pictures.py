@@ -16,8 +16,8 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from decant.outputs import replacing
 from tasks.report.rows import TEACHER, Row
-from tasks.stages import replacing
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; the marker differs too.
 STYLES = (

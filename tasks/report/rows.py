@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import DecantError
+from decant.errors import DecantError
 
 METRICS = Path("metrics")
 MODELS = Path("models")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tasks.models import Architecture
-from tasks.params import Section
-from tasks.training import Training
+from decant.networks.architectures import Architecture
+from decant.schema import Section
+from decant.training.recipe import Training
 
 
 class TeacherParams(Section):

@@ -1,9 +1,12 @@
 """Stage `validate`: python -m tasks.validate"""
 
+from __future__ import annotations
+
 from pathlib import Path
 
-from tasks.params import read_yaml
-from tasks.stages import run, write_text
+from decant.outputs import write_text
+from tasks.pipeline.params import read_yaml
+from tasks.pipeline.stage import run
 from tasks.validate.recipes import check
 
 VALID = Path("data/params.valid")

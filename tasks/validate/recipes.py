@@ -8,21 +8,22 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
+from decant.clip.params import ClipParams
+from decant.compression.selection import select
+from decant.distill.params import DistillParams
+from decant.errors import DecantError
+from decant.finetune.params import FinetuneParams
+from decant.prune.params import PruneParams
+from decant.prune.schedules import Rewind
+from decant.prune.structures import Masked, split
+from decant.quantize.params import QuantizeParams
+from decant.schema import Name, Section, did_you_mean, mistakes
 from tasks.benchmark.params import BenchmarkParams
-from tasks.clip.params import ClipParams
-from tasks.distill.params import DistillParams
-from tasks.errors import DecantError
-from tasks.finetune.params import FinetuneParams
-from tasks.gates import Gates
-from tasks.ledger import select
-from tasks.params import PARAMS, Name, Section, did_you_mean, mistakes, validate
+from tasks.pipeline.params import PARAMS, validate
 from tasks.prepare.params import PrepareParams
 from tasks.prepare.sources import SOURCES
-from tasks.prune.params import PruneParams
-from tasks.prune.schedules import Rewind
-from tasks.prune.structures import Masked, split
-from tasks.quantize.params import QuantizeParams
 from tasks.teacher.params import TeacherParams
+from tasks.validate.gates import Gates
 
 TEACHER = "teacher"
 

@@ -1,0 +1,221 @@
+"""The numbers that a range is taken from: weights that no mask holds, or what layers receive from images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from decant.checkpoints.constraints import Range
+from decant.networks.execution import predict
+
+KEPT = 2**18
+"""How many of a layer's inputs are kept, at most, over all its channels and images."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Numbers that share one range, and what is known of all of them.
+
+    Attributes:
+        values: All of them, or a fair draw where there are too many [N], float64.
+        low: The least of all.
+        high: The largest of all.
+        mean: Of all.
+        sigma: The standard deviation of all, over N and not N - 1.
+        symmetric: Whether they will be rounded to levels on both sides of zero alike, as weights are, or to
+            a grid from the low end to the high one, as the inputs of layers are.
+    """
+
+    values: Tensor
+    low: float
+    high: float
+    mean: float
+    sigma: float
+    symmetric: bool
+
+    @property
+    def largest(self) -> float:
+        """The largest size of all."""
+        return max(abs(self.low), abs(self.high))
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether the whole grid goes to numbers from zero up, as behind a rectified linear unit."""
+        return not self.symmetric and self.low >= 0
+
+    def within(self, reach: float) -> tuple[float, float]:
+        """Return the part of [-reach, reach] that lies within the extremes."""
+        return min(max(self.low, -reach), self.high), max(min(self.high, reach), self.low)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One sample for the whole tensor, or one for each of its channels, or for each group of neighbours.
+
+    Attributes:
+        each: The samples, in the order of the channels, and within these of the groups.
+        shape: Of their bounds: as it broadcasts against the tensor, or [O, G] for groups; None where one
+            range serves all.
+    """
+
+    each: tuple[Sample, ...]
+    shape: tuple[int, ...] | None
+
+    def range(self, bounds: Sequence[tuple[float, float]]) -> Range:
+        """Return the range of these bounds, one pair for each sample, in the nearest float32.
+
+        A bound on disk is then the bound that was cut at.
+        """
+        low, high = torch.tensor(bounds, dtype=torch.float32).unbind(1)
+        if self.shape is None:
+            return Range(low.item(), high.item())
+        return Range(low.reshape(self.shape), high.reshape(self.shape))
+
+    def extremes(self) -> Range:
+        """Return from the least to the largest number of each sample."""
+        return self.range([(sample.low, sample.high) for sample in self.each])
+
+
+def of_weight(
+    weight: Tensor,
+    mask: Tensor | None,
+    *,
+    per_channel: bool,
+    group: int | None = None,
+    axis: int = 0,
+    symmetric: bool = True,
+) -> Samples:
+    """Return the weights that no mask holds at zero: zeros say nothing of how the others spread.
+
+    Args:
+        weight: Weights of any shape.
+        mask: True where a weight survives; None where all do.
+        per_channel: Whether each output channel is a sample of its own.
+        group: How many neighbours in a row of `weight.flatten(1)` are a sample of their own instead; the
+            last one of a row has what is left.
+        axis: Which dimension of the weight the output channels are.
+        symmetric: Whether the levels will lie on both sides of zero alike.
+
+    Raises:
+        ValueError: A weight is NaN or infinite.
+    """
+    weight = weight.detach()
+    if not torch.isfinite(weight).all():
+        raise ValueError("The weight holds NaN or infinity; there is no range to find in it")
+    shape: tuple[int, ...] | None = None
+    if group is not None:
+        shape = (len(weight), -(-weight[0].numel() // group))
+    elif per_channel:
+        shape = tuple(-1 if dim == axis else 1 for dim in range(weight.dim()))
+    parts = _parts(weight, per_channel, group, axis)
+    masks = [None] * len(parts) if mask is None else _parts(mask, per_channel, group, axis)
+    return Samples(tuple(_of(part, kept, symmetric) for part, kept in zip(parts, masks, strict=True)), shape)
+
+
+def of_inputs(
+    module: nn.Module, layers: Sequence[str], images: Tensor, *, per_channel: bool = False
+) -> dict[str, Samples]:
+    """Return what each named layer receives over uint8 images [N, C, H, W], by the layer's name.
+
+    Least, largest, mean and deviation are exact. The values are a draw of at most about `KEPT` for each
+    layer, the same in each run, so that memory does not grow with the images: from each batch as many as
+    its share of the images, at places drawn with a fixed seed.
+
+    Args:
+        module: The network, in eval mode.
+        layers: Which layers to watch; what they do to their inputs already, they do before.
+        images: What is sent through.
+        per_channel: Whether each input channel is a sample of its own.
+
+    Raises:
+        ValueError: There are no images; or a layer receives NaN or infinity, and is named.
+    """
+    if not len(images):
+        raise ValueError("there are no training images to find the ranges of layers' inputs with")
+    watched = {name: _Watched(name, len(images), per_channel) for name in layers}
+    handles = [module.get_submodule(n).register_forward_pre_hook(w.record) for n, w in watched.items()]
+    try:
+        predict(module, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: layer.samples() for name, layer in watched.items()}
+
+
+@dataclass
+class _Watched:
+    """What one layer has received so far."""
+
+    name: str
+    images: int
+    per_channel: bool
+    drawn: list[Tensor] = field(default_factory=list)
+    shape: tuple[int, ...] | None = None
+    count: int = 0
+    low: Tensor = field(default_factory=lambda: torch.tensor(math.inf))
+    high: Tensor = field(default_factory=lambda: torch.tensor(-math.inf))
+    mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.double))
+    squares: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.double))
+
+    def record(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Take in one batch [N, C, ...]."""
+        batch = inputs[0].detach()
+        rows = batch.transpose(0, 1).flatten(1) if self.per_channel else batch.flatten()[None]
+        if not torch.isfinite(rows).all():
+            raise ValueError(f"inputs of {self.name}: they hold NaN or infinity; there is no range to find")
+        if self.per_channel:
+            self.shape = (-1, *[1] * (batch.dim() - 2))
+        self.low, self.high = self.low.minimum(rows.amin(1)), self.high.maximum(rows.amax(1))
+        self._add_moments(rows.double())
+        self.drawn.append(self._draw(rows, len(batch)))
+
+    def _add_moments(self, rows: Tensor) -> None:
+        """Merge mean and sum of squared differences; sums of squares would lose digits far from zero.
+
+        References:
+            Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample
+            Variances, 1979.
+        """
+        before, added = self.count, rows.shape[1]
+        self.count += added
+        mean = rows.mean(1)
+        gap = mean - self.mean
+        self.squares = self.squares + (rows - mean[:, None]).square().sum(1)
+        self.squares = self.squares + gap.square() * before * added / self.count
+        self.mean = self.mean + gap * added / self.count
+
+    def _draw(self, rows: Tensor, images: int) -> Tensor:
+        """Return a share of [rows, N] at drawn places, not at even steps, which would see the same pixels."""
+        quota = max(1, KEPT * images // (self.images * len(rows)))
+        if rows.shape[1] <= quota:
+            return rows.clone()
+        generator = torch.Generator().manual_seed(len(self.drawn))
+        return rows[:, torch.randint(rows.shape[1], (quota,), generator=generator)]
+
+    def samples(self) -> Samples:
+        if not self.drawn:
+            raise ValueError(f"inputs of {self.name}: there are none, the network does not run this layer")
+        sigma = (self.squares / self.count).sqrt()
+        ends = zip(self.low.tolist(), self.high.tolist(), self.mean.tolist(), sigma.tolist(), strict=True)
+        rows = torch.cat(self.drawn, 1).double()
+        each = tuple(Sample(row, *numbers, symmetric=False) for row, numbers in zip(rows, ends, strict=True))
+        return Samples(each, self.shape)
+
+
+def _parts(tensor: Tensor, per_channel: bool, group: int | None, axis: int) -> Sequence[Tensor]:
+    """Return what shares a range: the whole, each channel, or each group of neighbours in a row."""
+    if group is not None:
+        return [part for row in tensor.flatten(1) for part in row.split(group)]
+    return tensor.movedim(axis, 0).unbind() if per_channel else (tensor,)
+
+
+def _of(weight: Tensor, mask: Tensor | None, symmetric: bool) -> Sample:
+    """Return the sample of all surviving weights, or of one zero where none survives."""
+    survivors = weight.flatten() if mask is None else weight[mask]
+    values = survivors.double() if len(survivors) else torch.zeros(1, dtype=torch.double)
+    low, high = values.min().item(), values.max().item()
+    return Sample(values, low, high, values.mean().item(), values.std(correction=0).item(), symmetric)

@@ -1,0 +1,19 @@
+"""Part of what was tasks.prune.goals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.costs.divergence import softened_kl
+from decant.networks.execution import predict
+
+Cost = Callable[[Checkpoint], float]
+
+
+def drift_from(reference: Checkpoint, images: Tensor) -> Cost:
+    """Return the cost KL(reference || model) of the logits, mean over uint8 images [N, C, H, W], in nats."""
+    expected = predict(reference.module, images).double()
+    return lambda model: softened_kl(predict(model.module, images).double(), expected, 1.0).item()

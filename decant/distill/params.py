@@ -1,0 +1,19 @@
+"""The block of a model with `op: distill`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from decant.networks.architectures import Architecture
+from decant.schema import Block
+from decant.training.losses import SoftTargets
+from decant.training.recipe import Training
+
+
+class DistillParams(Block):
+    """The student, what it has to match, and how it is trained; its teacher is the model in `from`."""
+
+    op: Literal["distill"]
+    student: Architecture
+    loss: SoftTargets
+    training: Training

@@ -1,0 +1,41 @@
+"""Labelled images as tensors, read from the Parquet tables that `prepare` writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images and their labels.
+
+    Attributes:
+        images: Pixels [N, C, H, W], uint8 in [0, 255].
+        labels: Classes [N], int64 in [0, len(classes)).
+        classes: The classes' names.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> Examples:
+        """Return the first `count` examples; `prepare` has shuffled them, so they are a fair sample."""
+        return Examples(self.images[:count], self.labels[:count], self.classes)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [0, 1], which is what every model takes."""
+    return images.to(torch.float32) / 255

@@ -1,0 +1,55 @@
+"""Part of what was tasks.models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Normalize(nn.Module):
+    """Subtract the mean and divide by the deviation of the training pixels, per channel.
+
+    Part of the model, so that no user of a deployed file has to know the numbers.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("deviation", torch.ones(channels, 1, 1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the inputs [N, C, H, W] with mean 0 and deviation 1 over the training images."""
+        return (inputs - self.mean) / self.deviation
+
+
+class Summand(nn.Identity):
+    """A place where what goes into an addition has a name, so that it can be rounded there."""
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the shape changes.
+
+    What is added has a name on either side: `branch` and `carried`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        self.branch, self.carried = Summand(), Summand()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return [N, outputs, H / stride, W / stride] of inputs [N, inputs, H, W]."""
+        hidden = F.relu(self.norm1(self.conv1(inputs)))
+        return F.relu(self.branch(self.norm2(self.conv2(hidden))) + self.carried(self.shortcut(inputs)))

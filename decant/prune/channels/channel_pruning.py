@@ -1,0 +1,182 @@
+"""Prune a model once to a budget, where whole channels are taken out of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import FREE
+from decant.costs.drift import drift_from
+from decant.costs.layers import layers_of, macs
+from decant.examples import Examples
+from decant.prune.allocations import Probe
+from decant.prune.channels.coupling import Group, groups_of
+from decant.prune.channels.ladder import Cost, Ladder, Plan, ladder_of, shrink, shrink_to_drift, smallest
+from decant.prune.channels.latency import Table, best_step, check_latency, read_table, shrink_to_latency
+from decant.prune.channels.scores import ChannelScores, by_weights, refitted
+from decant.prune.channels.structure import Channels
+from decant.prune.criteria import OfChannels, Reconstruction
+from decant.prune.mask_pruning import Once, Pruned
+from decant.prune.masks import masks_of, ranked
+from decant.prune.structures import lowest
+from decant.prune.targets import Goal, check_possible
+
+CHECKED = 500
+"""Training images on which the network with zeros and the one without the channels have to agree."""
+
+
+@dataclass(frozen=True)
+class Thinned(Once):
+    """One round of removing channels: what is asked, and what may be looked at."""
+
+    @property
+    def channels(self) -> Channels:
+        """What a number of channels may be."""
+        assert isinstance(self.block.structure, Channels)
+        return self.block.structure
+
+    @cached_property
+    def names(self) -> list[str]:
+        """All weights: what makes a channel goes with what reads it."""
+        return [name for name, _ in self.parent.module.named_parameters() if name.endswith("weight")]
+
+    @property
+    def untouched(self) -> dict[str, str]:
+        """Why each parameter that keeps all its channels does."""
+        owned = {name for group in self.groups for name, _, _ in group.members}
+        return {
+            name: "its channels are the picture's, the logits or skipped"
+            for name, _ in self.parent.module.named_parameters()
+            if name not in owned
+        }
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The channels that can be removed.
+
+        Raises:
+            DecantError: There are none.
+        """
+        return groups_of(self.parent, self.block.skip)
+
+    @cached_property
+    def table(self) -> Table:
+        """The times that were measured on this machine."""
+        return read_table()
+
+    @cached_property
+    def round_to(self) -> int:
+        """What each number of channels is a multiple of."""
+        asked = self.channels.round_to
+        return best_step(self.table, self.parent, self.channels.batch) if asked == "auto" else asked
+
+    @cached_property
+    def goal(self) -> Goal | None:
+        """The budget as a cost, checked to be possible; of a latency and a sparsity there is none here.
+
+        Raises:
+            DecantError: The budget cannot be met, or is met already.
+        """
+        least = smallest(self.parent, self.groups, self.round_to, self.channels.minimum)
+        assert self.block.budget is not None
+        if self.block.budget.measure == "latency":
+            limit, batch = self.block.budget.amount, self.channels.batch
+            check_latency(self.table, least.model, self.parent, self.teacher, limit, batch)
+            return None
+        goal = self.goal_of_budget()
+        if goal is not None and goal.measure != "drift":
+            check_possible(goal, self.parent, least.model)
+        return goal
+
+    def pruned(self) -> Pruned:
+        """Return the model without its least important channels.
+
+        Raises:
+            DecantError: The budget cannot be met, a score is NaN, or the model does not compute what it does
+                with zeros in the place of the channels.
+        """
+        goal = self.goal  # before any scoring
+        plan, facts = self._planned(self._ladder(self._scores()), goal)
+        plan = self._repaired(plan)
+        plan.check(self.train.first(CHECKED).images)
+        return Pruned(plan.model, plan.kept, facts)
+
+    def _planned(self, ladder: Ladder, goal: Goal | None) -> tuple[Plan, dict[str, Any]]:
+        budget, facts = self.block.budget, {"round_to": self.round_to}
+        assert budget is not None
+        if budget.measure == "latency":
+            batch = self.channels.batch
+            plan, ratio = shrink_to_latency(ladder, self.table, self.teacher, budget.amount, batch)
+            return plan, facts | {"latency": ratio, "batch": batch}
+        if goal is not None and goal.measure == "drift":
+            drift = drift_from(self.parent, self.drift_images)
+            return shrink_to_drift(ladder, lambda p: drift(self._repaired(p).model), goal.limit), facts
+        return shrink(ladder, *self._cost(goal), budget.measure), facts
+
+    def _cost(self, goal: Goal | None) -> tuple[Cost, float]:
+        """Return what a plan costs, without cutting a network where shapes say it, and the limit."""
+        if goal is None:
+            assert self.block.budget is not None
+            total = sum(group.count for group in self.groups)
+            return lambda plan: plan.channels, total - round(self.block.budget.amount * total)
+        if goal.measure == "macs":
+            layers = layers_of(self.parent.module, self.parent.shape)
+            return lambda plan: macs(layers, plan.shapes), goal.limit
+        return lambda plan: goal.cost(plan.model), goal.limit
+
+    def _scores(self) -> ChannelScores:
+        criterion = self.block.criterion
+        if isinstance(criterion, OfChannels):
+            return criterion.channel_scores(self.parent.module, self.groups, self.train)
+        module = self.fresh() if criterion.fresh else self.parent.module
+        scores = criterion.scores(module, self.train, self.seed)
+        return by_weights(self.groups, ranked(scores, masks_of(self.parent)))
+
+    def _ladder(self, scores: ChannelScores) -> Ladder:
+        shapes = {g.name: self.parent.module.get_parameter(f"{g.layer}.weight").shape for g in self.groups}
+        probe = _probe(self.parent, self.groups, scores, self.validation)
+        return ladder_of(
+            self.parent,
+            self.groups,
+            scores,
+            lambda removed: self.block.allocation.counts(scores, shapes, removed, probe),
+            round_to=self.round_to,
+            minimum=self.channels.minimum,
+        )
+
+    def _repaired(self, plan: Plan) -> Plan:
+        """Return the plan on a parent whose layers make up for the channels, if the criterion does that."""
+        criterion = self.block.criterion
+        if not isinstance(criterion, Reconstruction):
+            return plan
+        images = self.train.first(criterion.images).images
+        weights = refitted(self.parent.module, self.groups, plan.gone, images, criterion.damping)
+        module = copy.deepcopy(self.parent.module)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                held = self.parent.constraints.get(name, FREE)
+                module.get_parameter(name).copy_(held.project(weight))
+        return Plan(replace(self.parent, module=module), self.groups, plan.gone)
+
+
+def _probe(
+    parent: Checkpoint, groups: Sequence[Group], scores: Mapping[str, Tensor], validation: Examples
+) -> Probe:
+    """Return the drift, in nats on validation images, of removing so many channels of some groups."""
+    known: dict[tuple[tuple[str, int], ...], float] = {}
+    drift = drift_from(parent, validation.images)
+
+    def probe(counts: Mapping[str, int]) -> float:
+        if (key := tuple(counts.items())) not in known:
+            gone = {g.name: lowest(scores[g.name], counts.get(g.name, 0)) for g in groups}
+            known[key] = drift(Plan(parent, groups, gone).model)
+        return known[key]
+
+    return probe

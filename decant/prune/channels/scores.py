@@ -1,0 +1,130 @@
+"""How important each channel is: by its weights, by what its readers lose, by how the logits move."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from decant.costs.divergence import softened_kl
+from decant.networks.execution import predict
+from decant.networks.structure import compressible
+from decant.progress import progress_bar
+from decant.prune.channels.coupling import Group, zeroed
+from decant.prune.obs import channel_order, refit, running_order
+from decant.reconstruction.hessians import moments
+
+ChannelScores = dict[str, Tensor]
+"""Importance of each channel [count], float64, by group; what scores least is removed first."""
+
+
+def by_weights(groups: Sequence[Group], scores: Mapping[str, Tensor]) -> ChannelScores:
+    """Return the sum of the scores of the weights that make and read each channel."""
+    return {group.name: group.pool(scores) for group in groups}
+
+
+def by_drift(module: nn.Module, groups: Sequence[Group], images: Tensor) -> ChannelScores:
+    """Return how far the logits move without each channel: KL(whole || without it), in nats.
+
+    Args:
+        module: The network, in eval mode.
+        groups: Its channels.
+        images: Pixels [N, C, H, W], uint8, without labels; each channel costs one pass over them.
+    """
+    expected = predict(module, images).double()
+    scores: ChannelScores = {}
+    with progress_bar(None, "measuring", "channels", total=sum(group.count for group in groups)) as progress:
+        for group in groups:
+            drifts = []
+            for channel in range(group.count):
+                gone = {group.name: torch.arange(group.count) == channel}
+                logits = predict(zeroed(module, groups, gone), images).double()
+                drifts.append(softened_kl(logits, expected, 1.0))
+                progress.update()
+            scores[group.name] = torch.stack(drifts)
+    return scores
+
+
+def by_reconstruction(
+    module: nn.Module, groups: Sequence[Group], images: Tensor, damping: float
+) -> ChannelScores:
+    """Return what the outputs of the layers that read a channel lose when it goes and they are solved anew.
+
+    Channels go one by one, always the one that costs least; the score is the squared error of the outputs
+    when it goes, over that of having no inputs, summed over the layers that read it.
+
+    Args:
+        module: The network, in eval mode.
+        groups: Its channels.
+        images: Pixels [N, C, H, W], uint8, without labels.
+        damping: Share of a Hessian's mean diagonal, at least 0.
+    """
+    weights = {name: weight.detach() for name, weight in compressible(module).items()}
+    readers = sorted({name for group in groups for name, _ in _reads(group, weights)})
+    found = moments(module, readers, images)
+    scores: ChannelScores = {}
+    for group in groups:
+        score = torch.zeros(group.count, dtype=torch.double)
+        for name, indices in _reads(group, weights):
+            columns = _columns(weights[name], indices)
+            for rows, hessian in zip(
+                weights[name].flatten(1).chunk(len(found[name].hessian)), found[name].hessian, strict=True
+            ):
+                part = hessian[columns.flatten()][:, columns.flatten()]
+                order, errors = channel_order(
+                    rows[:, columns.flatten()], part, columns.shape[1], damping=damping
+                )
+                score[order] += errors / errors[-1].clamp(min=1e-30)
+        scores[group.name] = score
+    return scores
+
+
+def refitted(
+    module: nn.Module,
+    groups: Sequence[Group],
+    gone: Mapping[str, Tensor],
+    images: Tensor,
+    damping: float,
+) -> dict[str, Tensor]:
+    """Return weights with which the layers that read removed channels come nearest to their old outputs.
+
+    Layer by layer in the order in which they run: each on what the changed ones before send it.
+
+    Args:
+        module: The whole network, in eval mode; it is untouched.
+        groups: Its channels.
+        gone: By group, True [count] for each channel that goes.
+        images: Pixels [N, C, H, W], uint8.
+        damping: Share of a Hessian's mean diagonal, at least 0.
+
+    Returns:
+        By weight, in its shape; zero where a removed channel was read.
+    """
+    masks: dict[str, Tensor] = {}
+    for group in groups:
+        for name, indices in _reads(group, compressible(module)):
+            weight = module.get_parameter(name)
+            mask = masks.setdefault(name, torch.ones_like(weight, dtype=torch.bool))
+            mask.index_fill_(1, indices[gone[group.name]].flatten(), False)
+    work, solved = copy.deepcopy(module), dict[str, Tensor]()
+    with torch.no_grad():
+        for name in progress_bar(running_order(module, masks, images), "solving", "layers"):
+            old, found = module.get_parameter(name), moments(work, [name], images, module)[name]
+            mask = masks[name].flatten(1)
+            new = refit(old.detach().flatten(1), mask, found.hessian, found.cross, damping=damping)
+            solved[name] = new.reshape(old.shape)
+            work.get_parameter(name).copy_(solved[name])
+    return solved
+
+
+def _reads(group: Group, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Return the weights that read the group's channels, and the inputs [count, n] that are each one's."""
+    return [(name, indices) for name, dim, indices in group.members if dim == 1 and name in weights]
+
+
+def _columns(weight: Tensor, indices: Tensor) -> Tensor:
+    """Return the columns of `weight.flatten(1)` that each channel owns [count, n * kernel]."""
+    places = weight[0, 0].numel()
+    return (indices[:, :, None] * places + torch.arange(places)).flatten(1)

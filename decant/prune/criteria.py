@@ -1,0 +1,321 @@
+"""How important each weight is: each criterion is one class, and the union names them for params.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+from decant.errors import DecantError
+from decant.examples import Examples, pixels
+from decant.networks.structure import compressible, normalized_by
+from decant.prune.channels.coupling import Group
+from decant.prune.channels.scores import ChannelScores, by_drift, by_reconstruction
+from decant.prune.obs import saliencies
+from decant.reconstruction.hessians import norms
+from decant.schema import Section
+
+Scores = dict[str, Tensor]
+"""Importance of each weight, by name, in the weight's shape; what scores least is removed first."""
+
+
+class Scoring(Section):
+    """What all criteria have.
+
+    Attributes:
+        fresh: It scores the network as it was before training, and masks hold from there on.
+        accumulates: It scores by what happens during a training, so only a schedule that trains has scores.
+        repairs: Surviving weights are changed to make up for those removed.
+        structures: The only structures that it can score; empty where all.
+    """
+
+    fresh: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = False
+    repairs: ClassVar[bool] = False
+    structures: ClassVar[tuple[str, ...]] = ()
+
+    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+        """Return the score of each weight, finite and without gradient; the module is untouched."""
+        raise NotImplementedError
+
+
+class Magnitude(Scoring):
+    """Score |w|: a small weight moves its layer's output little.
+
+    Weights that go together, as in channels, score by the sum of |w| (`norm: 1`) or of w^2 (`norm: 2`). With
+    `folded`, the weights are those of the network with its batch norms multiplied in, which is what
+    reaches the next layer. Does not help across layers of different scale unless folded: use the allocation
+    `layer` or `lamp` there. It does not look at the data.
+
+    References:
+        Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015.
+        https://arxiv.org/abs/1506.02626
+        Li et al., Pruning Filters for Efficient ConvNets, 2016. https://arxiv.org/abs/1608.08710
+    """
+
+    kind: Literal["magnitude"] = "magnitude"
+    norm: Literal[1, 2] = 1
+    folded: bool = False
+
+    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+        """Return |w| per weight, or its square."""
+        scales = normalized_by(module) if self.folded else {}
+        return {
+            name: (weight.detach() * scales.get(name, 1.0)).abs() ** self.norm
+            for name, weight in compressible(module).items()
+        }
+
+
+class Random(Scoring):
+    """Score by chance: the control that any other criterion has to beat.
+
+    References:
+        Blalock et al., What is the State of Neural Network Pruning?, 2020. https://arxiv.org/abs/2003.03033
+    """
+
+    kind: Literal["random"] = "random"
+
+    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+        """Return a uniform draw in [0, 1) per weight, a function of the seed."""
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            name: torch.rand(weight.shape, generator=generator)
+            for name, weight in compressible(module).items()
+        }
+
+
+class Taylor(Scoring):
+    """Score |w * dL/dw|, the first-order change of the loss when w is set to zero.
+
+    The gradient is of the mean cross entropy over the first `images` training images, in eval mode. Does not
+    help on a network whose loss is near its minimum on these images: the gradient is noise there.
+
+    References:
+        Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, 2016.
+        https://arxiv.org/abs/1611.06440
+    """
+
+    kind: Literal["taylor"] = "taylor"
+    images: PositiveInt = 2000
+
+    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+        """Return |w * g| per weight."""
+        seen = _seen(self.kind, examples, self.images)
+        gradients: Scores = {}
+        for inputs, labels in _batches(seen, 250):
+            loss = F.cross_entropy(module(inputs), labels, reduction="sum") / len(seen)
+            weights = compressible(module)
+            for name, part in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+                gradients[name] = gradients[name] + part if name in gradients else part
+        return {name: (w.detach() * gradients[name]).abs() for name, w in compressible(module).items()}
+
+
+class Snip(Taylor):
+    """Connection sensitivity: |w * dL/dw| of the fresh network, before it has learned anything.
+
+    The fresh weights are drawn again from the seed in the model's lineage. Meant to go with
+    `schedule: {kind: rewind, epoch: 0}`, which then trains what survives from there. Does not help a trained
+    network that keeps its weights: they are not those that were scored.
+
+    References:
+        Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity, 2018.
+        https://arxiv.org/abs/1810.02340
+    """
+
+    fresh: ClassVar[bool] = True
+    kind: Literal["snip"] = "snip"  # type: ignore[assignment]
+
+
+class Fisher(Scoring):
+    """Score w^2 * E[(dL/dw)^2] / 2: the second-order change of the loss, with the Fisher diagonal as Hessian.
+
+    The square is of each image's own gradient, at its label, averaged over the first `images` training
+    images. Does not help where weights lean on each other: the diagonal cannot see it; `obs` does.
+
+    References:
+        Theis et al., Faster Gaze Prediction with Dense Networks and Fisher Pruning, 2018.
+        https://arxiv.org/abs/1801.05787
+    """
+
+    kind: Literal["fisher"] = "fisher"
+    images: PositiveInt = 1000
+
+    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+        """Return w^2 F / 2 per weight."""
+        seen = _seen(self.kind, examples, self.images)
+        weights = {name: weight.detach() for name, weight in compressible(module).items()}
+        squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+
+        def loss(free: dict[str, Tensor], inputs: Tensor, label: Tensor) -> Tensor:
+            logits: Tensor = functional_call(module, free, (inputs[None],))
+            return F.cross_entropy(logits, label[None])
+
+        each: Callable[..., dict[str, Tensor]] = vmap(grad(loss), in_dims=(None, 0, 0))
+        for inputs, labels in _batches(seen, 50):
+            for name, gradient in each(weights, inputs, labels).items():
+                squares[name] += gradient.detach().square().sum(0)
+        return {name: weight.square() * squares[name] / (2 * len(seen)) for name, weight in weights.items()}
+
+
+class Wanda(Scoring):
+    """Score |w| * ||x||, the size of a weight times that of the inputs that it meets.
+
+    The norm of an input is over the first `images` training images, no labels needed. The paper compares
+    weights within each row alone; here the allocation says who competes. Does not help where inputs have
+    much the same size, as behind batch norms: it is then the magnitude.
+
+    References:
+        Sun et al., A Simple and Effective Pruning Approach for Large Language Models, 2023.
+        https://arxiv.org/abs/2306.11695
+    """
+
+    kind: Literal["wanda"] = "wanda"
+    images: PositiveInt = 1000
+
+    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+        """Return |w| * ||x|| per weight."""
+        seen = _seen(self.kind, examples, self.images)
+        sizes = norms(module, seen.images)
+        return {
+            name: (weight.detach().flatten(1).abs() * sizes[name]).reshape(weight.shape)
+            for name, weight in compressible(module).items()
+        }
+
+
+class Movement(Scoring):
+    """Score -sum of w * dL/dw over the steps of a training: how far a weight moved away from zero.
+
+    Needs a schedule that trains, and there weights may come back. Helps where a model is fine-tuned on
+    another task than it was trained on. Does not help on the same task, where large weights stay large.
+
+    References:
+        Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020.
+        https://arxiv.org/abs/2005.07683
+    """
+
+    accumulates: ClassVar[bool] = True
+    kind: Literal["movement"] = "movement"
+
+    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+        """Refuse: a network that stands still does not move.
+
+        Raises:
+            DecantError: Always; the recipe is refused before it comes to this.
+        """
+        raise DecantError("movement scores weights while they are trained; give a schedule such as gradual")
+
+
+class Obs(Scoring):
+    """Optimal Brain Surgeon on each layer: w^2 / [H^-1], and survivors that make up for what is removed.
+
+    H is the second moment of the layer's inputs over the first `images` training images, without labels.
+    Layers are done one after another on what the pruned ones before send them, towards the outputs of the
+    unpruned network, in `rounds` of removal and least squares; in layers too large for exact ones, all rows
+    share one inverse while weights are chosen. Helps most without fine-tuning and at high sparsity. Does not
+    help where a long fine-tuning follows, which would have found the same weights.
+
+    References:
+        Hassibi and Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, 1992.
+        Frantar and Alistarh, Optimal Brain Compression, 2022. https://arxiv.org/abs/2208.11580
+        Frantar and Alistarh, SparseGPT, 2023. https://arxiv.org/abs/2301.00774
+    """
+
+    repairs: ClassVar[bool] = True
+    structures: ClassVar[tuple[str, ...]] = ("weights", "blocks", "n-of-m")
+    kind: Literal["obs"] = "obs"
+    images: PositiveInt = 2000
+    damping: PositiveFloat = 0.01
+    rounds: PositiveInt = 16
+
+    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+        """Return w^2 / [H^-1] per weight: the rise of its layer's mean squared output error."""
+        seen = _seen(self.kind, examples, self.images)
+        return saliencies(module, seen.images, self.damping)
+
+
+class OfChannels(Scoring):
+    """What criteria have that score channels as a whole, and no weight by itself."""
+
+    structures: ClassVar[tuple[str, ...]] = ("channels",)
+
+    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+        """Refuse: channels alone have scores.
+
+        Raises:
+            DecantError: Always; the recipe is refused before it comes to this.
+        """
+        raise DecantError(f"criterion {self.model_dump()['kind']} scores channels: take structure channels")
+
+    def channel_scores(self, module: nn.Module, groups: Sequence[Group], examples: Examples) -> ChannelScores:
+        """Return the score of each channel; the module is untouched."""
+        raise NotImplementedError
+
+
+class Reconstruction(OfChannels):
+    """Score a channel by what the layers that read it lose when it goes and they are solved anew.
+
+    Channels go one by one; the survivors' weights become the least squares solution on the layers' inputs
+    over the first `images` training images, towards the outputs of the whole network. No labels. Does not
+    help where what follows forgives some outputs and not others, or where a long fine-tuning follows.
+
+    References:
+        Luo et al., ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, 2017.
+        https://arxiv.org/abs/1707.06342
+    """
+
+    repairs: ClassVar[bool] = True
+    kind: Literal["reconstruction"] = "reconstruction"
+    images: PositiveInt = 2000
+    damping: PositiveFloat = 0.01
+
+    def channel_scores(self, module: nn.Module, groups: Sequence[Group], examples: Examples) -> ChannelScores:
+        """Return the error of the layers that read each channel, as shares of their outputs' squares."""
+        seen = _seen(self.kind, examples, self.images)
+        return by_reconstruction(module, groups, seen.images, self.damping)
+
+
+class Drift(OfChannels):
+    """Score a channel by how far the logits move without it: measured, one pass over the images for each.
+
+    The distance is KL(whole || without it) on the first `images` training images. No labels. Does not help
+    where channels stand in for one another: each alone can be spared, both cannot.
+
+    References:
+        Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, 2016,
+        section 2.2 (the oracle, by the loss). https://arxiv.org/abs/1611.06440
+    """
+
+    kind: Literal["drift"] = "drift"
+    images: PositiveInt = 500
+
+    def channel_scores(self, module: nn.Module, groups: Sequence[Group], examples: Examples) -> ChannelScores:
+        """Return the divergence in nats without each channel."""
+        return by_drift(module, groups, _seen(self.kind, examples, self.images).images)
+
+
+Criterion = Annotated[
+    Magnitude | Random | Taylor | Snip | Fisher | Wanda | Movement | Obs | Reconstruction | Drift,
+    Field(discriminator="kind"),
+]
+
+
+def _seen(kind: str, examples: Examples, count: int) -> Examples:
+    """Return the first `count` examples.
+
+    Raises:
+        DecantError: There are none.
+    """
+    if not len(examples):
+        raise DecantError(f"criterion {kind} scores weights by training images and got none")
+    return examples.first(count)
+
+
+def _batches(examples: Examples, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs [B, C, H, W] in [0, 1] and labels [B]."""
+    parts = zip(examples.images.split(size), examples.labels.split(size), strict=True)
+    return ((pixels(images), labels) for images, labels in parts)

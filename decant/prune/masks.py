@@ -1,0 +1,189 @@
+"""Masks for a budget: which units of which layers go, and how many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import FREE
+from decant.costs.drift import Cost, drift_from
+from decant.errors import DecantError
+from decant.prune.allocations import Allocation, Counts, Probe
+from decant.prune.budgets import Budget, bracket
+from decant.prune.structures import Masked, NOfM
+from decant.prune.targets import Goal
+
+Masks = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The weights that may be pruned, and their scores.
+
+    Attributes:
+        structure: What goes together.
+        allocation: How the layers share.
+        scores: By weight, in its shape; minus infinity where an earlier mask has removed it.
+        probe: What it costs to remove so many units of some layers.
+    """
+
+    structure: Masked
+    allocation: Allocation
+    scores: Mapping[str, Tensor]
+    probe: Probe
+
+    @property
+    def most(self) -> int:
+        """Units that can be removed with one left in each layer."""
+        return sum(len(self.structure.pool(score)) - 1 for score in self.scores.values())
+
+    @property
+    def gone(self) -> int:
+        """Units that were removed earlier."""
+        return sum(int(torch.isinf(self.structure.pool(score)).sum()) for score in self.scores.values())
+
+    def removed(self, sparsity: float) -> int:
+        """Return the number of units at a sparsity over all these weights, rounded.
+
+        Raises:
+            DecantError: A layer or more would be left with nothing.
+        """
+        total = sum(score.numel() for score in self.scores.values())
+        count = round(sparsity * total / self.structure.size)
+        if count > self.most:
+            nearest = self.most * self.structure.size / total
+            raise DecantError(
+                f"budget: sparsity {sparsity} leaves less than one unit for each of {len(self.scores)} "
+                f"layers; the nearest possible is {nearest:.6g}"
+            )
+        return count
+
+    def counts(self, removed: int) -> Counts:
+        """Return how many units each layer loses; an N:M pattern has one answer."""
+        if isinstance(self.structure, NOfM):
+            return {name: self.structure.fixed(score.shape) for name, score in self.scores.items()}
+        pooled = {name: self.structure.pool(score) for name, score in self.scores.items()}
+        shapes = {name: score.shape for name, score in self.scores.items()}
+        return self.allocation.counts(pooled, shapes, removed, self.probe)
+
+    def masks(self, counts: Mapping[str, int]) -> Masks:
+        """Return the masks, by weight, that remove these numbers of units; earlier masks hold."""
+        return {
+            name: self.structure.mask(self.scores[name], count) & torch.isfinite(self.scores[name])
+            for name, count in counts.items()
+        }
+
+    def check(self, counts: Mapping[str, int]) -> None:
+        """Refuse to empty a layer.
+
+        Raises:
+            DecantError: Names the layers.
+        """
+        emptied = [n for n, count in counts.items() if count >= len(self.structure.pool(self.scores[n]))]
+        if emptied:
+            names = ", ".join(name.removesuffix(".weight") for name in emptied)
+            raise DecantError(
+                f"Nothing would be left of {names}, and of the network's answers no more than the biases "
+                "after it; ask for less, put the layer into skip, or take the allocation layer, erk or lamp"
+            )
+
+
+def ranked(scores: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> Masks:
+    """Return scores in double precision, minus infinity where an earlier mask has removed the weight.
+
+    Raises:
+        DecantError: A score is NaN; names the layer.
+    """
+    for name, score in scores.items():
+        if torch.isnan(score).any():
+            raise DecantError(
+                f"The scores of {name} hold NaN: a weight or a gradient there is not finite; rebuild the "
+                "model that is pruned with a lower learning rate"
+            )
+    return {
+        name: torch.where(earlier[name], score.double(), -math.inf) if name in earlier else score.double()
+        for name, score in scores.items()
+    }
+
+
+def masks_of(parent: Checkpoint) -> Masks:
+    """Return the masks that a model has already."""
+    return {name: held.mask for name, held in parent.constraints.items() if held.mask is not None}
+
+
+def masked(parent: Checkpoint, masks: Mapping[str, Tensor]) -> Checkpoint:
+    """Return the model with these masks beside all that it obeys already."""
+    return parent.narrowed({n: parent.constraints.get(n, FREE).narrow(mask=m) for n, m in masks.items()})
+
+
+def probe_of(
+    parent: Checkpoint, structure: Masked, scores: Mapping[str, Tensor], images: Callable[[], Tensor]
+) -> Probe:
+    """Return the drift, in nats, of removing so many units of some layers; images are read when needed."""
+    drift: list[Cost] = []
+    known: dict[tuple[tuple[str, int], ...], float] = {}
+
+    def probe(counts: Mapping[str, int]) -> float:
+        if (key := tuple(counts.items())) not in known:
+            if not drift:
+                drift.append(drift_from(parent, images()))
+            kept = {n: structure.mask(scores[n], c) & torch.isfinite(scores[n]) for n, c in counts.items()}
+            known[key] = drift[0](masked(parent, kept))
+        return known[key]
+
+    return probe
+
+
+def smallest(parent: Checkpoint, structure: Masked, names: list[str]) -> Checkpoint:
+    """Return the model with one unit left in each layer, whichever: what no budget can go below."""
+    earlier, masks = masks_of(parent), {}
+    for name in names:
+        weight = parent.module.get_parameter(name)
+        score = ranked({name: weight.detach().abs()}, earlier)[name]
+        masks[name] = structure.mask(score, len(structure.pool(score)) - 1) & torch.isfinite(score)
+    return masked(parent, masks)
+
+
+def search(
+    candidates: Candidates,
+    budget: Budget | None,
+    goal: Goal | None,
+    make: Callable[[Counts], Checkpoint],
+    width: int = 1,
+) -> Counts:
+    """Return how many units each layer loses so that the budget is met and no more is lost.
+
+    Args:
+        candidates: What may be removed.
+        budget: None for a pattern that is its own budget.
+        goal: The budget as a cost; None for a sparsity.
+        make: The model that has lost so many units.
+        width: How near the search comes to the best number of units.
+
+    Raises:
+        DecantError: The drift allowed is less than that of the first removal.
+    """
+    if budget is None:
+        return candidates.counts(0)
+    if goal is None:
+        return candidates.counts(candidates.removed(budget.amount))
+    if goal.measure == "drift":
+        fits, _ = bracket(
+            lambda n: not goal.met_by(make(candidates.counts(n))), candidates.gone, candidates.most + 1, width
+        )
+        if fits == candidates.gone:
+            nearest = goal.cost(make(candidates.counts(candidates.gone + width)))
+            raise DecantError(
+                f"budget: drift {goal.limit:.4g} allows no removal: {width} of the least important "
+                f"already moves the logits by {nearest:.4g} nats, the nearest possible"
+            )
+        return candidates.counts(fits)
+    _, met = bracket(
+        lambda n: goal.met_by(make(candidates.counts(n))), candidates.gone, candidates.most, width
+    )
+    return candidates.counts(met)

@@ -1,0 +1,384 @@
+"""Optimal Brain Surgeon on each layer by itself: which weights go, and how the others make up for it.
+
+The error of a layer is the mean square of what its outputs change, over images and positions. It is a
+quadratic form of the weights, so the best survivors, and what removing one more weight costs, are closed
+forms. Rows (output channels) do not lean on each other.
+
+References:
+    Hassibi and Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, 1992.
+    Frantar and Alistarh, Optimal Brain Compression, 2022. https://arxiv.org/abs/2208.11580
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from decant.networks.layer_inputs import received
+from decant.networks.structure import compressible
+from decant.progress import progress_bar
+from decant.reconstruction.hessians import Moments, moments
+from decant.reconstruction.least_squares import (
+    Problem,
+    cholesky,
+    chunks,
+    descend,
+    padded,
+    pose,
+    solve,
+    submatrices,
+    unpadded,
+)
+
+Choose = Callable[[Tensor, int], Tensor]
+"""(scores [rows, d], minus infinity where removed already; zeros in all by now) -> mask, True survives."""
+
+EXACT = 2**34
+"""Rows times d³ up to which each round is exact: some seconds for 16 rounds on two cores."""
+
+
+def saliency(weight: Tensor, hessian: Tensor, mask: Tensor | None = None, *, damping: float = 0.01) -> Tensor:
+    """Return w_j² / [H_SS⁻¹]_jj: how much the squared error rises if w_j goes and the other survivors adapt.
+
+    H is the mean of x xᵀ, so the error is the mean of (w x - w' x)², and its rise is this number itself; the
+    half of OBS belongs to an error with a half. It is exact for one weight, where `weight` is the best that
+    its mask allows.
+
+    Args:
+        weight: [rows, d].
+        hessian: [d, d], or [G, d, d] for the rows of G groups.
+        mask: Survivors S [rows, d]; all where None.
+        damping: Share of the mean diagonal added to the diagonal, at least 0.
+
+    Returns:
+        Float32 [rows, d]: minus infinity outside the mask, 0 for an input that is always zero; never NaN.
+
+    Raises:
+        ValueError: Shapes do not fit, or H is singular and damping too small.
+    """
+    problem = pose(weight, hessian, None, damping)
+    mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    _, spread = _survivors(problem, mask)
+    return _scores(problem, weight.detach(), spread, mask)
+
+
+def refit(
+    weight: Tensor, mask: Tensor, hessian: Tensor, cross: Tensor | None = None, *, damping: float = 0.01
+) -> Tensor:
+    """Return the survivors that come nearest to the layer's outputs: w_S = H_SS⁻¹ (G w)_S for each row.
+
+    With `cross`, the outputs to come near to are those of the reference network, on its own inputs x, while
+    the layer receives x̂: argmin ‖w x - w' x̂‖². Without, G = H and x̂ = x. Rows with the same mask share a
+    factorization. Weights on inputs that are always zero stay. Does not help where there are fewer rows of
+    inputs than survivors: it fits noise then, which damping only softens.
+
+    Args:
+        weight: The reference's weight [rows, d].
+        mask: True survives [rows, d].
+        hessian: Mean of x̂ x̂ᵀ [d, d], or [G, d, d] for the rows of G groups.
+        cross: Mean of x̂ xᵀ, of the same shape.
+        damping: Share of the mean diagonal added to the diagonals of H and G, at least 0: it draws survivors
+            to the weight that they had.
+
+    Returns:
+        Weight [rows, d] in the type of `weight`, exactly 0 outside the mask.
+
+    Raises:
+        ValueError: Shapes do not fit, or H is singular and damping too small.
+    """
+    return solve(pose(weight, hessian, cross, damping), mask).to(weight.dtype)
+
+
+def prune(
+    weight: Tensor,
+    hessian: Tensor,
+    zeros: int,
+    choose: Choose,
+    cross: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    damping: float = 0.01,
+    rounds: int = 16,
+) -> tuple[Tensor, Tensor]:
+    """Return the mask and the weight of a layer that keeps all but `zeros` weights.
+
+    Weights go in rounds: each scores the survivors by what it would cost to remove them one by one, lets
+    `choose` take the cheapest, and solves for the best survivors again. The counts kept fall in equal
+    ratios. What survives is exact after each round; only the choice within a round is approximate, and with
+    as many rounds as weights to remove it is OBS one at a time.
+
+    Where rows times d³ is beyond `EXACT`, by shape alone, the rounds are approximate (see `thin`). The
+    survivors are solved for exactly at the end, or nearly so where they are too many even for that.
+
+    Args:
+        weight: The reference's weight [rows, d].
+        hessian: Mean of x̂ x̂ᵀ [d, d], or [G, d, d] for the rows of G groups.
+        zeros: Zeros in the end, those of `mask` included.
+        choose: The structure: which weights go, by their scores.
+        cross: Mean of x̂ xᵀ, where the outputs on x are wanted from inputs x̂.
+        mask: What survives already; it only shrinks.
+        damping: Share of the mean diagonal, at least 0.
+        rounds: How many; 1 scores the dense layer once.
+
+    Returns:
+        Mask [rows, d], True survives; weight [rows, d] in the type of `weight`.
+
+    Raises:
+        ValueError: Shapes do not fit, H is singular and damping too small, or rounds is below 1.
+    """
+    if rounds < 1:
+        raise ValueError(f"Rounds must be at least 1, got {rounds}")
+    before = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    gone = int((~before).sum())
+    if zeros <= gone and (cross is None or torch.equal(cross, hessian)):
+        return before, torch.where(before, weight, 0.0)
+    problem = pose(weight, hessian, cross, damping)
+    size, width = weight.shape
+    targets = _targets(gone, zeros, weight.numel(), rounds)
+    if size * width**3 > EXACT:
+        kept, start = thin(problem, choose, before, targets)
+        return kept, solve(problem, kept, start).to(weight.dtype)
+    kept = before
+    for target in targets:
+        found, spread = _survivors(problem, kept)
+        kept = choose(_scores(problem, found, spread, kept), target) & kept
+    return kept, solve(problem, kept).to(weight.dtype)
+
+
+def thin(
+    problem: Problem, choose: Choose, mask: Tensor, targets: Sequence[int], steps: int = 8
+) -> tuple[Tensor, Tensor]:
+    """Return mask and weight after rounds that cost O(rows d² + d³) each, where exact ones cost O(rows d³).
+
+    Survivors are moved by conjugate gradients from where they were. The diagonal of each row's inverse
+    Hessian is that of the mean field, the same for all rows: with a share p of the weights left, another
+    input takes part with probability p, so H is replaced by its diagonal plus p times the rest. With all
+    weights it is the exact one, and with a last one too.
+
+    In the place of SparseGPT's one sweep over blocks of columns, which decides on early columns before it
+    has seen the others. Does not help where rows keep very different shares.
+
+    References:
+        Frantar and Alistarh, SparseGPT, 2023, section 3. https://arxiv.org/abs/2301.00774
+    """
+    alone = torch.diag_embed(problem.matrix.diagonal(dim1=1, dim2=2))
+    weight = problem.dense if bool(mask.all()) else descend(problem, mask, problem.dense)
+    for target in targets:
+        share = mask.double().mean().item()
+        factor = cholesky((share * problem.matrix + (1 - share) * alone).float())
+        half = torch.linalg.solve_triangular(factor, torch.eye(mask.shape[1]).expand_as(factor), upper=False)
+        spread = half.square().sum(1)[problem.group]
+        mask = choose(_scores(problem, weight, spread, mask), target) & mask
+        weight = descend(problem, mask, weight, steps)
+    return mask, weight
+
+
+def channel_order(
+    weight: Tensor, hessian: Tensor, size: int, *, damping: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """Return in which order a layer's input channels are best removed, and the error after each removal.
+
+    Greedy: each time the channel goes for which the outputs, with least squares over all that is left,
+    change least: Σ_rows w_c ([H⁻¹]_cc)⁻¹ w_cᵀ. The inverse is kept up to date, so all of it costs O(d³).
+    ThiNet chooses the channels by the same error before it refits them, here refitting is part of the choice.
+    Does not help where what comes after the layer forgives some outputs and not others.
+
+    Args:
+        weight: [rows, d], d = C * size, the columns of one channel beside each other.
+        hessian: [d, d].
+        size: Columns of one channel: the kernel's places, 1 for a linear layer.
+        damping: Share of the mean diagonal, at least 0.
+
+    Returns:
+        Channels [C], int64, the first to go first; squared errors [C], float64, summed over rows, rising;
+        the last one is that of the empty layer.
+
+    Raises:
+        ValueError: Shapes do not fit, or H is singular and damping too small.
+
+    References:
+        Luo et al., ThiNet, 2017. https://arxiv.org/abs/1707.06342
+    """
+    rows, width = weight.shape
+    if width % size:
+        raise ValueError(f"{width} columns are no whole number of channels of {size}")
+    problem = pose(weight, hessian, None, damping)
+    channels = width // size
+    inverse = problem.inverse[0].reshape(channels, size, channels, size).clone()
+    values = torch.where(problem.dead, 0.0, weight.double()).reshape(rows, channels, size)
+    alive = torch.ones(channels, dtype=torch.bool)
+    order, errors, total = [], [], 0.0
+    for _ in range(channels):
+        left = alive.nonzero()[:, 0]
+        factor = cholesky(inverse[left, :, left])
+        half = torch.linalg.solve_triangular(factor, values[:, left].permute(1, 2, 0), upper=False)
+        costs = half.square().sum((1, 2))
+        # Of equal ones the later goes first, as everywhere.
+        at = len(left) - 1 - int(costs.flip(0).argmin())
+        channel = int(left[at])
+        alive[channel] = False
+        total += costs[at].item()
+        order.append(channel)
+        errors.append(total)
+        _drop_(values, inverse, channel, factor[at])
+    return torch.tensor(order), torch.tensor(errors, dtype=torch.double)
+
+
+def _drop_(values: Tensor, inverse: Tensor, channel: int, factor: Tensor) -> None:
+    """Take a channel out of the rows [rows, C, s] and out of the inverse Hessian [C, s, C, s], in place."""
+    size = inverse.shape[1]
+    across = inverse[channel].reshape(size, -1)
+    gain = torch.cholesky_solve(across, factor)
+    values -= (values[:, channel] @ gain).reshape(values.shape)
+    inverse -= (across.mT @ gain).reshape(inverse.shape)
+    values[:, channel] = 0.0
+
+
+def reconstruct(
+    module: nn.Module,
+    zeros: Mapping[str, int],
+    choose: Mapping[str, Choose],
+    images: Tensor,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    damping: float = 0.01,
+    rounds: int = 16,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return masks and weights of a network whose layers lose so many weights, each repairing earlier ones.
+
+    Layers are solved in the order in which they run: each on the inputs that the layers before, pruned
+    already, send it, towards the outputs that the given module has there. A layer that loses nothing more
+    is solved too, if what it receives has changed. Biases and batch norms stay.
+
+    Args:
+        module: The network, in eval mode; it is untouched.
+        zeros: By weight, how many of its elements are zero in the end.
+        choose: By weight, which elements go; scores and masks are [rows, d] as in `weight.flatten(1)`.
+        images: Pixels [N, C, H, W], uint8, without labels; some ten rows of patches for each input of the
+            widest layer, or it learns the images by heart.
+        masks: What survives already, in the weights' shapes; they only shrink.
+        damping: Share of a Hessian's mean diagonal, at least 0.
+        rounds: See `prune`.
+
+    Returns:
+        By weight, mask and weight in the weight's shape.
+
+    Raises:
+        ValueError: There are no images, or a Hessian is singular and damping too small.
+        DecantError: The network does not run one of the layers; or one receives NaN or infinity.
+    """
+    earlier, work = masks or {}, copy.deepcopy(module)
+    solved: dict[str, tuple[Tensor, Tensor]] = {}
+    with torch.no_grad():
+        for name in progress_bar(running_order(module, zeros, images), "solving", "layers"):
+            old = module.get_parameter(name).detach()
+            found = moments(work, [name], images, module)[name]
+            mask, weight = prune(
+                old.flatten(1),
+                found.hessian,
+                zeros[name],
+                choose[name],
+                found.cross,
+                mask=earlier[name].flatten(1) if name in earlier else None,
+                damping=damping,
+                rounds=rounds,
+            )
+            solved[name] = (mask.reshape(old.shape), weight.reshape(old.shape))
+            work.get_parameter(name).copy_(solved[name][1])
+    return solved
+
+
+def saliencies(module: nn.Module, images: Tensor, damping: float = 0.01) -> dict[str, Tensor]:
+    """Return the saliency of each weight of the network as it is, by name, in the weight's shape.
+
+    Zeros count as what they are, weights of value 0, so nothing is said of masks.
+
+    Raises:
+        ValueError: There are no images, or a Hessian is singular and damping too small.
+        DecantError: The network does not run one of the layers; or one receives NaN or infinity.
+    """
+    weights = {name: weight.detach() for name, weight in compressible(module).items()}
+    found: dict[str, Moments] = moments(module, list(weights), images)
+    return {
+        name: saliency(weight.flatten(1), found[name].hessian, damping=damping).reshape(weight.shape)
+        for name, weight in weights.items()
+    }
+
+
+def running_order(module: nn.Module, names: Mapping[str, object], images: Tensor) -> list[str]:
+    """Return the named weights in the order in which their layers run."""
+    if not len(images):
+        raise ValueError("There are no images to see the order of layers with")
+    return list(received(module, list(names), images[:1].float() / 255))
+
+
+def _targets(gone: int, zeros: int, size: int, rounds: int) -> list[int]:
+    """Return the zeros after each round, rising; what is kept falls in equal ratios."""
+    if rounds >= zeros - gone:
+        return list(range(gone + 1, zeros + 1))
+    ratio = max(1, size - zeros) / (size - gone)
+    inner = [size - round((size - gone) * ratio ** (part / rounds)) for part in range(1, rounds)]
+    return sorted({*inner, zeros} - {gone})
+
+
+def _scores(problem: Problem, weight: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
+    """Return saliencies [rows, d], float32, from the diagonal of the survivors' inverse Hessian."""
+    scores = (weight.double().square() / spread).float()
+    return torch.where(mask, torch.where(problem.dead, 0.0, scores), -math.inf)
+
+
+def _survivors(problem: Problem, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best weight and the diagonal of its inverse Hessian, both [rows, d]; 1 outside the mask.
+
+    In float32, as it serves the choice alone. Two closed forms say the same: one factors the Hessian of
+    what survives, the other corrects the inverse of all, which the rows share, for what is removed. The
+    cheaper depends on the counts; they cost the same where 44 % are removed.
+    """
+    width = mask.shape[1]
+    removed = (~mask).sum(1)
+    weight = problem.dense.float()
+    spread = problem.inverse.diagonal(dim1=1, dim2=2)[problem.group].float()
+    few = removed < 0.44 * width
+    for chosen, form, counts, across in (
+        (few & (removed > 0), _corrected, removed, width),
+        (~few, _factored, width - removed, None),
+    ):
+        numbers = chosen.nonzero()[:, 0]
+        for part in chunks(counts[numbers], across):
+            rows = numbers[part]
+            weight[rows], spread[rows] = form(problem, mask[rows], rows)
+    # A survivor's inverse cannot be below that of its own diagonal; cancellation in float32 might be.
+    least = 1 / problem.matrix.diagonal(dim1=1, dim2=2)[problem.group].float()
+    return torch.where(mask, weight, 0.0), torch.where(mask, spread.maximum(least), 1.0)
+
+
+def _factored(problem: Problem, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and diagonal from the Hessian of the survivors."""
+    index, valid = padded(mask)
+    matrix = submatrices(problem.matrix.float(), problem.group[rows], index, valid)
+    right = torch.where(valid, problem.target[rows].gather(1, index).float(), 0.0)
+    identity = torch.eye(index.shape[1]).expand_as(matrix)
+    half = torch.linalg.solve_triangular(cholesky(matrix), identity, upper=False)
+    found = (half.mT @ (half @ right[:, :, None]))[:, :, 0]
+    diagonal = half.square().sum(1)
+    width = mask.shape[1]
+    return unpadded(found, index, valid, width), unpadded(diagonal, index, valid, width)
+
+
+def _corrected(problem: Problem, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and diagonal from the inverse Hessian of all, less what is removed."""
+    index, valid = padded(~mask)
+    inverse, group = problem.inverse.float(), problem.group[rows]
+    dense = problem.dense[rows].float()
+    matrix = submatrices(inverse, group, index, valid)
+    across = torch.where(valid[:, :, None], inverse[group[:, None], index], 0.0)
+    gone = torch.where(valid, dense.gather(1, index), 0.0)
+    both = torch.cat([across, gone[:, :, None]], dim=2)
+    half = torch.linalg.solve_triangular(cholesky(matrix), both, upper=False)
+    found = dense - (half[:, :, :-1].mT @ half[:, :, -1:])[:, :, 0]
+    diagonal = inverse.diagonal(dim1=1, dim2=2)[group] - half[:, :, :-1].square().sum(1)
+    return found, diagonal

@@ -1,0 +1,160 @@
+"""What may be removed: single weights, N of M, blocks, channels. Each structure is one class.
+
+Scores of weights that are removed already are minus infinity, so that they are the first to count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
+
+from decant.prune.channels.structure import Channels
+from decant.schema import Section
+
+
+class Weights(Section):
+    """Single weights, wherever they are: the most accuracy for a size on disk.
+
+    Does not help speed: kernels multiply single zeros like any other weight.
+    """
+
+    kind: Literal["weights"] = "weights"
+
+    @property
+    def size(self) -> int:
+        """Weights in one unit."""
+        return 1
+
+    def refuses(self, shape: torch.Size) -> str:
+        """Return why a weight of this shape cannot be pruned so; empty where it can."""
+        return ""
+
+    def pool(self, score: Tensor) -> Tensor:
+        """Return the scores [U] of the units of a weight, from the scores of its elements."""
+        return score.flatten()
+
+    def mask(self, score: Tensor, removed: int) -> Tensor:
+        """Return the mask [score's shape], False for the `removed` units of the lowest score."""
+        return lowest(score.flatten(), removed).logical_not().reshape(score.shape)
+
+
+class Blocks(Section):
+    """Blocks of `rows` x `columns` weights of the matrix [outputs, inputs * kernel], removed as one.
+
+    Helps kernels that work on blocks. Does not help accuracy beside single weights of the same number, and
+    the larger the block, the less. A layer that the block does not divide is left alone.
+
+    References:
+        Narang et al., Block-Sparse Recurrent Neural Networks, 2017. https://arxiv.org/abs/1711.02782
+    """
+
+    kind: Literal["blocks"] = "blocks"
+    rows: PositiveInt = 1
+    columns: PositiveInt = 4
+
+    @property
+    def size(self) -> int:
+        """Weights in one unit."""
+        return self.rows * self.columns
+
+    def refuses(self, shape: torch.Size) -> str:
+        """Return why a weight of this shape cannot be pruned so; empty where it can."""
+        rows, columns = shape[0], math.prod(shape[1:])
+        if rows % self.rows == 0 and columns % self.columns == 0:
+            return ""
+        return f"{rows} x {columns} weights are no whole number of {self.rows} x {self.columns} blocks"
+
+    def pool(self, score: Tensor) -> Tensor:
+        """Return the sum of the scores [U] of each block, row by row, without what is removed already."""
+        rows, columns = score.shape[0] // self.rows, score[0].numel() // self.columns
+        blocks = score.reshape(rows, self.rows, columns, self.columns)
+        alive = torch.isfinite(blocks)
+        sums = torch.where(alive, blocks, 0.0).sum((1, 3))
+        return torch.where(alive.any(3).any(1), sums, -math.inf).flatten()
+
+    def mask(self, score: Tensor, removed: int) -> Tensor:
+        """Return the mask [score's shape], False for the `removed` blocks of the lowest score."""
+        rows, columns = score.shape[0] // self.rows, score[0].numel() // self.columns
+        kept = lowest(self.pool(score), removed).logical_not().reshape(rows, 1, columns, 1)
+        return kept.expand(rows, self.rows, columns, self.columns).reshape(score.shape)
+
+
+class NOfM(Section):
+    """Keep the best `n` of each `m` consecutive inputs: the pattern that sparse tensor cores multiply.
+
+    Consecutive along the input channels, at each place of a convolution's kernel by itself, which is how
+    such hardware reads a weight. A layer whose input channels are no multiple of m, such as one that sees a
+    picture of one colour, is left alone. The sparsity is 1 - n/m and needs no budget. Does not help on
+    processors without instructions for it.
+
+    References:
+        Mishra et al., Accelerating Sparse Deep Neural Networks, 2021. https://arxiv.org/abs/2104.08378
+    """
+
+    kind: Literal["n-of-m"] = "n-of-m"
+    n: PositiveInt = 2
+    m: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _fewer(self) -> NOfM:
+        if self.n >= self.m:
+            raise ValueError(f"n must be below m, got {self.n} of {self.m}, which removes nothing")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Weights in one unit."""
+        return 1
+
+    def refuses(self, shape: torch.Size) -> str:
+        """Return why a weight of this shape cannot be pruned so; empty where it can."""
+        if shape[1] % self.m == 0:
+            return ""
+        return f"{shape[1]} input channels are no multiple of {self.m}"
+
+    def pool(self, score: Tensor) -> Tensor:
+        """Return the scores [U] of single weights."""
+        return score.flatten()
+
+    def fixed(self, shape: torch.Size) -> int:
+        """Return how many weights the pattern removes."""
+        return math.prod(shape) // self.m * (self.m - self.n)
+
+    def mask(self, score: Tensor, removed: int) -> Tensor:
+        """Return the mask [score's shape]; as many are False in each m, so `removed` is rounded up to that.
+
+        `score` may be a weight [O, I, ...].
+        """
+        groups = score.numel() // self.m
+        zeros = min(-(-removed // groups), self.m - self.n)
+        last = score.movedim(1, -1)
+        ranked = last.reshape(-1, self.m)
+        # Of equal scores the later one goes first, as everywhere.
+        order = ranked.flip(1).argsort(dim=1, stable=True)
+        kept = torch.ones_like(ranked, dtype=torch.bool)
+        kept.scatter_(1, self.m - 1 - order[:, :zeros], False)
+        return kept.reshape(last.shape).movedim(-1, 1).contiguous()
+
+
+Structure = Annotated[Weights | Blocks | NOfM | Channels, Field(discriminator="kind")]
+Masked = Weights | Blocks | NOfM
+"""The structures that leave the shapes alone."""
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Return True for the `count` lowest of scores [N], exactly; of equal ones the later goes first."""
+    order = scores.flip(0).argsort(stable=True)
+    chosen = torch.zeros(len(scores), dtype=torch.bool)
+    chosen[len(scores) - 1 - order[:count]] = True
+    return chosen
+
+
+def split(structure: Masked, weights: Mapping[str, Tensor]) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the weights that can be pruned so, and why each other one cannot."""
+    refused = {name: structure.refuses(weight.shape) for name, weight in weights.items()}
+    return [n for n, words in refused.items() if not words], {n: w for n, w in refused.items() if w}

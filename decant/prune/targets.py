@@ -1,0 +1,94 @@
+"""A budget as something that can be measured on a model, and whether it can be met at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.costs import counts
+from decant.costs.drift import Cost, drift_from
+from decant.costs.size import stored
+from decant.errors import DecantError
+from decant.prune.budgets import Budget
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A cost that must not be above a limit.
+
+    Attributes:
+        measure: Its name in params.yaml.
+        limit: The most that is allowed, in the measure's own unit.
+        cost: What a model has of it.
+    """
+
+    measure: str
+    limit: float
+    cost: Cost
+
+    def met_by(self, model: Checkpoint) -> bool:
+        """Say whether the model keeps to the limit."""
+        return self.cost(model) <= self.limit
+
+    def toward(self, limit: float) -> Goal:
+        """Return the same goal with another limit."""
+        return Goal(self.measure, limit, self.cost)
+
+
+def nonzeros(model: Checkpoint) -> float:
+    """Return the number of parameters that are not zero."""
+    return counts.nonzeros(model.module)
+
+
+def macs(model: Checkpoint) -> float:
+    """Return the multiplications for one image."""
+    return counts.macs(model.module, model.shape)
+
+
+COSTS: dict[str, Cost] = {"nonzeros": nonzeros, "bytes": stored, "macs": macs}
+
+
+def goal_of(budget: Budget, parent: Checkpoint, teacher: Checkpoint, images: Tensor) -> Goal:
+    """Return the goal of a budget in nonzeros, bytes, MACs or drift.
+
+    Args:
+        budget: What may be left.
+        parent: The unpruned model, from which drift is measured.
+        teacher: What shares are of.
+        images: uint8 [N, C, H, W], on which drift is measured.
+    """
+    if budget.measure == "drift":
+        return Goal("drift", budget.amount, drift_from(parent, images))
+    cost = COSTS[budget.measure]
+    return Goal(budget.measure, budget.limit(cost(teacher)), cost)
+
+
+def check_possible(goal: Goal, parent: Checkpoint, smallest: Checkpoint) -> None:
+    """Refuse a goal that removing all but the least cannot meet, or that is met already.
+
+    Args:
+        goal: In nonzeros, bytes, MACs or latency; drift has no smallest model.
+        parent: The unpruned model.
+        smallest: The model with the least that the structure leaves.
+
+    Raises:
+        DecantError: Names what was asked and the nearest that is possible.
+    """
+    nearest, now = goal.cost(smallest), goal.cost(parent)
+    if nearest > goal.limit:
+        raise DecantError(
+            f"budget: {goal.measure} {told(goal.limit)} cannot be met: the least that can be left has "
+            f"{told(nearest)}; ask for that or more, or skip fewer layers"
+        )
+    if now <= goal.limit:
+        raise DecantError(
+            f"budget: {goal.measure} {told(goal.limit)} is met already: the model to prune has {told(now)}; "
+            "ask for less than that"
+        )
+
+
+def told(amount: float) -> str:
+    """Return a number as a person writes it."""
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.4g}"

@@ -1,0 +1,247 @@
+"""Sizes moved between neighbouring layers, so that what is rounded later spreads better: the same function.
+
+Between two layers, what is positively homogeneous in each channel (a rectified linear unit, pooling, a
+flattening) lets a factor through: with the first layer's channel i divided by s_i, and the second layer's
+weights on it multiplied by s_i, the network computes what it did.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decant.checkpoints.activations import attach_
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import FREE, Range
+from decant.errors import DecantError
+from decant.examples import pixels
+from decant.networks.layer_inputs import received
+from decant.networks.structure import compressible, followers
+from decant.reconstruction.hessians import BATCH
+
+SWEEPS = 1000
+"""How often all pairs are gone through, at most: they settle within some tens."""
+
+SETTLED = 1e-9
+"""How far the logarithm of a factor may be from 0 where nothing is left to move."""
+
+TRIED = 8
+"""Images on which a pair is proven."""
+
+UNMOVED = 1e-9
+"""By which share of the largest the logits may move, in float64, when a pair is scaled by powers of two."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two layers, by their weights' names: what the first one gives goes to the second one alone."""
+
+    first: str
+    second: str
+
+
+Balanced = tuple[Checkpoint, list[Pair], dict[str, str]]
+"""The same function; the pairs that were balanced; why other weights are no pair with the next one."""
+
+
+def equalized(checkpoint: Checkpoint, images: Tensor) -> Balanced:
+    """Return the same function in which each channel's range is the same in both layers of a pair.
+
+    With r_i the largest size of the weights that give channel i, and r'_i of those that read it,
+    s_i = sqrt(r_i / r'_i) makes both sqrt(r_i r'_i). As a layer may be in two pairs, all are gone through
+    until nothing moves. A channel with a range of 0 stays as it is.
+
+    Helps one scale for a whole tensor, where a few channels make the step coarse for all others. Does not
+    help where each output channel has its own scale, which undoes the first layer's part of it; and it may
+    widen what passes between the layers, for which rounded inputs pay.
+
+    Args:
+        checkpoint: A network whose batch norms are folded; untouched. Masks stay what they are.
+        images: Pixels [N, C, H, W], uint8: a few are enough to see which layers follow each other.
+
+    Returns:
+        The same function up to float32's rounding; the pairs; and what was left out and why, by the name of
+        the first weight.
+
+    Raises:
+        DecantError: There are no images, or batch norms are not folded.
+
+    References:
+        Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, section
+        4.1. https://arxiv.org/abs/1906.04721
+    """
+    pairs, skipped = pairs_of(checkpoint, images)
+    work = copy.deepcopy(checkpoint.module).double()
+    for _ in range(SWEEPS):
+        moved = 0.0
+        for pair in pairs:
+            given, read = ranges(work, pair)
+            factors = torch.where((given > 0) & (read > 0), (given / read).sqrt(), 1.0)
+            scale_(work, pair, factors)
+            moved = max(moved, factors.log().abs().max().item())
+        if moved < SETTLED:
+            break
+    return _with_weights_of(checkpoint, work), pairs, skipped
+
+
+def smoothed(checkpoint: Checkpoint, images: Tensor, strength: float) -> Balanced:
+    """Return the same function in which a part of what is large in a layer's inputs is in its weights.
+
+    Each input channel of a pair's second layer is divided by s_j = max|x_j|^a / max|w_j|^(1 - a), and its
+    weights are multiplied by it; the layer before absorbs the division. At a = 1/2 channel and weights
+    reach equally far. A channel that is always 0, or that no weight reads, stays as it is.
+
+    Helps inputs rounded on one grid where a few channels are far larger than the others, as in
+    transformers. Does not help where only weights are rounded, which it makes harder, nor where channels
+    are of one size already.
+
+    Args:
+        checkpoint: A network whose batch norms are folded; untouched. Masks stay what they are.
+        images: Pixels [N, C, H, W], uint8, from which the largest inputs are taken.
+        strength: a, strictly between 0 and 1: how much of the difference the weights take over.
+
+    Returns:
+        As `equalized` does.
+
+    Raises:
+        DecantError: There are no images, or batch norms are not folded.
+        ValueError: The strength is not between 0 and 1.
+
+    References:
+        Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
+        Models, 2022, section 4. https://arxiv.org/abs/2211.10438
+    """
+    if not 0 < strength < 1:
+        raise ValueError(f"The strength must lie between 0 and 1, got {strength:g}")
+    pairs, skipped = pairs_of(checkpoint, images)
+    work = copy.deepcopy(checkpoint.module).double()
+    largest = _largest_inputs(checkpoint.module, pairs, images)
+    for pair in pairs:
+        given, read = ranges(work, pair)
+        inputs = largest[pair.second].double().reshape(len(given), -1).amax(1)
+        factors = inputs.pow(strength) / read.pow(1 - strength)
+        scale_(work, pair, torch.where((inputs > 0) & (read > 0), factors, 1.0))
+    return _with_weights_of(checkpoint, work), pairs, skipped
+
+
+def pairs_of(checkpoint: Checkpoint, images: Tensor) -> tuple[list[Pair], dict[str, str]]:
+    """Return the pairs of layers between which sizes can be moved, and why others are none, by first weight.
+
+    Candidates are registered one after the other. Each is proven by trying: its channels are scaled by drawn
+    powers of two, and by their inverses, and no logit may move in float64. So whatever lies between the two
+    needs no rule of its own: a saturation, a second reader or an addition moves the logits. A channel that is
+    always 0 on the images proves nothing, and does no harm either.
+
+    Raises:
+        DecantError: There are no images, or batch norms are not folded.
+    """
+    module = checkpoint.module
+    if not len(images):
+        raise DecantError(
+            "Images have to show which layers follow each other, and there are none; ask for some"
+        )
+    if unfolded := followers(module):
+        layer = next(iter(unfolded)).removesuffix(".weight")
+        raise DecantError(f"A batch norm follows {layer}; fold them first, it would undo what is moved")
+    bare = copy.deepcopy(module).double()
+    # In float, without the grids and clamps that would hide what the layers themselves do.
+    attach_(bare, {}, {name: Range() for name in {**checkpoint.grids, **checkpoint.clamps}})
+    inputs = pixels(images[:TRIED]).double()
+    pairs, skipped = [], {}
+    for first, second in pairwise(compressible(module)):
+        pair = Pair(first, second)
+        if reason := _no_pair(bare, pair, inputs) or _bound(checkpoint, pair):
+            skipped[first] = reason
+        else:
+            pairs.append(pair)
+    return pairs, skipped
+
+
+def ranges(module: nn.Module, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Return the largest size of the weights that give each channel of a pair [C], and that read it [C]."""
+    given = module.get_parameter(pair.first).detach().flatten(1).abs().amax(1)
+    read = _by_input(module, pair.second).abs().amax((1, 3))
+    return given, read.reshape(len(given), -1).amax(1)
+
+
+def scale_(module: nn.Module, pair: Pair, factors: Tensor) -> None:
+    """Divide a pair's channels by the factors [C], and multiply the weights that read them, in place."""
+    giver = _layer(module, pair.first)
+    with torch.no_grad():
+        giver.weight /= factors.reshape(-1, *[1] * (giver.weight.dim() - 1))
+        if giver.bias is not None:
+            giver.bias /= factors
+        split = _by_input(module, pair.second)
+        # Behind a flattening, a channel is a block of inputs.
+        each = factors.repeat_interleave(split.shape[0] * split.shape[2] // len(factors))
+        reader = module.get_parameter(pair.second)
+        reader.copy_((split * each.reshape(len(split), 1, -1, 1)).reshape(reader.shape))
+
+
+def _by_input(module: nn.Module, name: str) -> Tensor:
+    """Return a weight as [groups, outputs of a group, inputs of a group, places of the kernel]."""
+    layer = _layer(module, name)
+    weight, groups = layer.weight.detach(), getattr(layer, "groups", 1)
+    return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+
+
+def _no_pair(bare: nn.Module, pair: Pair, inputs: Tensor) -> str:
+    """Return why a factor does not pass from one layer to the other alone; empty where it does."""
+    channels, split = len(bare.get_parameter(pair.first)), _by_input(bare, pair.second)
+    if (split.shape[0] * split.shape[2]) % channels:
+        return f"{pair.second} does not read its {channels} channels"
+    generator = torch.Generator().manual_seed(0)
+    size = torch.randint(3, 9, (channels,), generator=generator)
+    power = torch.where(torch.rand(channels, generator=generator) < 0.5, size, -size).double()
+    with torch.no_grad():
+        before = bare(inputs)
+        for factors in (power.exp2(), (-power).exp2()):
+            tried = copy.deepcopy(bare)
+            scale_(tried, pair, factors)
+            if not (tried(inputs) - before).abs().max() <= UNMOVED * before.abs().max():
+                return (
+                    f"its channels do not go to {pair.second} alone, or not through what lets a factor pass"
+                )
+    return ""
+
+
+def _bound(checkpoint: Checkpoint, pair: Pair) -> str:
+    """Return what a pair obeys that scaling would break; empty where there is nothing."""
+    for name in (pair.first, pair.second):
+        held = checkpoint.constraints.get(name, FREE)
+        if held.levels is not None or held.range is not None:
+            return f"{name} has {held.describe()}, which scaling would break"
+    layer = pair.second.removesuffix(".weight")
+    if layer in checkpoint.grids or layer in checkpoint.clamps:
+        return f"inputs of {layer} are clamped or rounded already, which scaling would break"
+    return ""
+
+
+def _largest_inputs(module: nn.Module, pairs: list[Pair], images: Tensor) -> dict[str, Tensor]:
+    """Return the largest size of each input of each pair's second layer, by its weight's name."""
+    names = [pair.second for pair in pairs]
+    found: dict[str, Tensor] = {}
+    for batch in images.split(BATCH) if names else ():
+        for name, inputs in received(module, names, pixels(batch)).items():
+            last = inputs if isinstance(_layer(module, name), nn.Linear) else inputs.movedim(1, -1)
+            largest = last.abs().flatten(0, -2).amax(0)
+            found[name] = found[name].maximum(largest) if name in found else largest
+    return found
+
+
+def _with_weights_of(checkpoint: Checkpoint, work: nn.Module) -> Checkpoint:
+    """Return the checkpoint with the parameters of a float64 copy of its module."""
+    child = checkpoint.narrowed({})
+    with torch.no_grad():
+        for name, parameter in child.module.named_parameters():
+            parameter.copy_(work.get_parameter(name))
+    return child
+
+
+def _layer(module: nn.Module, name: str) -> Any:
+    return module.get_submodule(name.removesuffix(".weight"))

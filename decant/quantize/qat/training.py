@@ -1,0 +1,157 @@
+"""A checkpoint that is trained while its weights and inputs are rounded, and ends on its levels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decant.checkpoints.activations import Grid, InputGrid, attach_
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import FREE
+from decant.errors import DecantError
+from decant.examples import Examples
+from decant.quantize.qat.learners import Decaying, InputClip, InputLearner, WeightLearner, insert_, take_out_
+from decant.quantize.qat.trainers import Pact, Train
+from decant.quantize.quantizable import quantizable
+from decant.quantize.schemes import Scheme
+from decant.training.fit import Row, fit_
+from decant.training.recipe import Loss
+from decant.training.resume import Scratch
+
+
+def train_rounded(
+    start: Checkpoint,
+    schemes: Mapping[str, Scheme],
+    grids: Mapping[str, Grid],
+    train: Train,
+    *,
+    loss: Loss,
+    examples: Examples,
+    validation: Examples,
+    scratch: Scratch,
+    seed: int,
+    title: str,
+) -> tuple[Checkpoint, list[Row]]:
+    """Train a copy of `start` whose named weights and inputs are rounded in every pass; return its curve too.
+
+    Masks, ranges and clamps hold; weights that have levels already keep them. The training can be interrupted
+    as any other, and goes on to the same bits.
+
+    Args:
+        start: Float weights, and batch norms that are not folded: they keep the training steady.
+        schemes: By the weight's name.
+        grids: By the layer's name, beside those that `start` has; a static one at a layer with weights is
+            learned where the trainer learns grids, any other stays.
+        train: How weights and grids learn.
+        loss: What is minimized, beside what the trainer adds.
+        examples: To learn from.
+        validation: For the curve and for early stopping.
+        scratch: Where the state is kept while the training runs.
+        seed: Decides the order of the images and their augmentation.
+        title: What the progress bar says.
+
+    Returns:
+        The model, in eval mode, with its weights on their levels, of which its constraints tell, and with
+        the grids as learned; and the curve.
+
+    Raises:
+        DecantError: A weight has levels already, or a scheme finds none for it; names the weight. Or the
+            loss became NaN or infinite.
+    """
+    module = copy.deepcopy(start.module)
+    weights = _weight_learners(start, schemes, train)
+    layers = {name.removesuffix(".weight") for name in quantizable(module)}
+    inputs = {
+        name: learner
+        for name, grid in grids.items()
+        if name in layers and isinstance(grid, InputGrid) and (learner := train.inputs(grid)) is not None
+    }
+    kept = {name: grid for name, grid in {**start.grids, **grids}.items() if name not in inputs}
+    attach_(module, kept, start.clamps)
+    insert_(module, weights, inputs)
+    try:
+        curve = fit_(
+            module,
+            train.training,
+            _with_decay(loss, train, inputs),
+            examples,
+            validation,
+            scratch=scratch,
+            seed=seed,
+            constraints={name: held for name, held in start.constraints.items() if name not in schemes},
+            title=title,
+            sparsifier=_Clock(),
+        )
+    finally:
+        take_out_(module)
+    learned = {name: learner.grid() for name, learner in inputs.items()}
+    trained = replace(start, module=module, grids={**start.grids, **grids, **learned})
+    return _hardened(trained, weights), curve
+
+
+def _weight_learners(
+    start: Checkpoint, schemes: Mapping[str, Scheme], train: Train
+) -> dict[str, WeightLearner]:
+    learners, found = {}, quantizable(start.module)
+    for name, scheme in schemes.items():
+        held, (weight, axis) = start.constraints.get(name, FREE), found[name]
+        if held.levels is not None:
+            raise DecantError(f"{name} is quantized already; quantize an ancestor instead")
+        if not torch.isfinite(weight).all():
+            raise DecantError(f"{name} holds NaN or infinity; there are no levels to find for it")
+        try:
+            learners[name] = train.weights(scheme, weight.detach(), held, axis)
+        except ValueError as error:
+            raise DecantError(f"{name}: {error}") from None
+    return learners
+
+
+def _hardened(trained: Checkpoint, learners: Mapping[str, WeightLearner]) -> Checkpoint:
+    """Return the checkpoint with the learned levels as constraints and each weight on them."""
+    changes = {}
+    with torch.no_grad():
+        for name, learner in learners.items():
+            weight = trained.module.get_parameter(name)
+            changes[name] = learner.held.narrow(levels=learner.levels(weight))
+            weight.copy_(learner(weight))
+    return trained.narrowed(changes)
+
+
+def _with_decay(loss: Loss, train: Train, inputs: Mapping[str, InputLearner]) -> Loss:
+    """Return the loss with the L2 term of the learned clips."""
+    clips = [learner.clip for learner in inputs.values() if isinstance(learner, InputClip)]
+    if not (isinstance(train, Pact) and clips):
+        return loss
+    decay = train.decay / 2
+
+    def decayed(batch: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return loss(batch, logits, labels) + decay * torch.stack([clip().square() for clip in clips]).sum()
+
+    return decayed
+
+
+@dataclass
+class _Clock:
+    """Tells learners how far the training is; removes nothing."""
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    dense: bool = False
+
+    def before_(self, module: nn.Module, step: int, steps: int) -> None:
+        for layer in module.modules():
+            if isinstance(layer, Decaying):
+                layer.progress = step / steps
+
+    def after_(self, module: nn.Module) -> None:
+        return
+
+    def content(self) -> dict[str, Any]:
+        return {}
+
+    def restore_(self, content: dict[str, Any]) -> None:
+        return

@@ -1,0 +1,248 @@
+"""A recipe carried out: what comes before rounding, grids, widths, levels, and the rounding or training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from decant.calibration.range_search import Choice, held_out, tables
+from decant.checkpoints.activations import Grid
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.constraints import Constraints
+from decant.compression.invariants import check_invariants
+from decant.compression.ledger import Tables, merged
+from decant.compression.selection import select
+from decant.errors import DecantError
+from decant.examples import Examples
+from decant.lowering.folding import folded, moved
+from decant.networks.structure import followers
+from decant.progress import progress_bar
+from decant.quantize.activations import grids_for
+from decant.quantize.bias_correction import corrected
+from decant.quantize.equalization import equalized, smoothed
+from decant.quantize.layer_schemes import Schemes, best_of, constrained, schemes_for, with_ranges
+from decant.quantize.mixed_precision.widths import Allocation, allocate
+from decant.quantize.params import QuantizeParams
+from decant.quantize.qat.training import train_rounded
+from decant.quantize.quantizable import quantizable
+from decant.quantize.rounding.methods import round_layers
+from decant.quantize.schemes import Scheme
+from decant.training.fit import Row
+from decant.training.losses import against_teacher, warning
+from decant.training.resume import Scratch
+
+SHOWN = 1000
+"""Training images on which two forms of one function are compared before anything is rounded."""
+
+EQUAL = 1e-3
+"""How far any logit may move, as a share of the logits' spread, where the function should stay the same."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a recipe made of its parent.
+
+    Attributes:
+        before: The parent in the form that the model is compared with: folded and balanced, not rounded.
+        model: The child.
+        untouched: Why other parameters were left alone.
+        tables: What was tried for each weight, and taken.
+        facts: What else the lineage should tell.
+        curve: Of the training, where there was one.
+    """
+
+    before: Checkpoint
+    model: Checkpoint
+    untouched: Mapping[str, str]
+    tables: Tables
+    facts: Mapping[str, Any]
+    curve: Sequence[Row] = ()
+
+
+class Recipe:
+    """One block of params.yaml, and what it is carried out on.
+
+    Attributes:
+        block: The recipe.
+        parent: What it starts from; untouched.
+        before: The same function, folded and balanced as the recipe says.
+        start: The same with the inputs of layers on their grids: what weights are rounded in.
+        schemes: Of each weight that is rounded, by name.
+    """
+
+    def __init__(
+        self,
+        block: QuantizeParams,
+        parent: Checkpoint,
+        teacher: Checkpoint,
+        train: Examples,
+        validation: Examples,
+    ) -> None:
+        self.block, self.parent, self._teacher = block, parent, teacher
+        self._train, self._validation = train, validation
+        self._images = train.first(block.images).images
+        self._facts: dict[str, Any] = {}
+        self.before = self._prepared()
+        every = list(quantizable(self.before.module))
+        names, self._untouched = select(self.before.module, block.skip, every)
+        self.schemes: Schemes = schemes_for(self.before, names, block)
+        self._grids, of_inputs = self._calibrated()
+        self.start = self.before.narrowed({}, self._grids)
+        self._of_inputs, self._tables = tables({}, of_inputs), list[Tables]()
+        self._allocation = self._allocated() if block.mixed is not None else None
+
+    def rounded(self) -> Quantized:
+        """Return the model with each weight on one of its levels, without a training."""
+        schemes, of_weights = self._ranged(self.schemes)
+        self._tables.append(tables(of_weights, {}))
+        model = self._round({name: self._held(name, scheme) for name, scheme in schemes.items()})
+        if self.block.correct_bias:
+            model = corrected(model, self.before.module, self._images)
+        return self._told(self.before, model, self._untouched)
+
+    def trained(self, scratch: Scratch, seed: int, title: str) -> Quantized:
+        """Return the model trained on its levels: batch norms live until the end, and are folded then."""
+        train = self.block.train
+        assert train is not None
+        schemes, of_weights = self._ranged(self.schemes)
+        self._tables.append(tables(of_weights, {}))
+        loss = train.training.hard_loss()
+        if train.loss is not None:
+            loss = against_teacher(train.loss, self._teacher.module, train.training.label_smoothing)
+        child, curve = train_rounded(
+            self.parent,
+            schemes,
+            self._grids,
+            train,
+            loss=loss,
+            examples=self._train,
+            validation=self._validation,
+            scratch=scratch,
+            seed=seed,
+            title=title,
+        )
+        if words := warning(train.loss, child.narrowest):
+            self._facts["warning"] = words
+        if not self.block.fold:
+            return self._told(self.parent, child, {}, curve)
+        # Held here, as folding multiplies ranges and scales by what batch norms have become in the training.
+        check_invariants(self.parent, child)
+        masks = {name: Constraints(mask=held.mask) for name, held in self.before.constraints.items()}
+        return self._told(replace(self.before, constraints=masks), folded(child), {}, curve)
+
+    def _prepared(self) -> Checkpoint:
+        """Return the parent's function, folded and balanced, and hold that it is the same function."""
+        before, block = self.parent, self.block
+        if block.fold and (count := len(followers(before.module))):
+            before = folded(before)
+            self._show(before, "folded", f"{count} batch norms")
+        if block.equalize:
+            before, pairs, _ = equalized(before, self._images)
+            self._show(before, "equalized", f"{len(pairs)} pairs of layers")
+        if block.smooth is not None:
+            before, pairs, _ = smoothed(before, self._images, block.smooth)
+            self._show(before, "smoothed", f"{len(pairs)} pairs of layers")
+        return before
+
+    def _show(self, before: Checkpoint, fact: str, words: str) -> None:
+        images = self._train.first(SHOWN).images
+        gap, spread = moved(self.parent, before, images)
+        if not math.isfinite(spread):
+            raise DecantError(
+                f"Logits of {self.block.from_} are NaN or infinite on training images; train it anew"
+            )
+        if not gap <= EQUAL * spread:
+            raise DecantError(
+                f"{self.block.from_} is another function once {fact}: logits move by up to {gap:.3g}, their "
+                f"spread is {spread:.3g}; leave it out of the recipe"
+            )
+        self._facts[fact] = f"{words}, logits move by at most {gap:.1g}"
+
+    def _calibrated(self) -> tuple[Mapping[str, Grid], Mapping[str, Choice]]:
+        """Return the grids of inputs by layer: of as many bits as its weights have, at the wide ends."""
+        activations, ends = self.block.activations, self.block.ends
+        if activations is None:
+            return {}, {}
+        found = {name.removesuffix(".weight"): scheme for name, scheme in self.schemes.items()}
+        wide = max(activations.bits, ends.bits) if ends else activations.bits
+        widths = {
+            layer: activations.bits if scheme is self.block.scheme else wide
+            for layer, scheme in found.items()
+            if not isinstance(self.before.module.get_submodule(layer), nn.Embedding)
+        }
+        return grids_for(self.before, widths, activations, self.block.images, self._train)
+
+    def _allocated(self) -> Allocation:
+        """Choose the widths of integers under the recipe's budget, and give them to the schemes."""
+        mixed = self.block.mixed
+        assert mixed is not None
+        options: dict[str, dict[int, Constraints]] = {}
+        for name, scheme in progress_bar(self.schemes.items(), "ranges", "layers"):
+            options[name] = {}
+            for bits in mixed.bits if scheme is self.block.scheme else (_bits(scheme),):
+                ranged, _ = self._ranged({name: _with_bits(scheme, bits)})
+                options[name][bits] = self._held(name, ranged[name])
+        allocation = allocate(
+            self.start,
+            options,
+            self._round,
+            mixed=mixed,
+            teacher=self._teacher,
+            validation=self._validation,
+            learned=self.block.train is not None,
+        )
+        self.schemes = {
+            name: _with_bits(scheme, allocation.widths[name]) for name, scheme in self.schemes.items()
+        }
+        self._tables.append(allocation.tables)
+        return allocation
+
+    def _ranged(self, schemes: Schemes) -> tuple[Schemes, dict[str, Choice]]:
+        """Return the schemes with ranges that are known."""
+        if (best := best_of(schemes)) is None:
+            return schemes, {}
+        used = self.block.images if self.block.activations is not None else 0
+        return with_ranges(self.start, schemes, held_out(self._train, used, best))
+
+    def _held(self, name: str, scheme: Scheme) -> Constraints:
+        try:
+            return constrained(self.start, name, scheme)
+        except ValueError as error:
+            raise DecantError(f"{name} of {self.block.from_}: {error}") from None
+
+    def _round(self, held: Mapping[str, Constraints]) -> Checkpoint:
+        """Return the start with these weights on their levels, as the recipe rounds."""
+        start, weights = self.start.narrowed({}), quantizable(self.start.module)
+        with torch.no_grad():
+            for name, each in held.items():
+                weight, axis = weights[name]
+                shifted = self.schemes[name].shifted(weight, each.mask, axis)
+                start.module.get_parameter(name).copy_(shifted)
+        return round_layers(start, held, self.block.rounding, self._images, self.before.module)
+
+    def _told(
+        self,
+        before: Checkpoint,
+        model: Checkpoint,
+        untouched: Mapping[str, str],
+        curve: Sequence[Row] = (),
+    ) -> Quantized:
+        facts = self._facts
+        if self._allocation is not None:
+            facts = facts | self._allocation.check(model)
+        return Quantized(before, model, untouched, merged([*self._tables, self._of_inputs]), facts, curve)
+
+
+def _bits(scheme: Any) -> int:
+    """Return the width of an integer scheme."""
+    return scheme.bits
+
+
+def _with_bits(scheme: Any, bits: int) -> Any:
+    """Return an integer scheme of another width."""
+    return scheme.model_copy(update={"bits": bits})

@@ -1,0 +1,72 @@
+"""A weight as rows [O, d]: what each of its elements obeys, and how far each row's outputs are off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from decant.checkpoints.constraints import Constraints, Levels, Range
+from decant.reconstruction.least_squares import Problem, solve
+
+
+def written_out(held: Constraints, shape: torch.Size) -> Constraints:
+    """Return the same constraints on `weight.flatten(1)` [O, d], every number written out for each element.
+
+    What was one scale for a tensor, a channel or a group becomes one for each element, so that columns can
+    be taken in any order, and projecting a column is projecting its part of the weight, to the bit.
+
+    Args:
+        held: What a weight of this shape obeys; it has levels.
+        shape: The weight's, output channels first.
+
+    Raises:
+        ValueError: There are no levels to round to.
+    """
+    levels, bounds = held.levels, held.range
+    if levels is None:
+        raise ValueError("The weight has no levels to round to; a scheme has to find them first")
+
+    def rows(each: Tensor) -> Tensor:
+        return levels.spread(each, shape).expand(shape).flatten(1)
+
+    def ends(bound: float | Tensor) -> Tensor:
+        return torch.as_tensor(bound, dtype=torch.float32).expand(shape).flatten(1)
+
+    return Constraints(
+        None if bounds is None else Range(ends(bounds.low), ends(bounds.high)),
+        Levels(
+            levels.values,
+            rows(levels.scale),
+            None if levels.zero_point is None else rows(levels.zero_point),
+        ),
+        None if held.mask is None else held.mask.flatten(1),
+    )
+
+
+def taken(held: Constraints, take: Callable[[Tensor], Tensor]) -> Constraints:
+    """Return what is left of constraints that are written out where only some elements are taken."""
+    levels, bounds = held.levels, held.range
+    if levels is not None:
+        zero_point = None if levels.zero_point is None else take(levels.zero_point)
+        levels = Levels(levels.values, take(levels.scale), zero_point)
+    if bounds is not None:
+        bounds = Range(take(torch.as_tensor(bounds.low)), take(torch.as_tensor(bounds.high)))
+    return Constraints(bounds, levels, None if held.mask is None else take(held.mask))
+
+
+def optimum(problem: Problem, mask: Tensor | None) -> Tensor:
+    """Return the rows [O, d], float64, of the least error before any rounding; 0 outside the mask."""
+    return problem.dense if mask is None else solve(problem, mask)
+
+
+def errors(problem: Problem, rows: Tensor) -> Tensor:
+    """Return each row's squared output error [O], float64, up to a constant of the row."""
+    wide = rows.double()
+    return ((problem.times(wide, problem.matrix) - 2 * problem.target) * wide).sum(1)
+
+
+def better(problem: Problem, first: Tensor, second: Tensor) -> Tensor:
+    """Return, of two roundings [O, d], for each row the one of the smaller error; the first among equals."""
+    return torch.where((errors(problem, first) <= errors(problem, second))[:, None], first, second)

@@ -1,0 +1,133 @@
+"""Second moments of what layers receive: the Hessian of a layer's squared output error, up to a factor of 2.
+
+Pruning (OBS) and rounding (GPTQ) both need them, and both read them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decant.errors import DecantError
+from decant.examples import pixels
+from decant.networks.layer_inputs import _layer, patches, received
+from decant.networks.structure import compressible
+
+BATCH = 250
+"""Images that go through the network at once: fixed, as the last bits of a sum depend on it."""
+
+FLOATS = 2**25
+"""Numbers of one layer's patches that are in memory at once, so that large pictures do not fill it."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means over images and positions of products of a layer's inputs, for each group of the layer by itself.
+
+    Inputs are in the order of `weight.flatten(1)`. With x̂ what the layer receives and x what the same layer
+    of the reference network receives:
+
+    Attributes:
+        hessian: Mean of x̂ x̂ᵀ [G, d, d], float64; G is 1 but for grouped convolutions.
+        cross: Mean of x̂ xᵀ [G, d, d], float64; None without a reference.
+        count: How many x̂ there were: images times positions.
+    """
+
+    hessian: Tensor
+    cross: Tensor | None
+    count: int
+
+
+def moments(
+    module: nn.Module, names: Sequence[str], images: Tensor, reference: nn.Module | None = None
+) -> dict[str, Moments]:
+    """Return the moments of what the layers of the named weights receive.
+
+    Products are summed in float32 within some hundreds of images and in float64 from there on: in float32
+    alone, the ten thousandth batch would lose four digits against the sum, and in float64 alone it takes
+    twice as long for digits that a sample of images does not determine.
+
+    Args:
+        module: The network, in eval mode, as it is now.
+        names: Weights of linear layers and convolutions, such as `head.weight`.
+        images: Pixels [N, C, H, W], uint8.
+        reference: A network of the same layers, in eval mode, whose inputs `cross` is taken with.
+
+    Raises:
+        ValueError: There are no images.
+        DecantError: The network does not run one of the layers; or one receives NaN or infinity.
+    """
+    sums: dict[str, list[Tensor]] = {}
+    counts = dict.fromkeys(names, 0)
+    for inputs in _batches(images):
+        now = received(module, names, inputs)
+        then = now if reference is None else received(reference, names, inputs)
+        for name in names:
+            layer = _layer(module, name)
+            for part in _parts(layer, now[name], then[name], reference is not None):
+                counts[name] += part.count
+                found = [part.hessian] if part.cross is None else [part.hessian, part.cross]
+                sums[name] = (
+                    [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
+                )
+    for name, total in sums.items():
+        if not all(torch.isfinite(each).all() for each in total):
+            raise DecantError(f"inputs of {name.removesuffix('.weight')} hold NaN or infinity")
+    return {
+        name: Moments(total[0] / counts[name], total[1] / counts[name] if total[1:] else None, counts[name])
+        for name, total in sums.items()
+    }
+
+
+def norms(module: nn.Module, images: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Return the size of each input of each layer, ‖x_j‖₂ over images and positions, by the layer's weight.
+
+    Args:
+        module: The network, in eval mode.
+        images: Pixels [N, C, H, W], uint8.
+        names: The weights; all that compression works on where None.
+
+    Returns:
+        Float32 [O, d] by weight, in the order of `weight.flatten(1)`; rows of one group are the same.
+
+    Raises:
+        ValueError: There are no images.
+        DecantError: The network does not run one of the layers.
+    """
+    names = list(compressible(module)) if names is None else names
+    squares: dict[str, Tensor] = {}
+    for inputs in _batches(images):
+        for name, batch in received(module, names, inputs).items():
+            layer = _layer(module, name)
+            for part in _pieces(layer, batch):
+                total = patches(layer, part).square().sum(1).double()
+                squares[name] = squares[name] + total if name in squares else total
+    return {
+        name: total.sqrt().float().repeat_interleave(len(_layer(module, name).weight) // len(total), dim=0)
+        for name, total in squares.items()
+    }
+
+
+def _batches(images: Tensor) -> Iterable[Tensor]:
+    if not len(images):
+        raise ValueError("There are no images to take moments of")
+    return (pixels(batch) for batch in images.split(BATCH))
+
+
+def _pieces(layer: Any, inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return the inputs in parts whose patches fit in memory, split along images."""
+    positions = inputs[0].numel() // (layer.in_features if isinstance(layer, nn.Linear) else inputs.shape[1])
+    depth = layer.weight[0].numel() * getattr(layer, "groups", 1)
+    return inputs.split(max(1, FLOATS // max(1, positions * depth)))
+
+
+def _parts(layer: nn.Module, now: Tensor, then: Tensor, crossed: bool) -> Iterable[Moments]:
+    """Yield sums (not means) over parts of a batch."""
+    for first, second in zip(_pieces(layer, now), _pieces(layer, then), strict=True):
+        rows = patches(layer, first)
+        cross = (rows.mT @ patches(layer, second)).double() if crossed else None
+        yield Moments((rows.mT @ rows).double(), cross, rows.shape[1])

@@ -1,0 +1,172 @@
+"""Sections of params.yaml: their base class, reading one, and errors that name the place in the file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _name(value: str) -> str:
+    """Names are parts of paths, of stages' names and of dotted keys."""
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]*", value):
+        raise ValueError(
+            f"a name has lower-case letters, digits, - and _ and begins with a letter or digit, got {value!r}"
+        )
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: immutable, without unknown keys, without NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, value: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """Name the nearest known key, and take no true or false for a number: pydantic does neither."""
+        mistakes = _switches(cls, value)
+        try:
+            section = read(value)
+        except ValidationError as error:
+            told = {mistake.get("loc") for mistake in mistakes}
+            mistakes += [_told(cls, details) for details in error.errors() if details["loc"] not in told]
+        if mistakes:
+            raise ValidationError.from_exception_data(cls.__name__, mistakes)
+        return section
+
+
+class Block(Section):
+    """What the block of every compressed model has: an operation and the model that it starts from."""
+
+    op: str
+    from_: str = Field(alias="from")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean …?` where a known word is near, and the list of known words where none is."""
+    known = sorted(known)
+    if near := difflib.get_close_matches(word, known, n=1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; known are {', '.join(known)}" if known else ""
+
+
+def mistakes(content: Any, schema: Any, place: str = "") -> list[str]:
+    """Return every mistake in `content` as a line that begins with its path in the file; none if it fits."""
+    try:
+        TypeAdapter(schema).validate_python(content)
+    except ValidationError as error:
+        return [_line(details, content, place) for details in _causes(error.errors())]
+    return []
+
+
+def _switches(section: type[Section], value: Any) -> list[InitErrorDetails]:
+    """Return a mistake for each true or false where there is no switch; pydantic would read 1 or 0."""
+    return [
+        _mistake("not_a_switch", "must not be true or false", (key,), value[key])
+        for name, field in section.model_fields.items()
+        if isinstance(value, dict) and isinstance(value.get(key := field.alias or name), bool)
+        if bool not in (field.annotation, *get_args(field.annotation))
+    ]
+
+
+def _told(section: type[Section], details: ErrorDetails) -> InitErrorDetails:
+    """Return the mistake as it was, or an unknown key in words."""
+    if details["type"] == "extra_forbidden":
+        *place, key = details["loc"]
+        known = {field.alias or name for name, field in section.model_fields.items()}
+        words = f"unknown key {key!r}{did_you_mean(str(key), known)}"
+        return _mistake("unknown_key", words, tuple(place), details["input"])
+    context = details.get("ctx", {})
+    if "words" in context:
+        return _mistake(details["type"], context["words"], details["loc"], details["input"])
+    return {"type": details["type"], "loc": details["loc"], "input": details["input"], "ctx": context}
+
+
+def _mistake(kind: str, words: str, place: tuple[int | str, ...], value: Any) -> InitErrorDetails:
+    error = PydanticCustomError(kind, "{words}", {"words": words})
+    return {"type": error, "loc": place, "input": value}
+
+
+def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Return the mistakes without those that only follow: a list lacks an entry that is wrong itself."""
+    around = {details["loc"][:depth] for details in errors for depth in range(len(details["loc"]))}
+    return [details for details in errors if details["type"] != "too_short" or details["loc"] not in around]
+
+
+def _line(details: ErrorDetails, content: Any, place: str) -> str:
+    """Return `models.a.bits: message` with only the parts of the location that stand in the file."""
+    parts = [place] if place else []
+    last = len(details["loc"]) - 1
+    entered = True  # into a mapping: the next part may be the tag that told which one of a union it is
+    for index, part in enumerate(details["loc"]):
+        is_key = isinstance(content, dict) and part in content and not (entered and _is_tag(part, content))
+        if is_key or (isinstance(content, list) and isinstance(part, int) and part < len(content)):
+            content, entered = content[part], True
+        elif index < last or details["type"] != "missing":
+            entered = False
+            continue  # the tag of a union: a word of the schema, not of the file
+        parts.append(str(part))
+    return f"{'.'.join(parts) or 'top level'}: {_message(details)}"
+
+
+def _is_tag(part: int | str, content: dict[Any, Any]) -> bool:
+    """Say whether a part of a location is what a mapping says it is, even if it has a key of that name."""
+    return part in (content.get("kind"), content.get("op"))
+
+
+def _message(details: ErrorDetails) -> str:
+    """Return pydantic's message in the words of someone who writes YAML, and what was found."""
+    context, kind, found = details.get("ctx", {}), details["type"], _short(details["input"])
+    if "words" in context:
+        return context["words"]
+    match kind:
+        case "union_tag_invalid":
+            expected = [tag.strip().strip("'") for tag in str(context["expected_tags"]).split(",")]
+            discriminator, tag = str(context["discriminator"]).strip("'"), str(context["tag"])
+            return f"unknown {discriminator} {tag!r}{did_you_mean(tag, expected)}"
+        case "union_tag_not_found":
+            return f"needs the key {context['discriminator']}"
+        case "missing":
+            return "is missing"
+        case "value_error":
+            return details["msg"].removeprefix("Value error, ")
+        case "too_short":
+            return f"needs {context['min_length']} or more entries, got {found}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"must be a mapping of keys to values, got {found}"
+        case "tuple_type" | "list_type":
+            return f"must be a list, got {found}"
+        case "int_type" | "int_parsing" | "int_from_float":
+            return f"must be a whole number, got {found}"
+        case "float_type" | "float_parsing":
+            return f"must be a number, got {found}"
+        case "bool_type" | "bool_parsing":
+            return f"must be true or false, got {found}"
+        case "string_type":
+            return f"must be a word, got {found}"
+        case _:
+            return f"{details['msg'].replace('Input should be', 'must be', 1)}, got {found}"
+
+
+def _short(value: Any) -> str:
+    words = repr(value)
+    return words if len(words) <= 60 else f"{words[:59]}…"

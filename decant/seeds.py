@@ -1,0 +1,10 @@
+"""Part of what was tasks.params."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """Return the seed of one model, in [0, 2^63): other names give other seeds, in any order of running."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,129 @@
+"""How a network is trained, as params.yaml says it: optimizers, schedules, augmentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from decant.schema import Fraction, Section
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(inputs [N, C, H, W], logits [N, K], labels [N]) -> scalar, in nats."""
+
+
+class Sgd(Section):
+    """Stochastic gradient descent with Nesterov momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    learning_rate: PositiveFloat = 0.1
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer over parameter groups."""
+        return torch.optim.SGD(groups, self.learning_rate, momentum=self.momentum, nesterov=True)
+
+
+class Adamw(Section):
+    """Adam with decoupled weight decay.
+
+    References:
+        Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2017. https://arxiv.org/abs/1711.05101
+    """
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat = 0.001
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer over parameter groups."""
+        return torch.optim.AdamW(groups, self.learning_rate)
+
+
+class OneCycle(Section):
+    """Rise linearly over the first `warmup` of all steps, then fall to zero by a cosine.
+
+    References:
+        Smith and Topin, Super-Convergence, 2017. https://arxiv.org/abs/1708.07120
+    """
+
+    kind: Literal["one-cycle"] = "one-cycle"
+    warmup: Fraction = 0.2
+
+    def factor(self, progress: float) -> float:
+        """Return the share of the full learning rate at `progress` in [0, 1] of all steps."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        return _half_cosine((progress - self.warmup) / max(1 - self.warmup, 1e-9))
+
+
+class Cosine(Section):
+    """Fall from the full learning rate to zero by a cosine.
+
+    References:
+        Loshchilov and Hutter, SGDR, 2016. https://arxiv.org/abs/1608.03983
+    """
+
+    kind: Literal["cosine"] = "cosine"
+
+    def factor(self, progress: float) -> float:
+        """Return the share of the full learning rate at `progress` in [0, 1] of all steps."""
+        return _half_cosine(progress)
+
+
+class Augmentation(Section):
+    """Random changes of every training image: mirrored half of the time, shifted in both directions.
+
+    A flip does not help where left and right have a meaning, as in digits.
+    """
+
+    flip: bool = False
+    shift: Annotated[int, Field(ge=0)] = 0
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return images [N, C, H, W], each flipped and shifted by its own draw; what shifts in is zero."""
+        count, _, height, width = images.shape
+        flips = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
+        shifts = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator) + self.shift
+        columns = torch.arange(width).expand(count, -1)
+        columns = torch.where(flips[:, None], columns.flip(1), columns) + shifts[0]
+        rows = torch.arange(height) + shifts[1]
+        padded = F.pad(images, [self.shift] * 4)
+        picked = torch.arange(count)[:, None, None]
+        return padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class Training(Section):
+    """How a network is trained; part of the block of every model that trains.
+
+    Attributes:
+        weight_decay: L2: half of it times the sum of squared weights; pulls all of them towards zero.
+        l1: Times the sum of |w|; pulls weights to zero one by one, for single weights to be pruned.
+        group_lasso: Times the sum of the channels' norms; pulls whole channels to zero, for channels to be
+            pruned. None of the three helps a model that is not pruned after it.
+    """
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = 128
+    optimizer: Annotated[Sgd | Adamw, Field(discriminator="kind")] = Sgd()
+    schedule: Annotated[OneCycle | Cosine, Field(discriminator="kind")] = OneCycle()
+    weight_decay: NonNegativeFloat = 0.0005
+    l1: NonNegativeFloat = 0.0
+    group_lasso: NonNegativeFloat = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augmentation: Augmentation = Augmentation()
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patience: PositiveInt | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def hard_loss(self) -> Loss:
+        """Return cross entropy against the labels, smoothed as the recipe says."""
+        return lambda _, logits, labels: F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+
+def _half_cosine(progress: float) -> float:
+    return (1 + math.cos(math.pi * progress)) / 2

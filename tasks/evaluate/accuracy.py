@@ -1,0 +1,55 @@
+"""What a model is measured by, as pure functions of logits, labels and modules."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the fraction in [0, 1] of examples [N] whose largest logit of [N, C] is the label's."""
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share observed in `count` independent trials.
+
+    Unlike share +- 1.96 sigma it stays inside [0, 1] and does not vanish at 0 and 1. Two models measured on
+    the same images differ more surely than two such intervals suggest: their errors are paired.
+
+    References:
+        Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927, J. Am. Stat.
+        Assoc. 22.
+    """
+    z = 1.959963984540054
+    middle = share + z**2 / (2 * count)
+    reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return (middle - reach) / (1 + z**2 / count), (middle + reach) / (1 + z**2 / count)
+
+
+def nll(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean negative log likelihood of the labels, in nats."""
+    return F.cross_entropy(logits.double(), labels).item()
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error in [0, 1]: how far confidence is from accuracy.
+
+    Examples are sorted into `bins` equal intervals of confidence; the gaps between mean confidence and
+    accuracy are averaged, weighted by the examples in each.
+
+    References:
+        Guo et al., On Calibration of Modern Neural Networks, 2017. https://arxiv.org/abs/1706.04599
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)
+    gap = (predicted == labels).double() - confidence
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return torch.zeros(bins, dtype=torch.double).index_add_(0, bin_of, gap).abs().sum().item() / len(labels)
+
+
+def agreement(logits: Tensor, classes: Tensor) -> float:
+    """Return the fraction in [0, 1] of logits [N, C] whose largest is the class [N] of another model."""
+    return (logits.argmax(1) == classes).double().mean().item()

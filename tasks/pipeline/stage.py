@@ -1,0 +1,35 @@
+"""Part of what was tasks.stages."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from decant.errors import DecantError
+
+
+def run(main: Callable[..., None]) -> NoReturn:
+    """Call `main` with the command line's words and exit: 0 done, 1 a mistake, in words, 130 interrupted."""
+    names = list(inspect.signature(main).parameters)
+    if len(sys.argv) - 1 != len(names):
+        usage = " ".join(["python -m", main.__module__, *(f"<{name}>" for name in names)])
+        module = getattr(sys.modules["__main__"].__spec__, "parent", None) or main.__module__
+        sys.exit(f"usage: {usage.replace(main.__module__, module)}")
+    with in_words():
+        main(*sys.argv[1:])
+    sys.exit(0)
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Exit with 1 and a mistake's own words, or with 130 where a person interrupts, without a stack trace."""
+    try:
+        yield
+    except DecantError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,117 @@
+"""`gates` of params.yaml: how much worse each metric of a model may become. The schema; flows judge."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, PlainValidator
+
+from decant.schema import Name, Section, did_you_mean
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much is allowed: an amount in the metric's own unit, or a share of the old value.
+
+    Attributes:
+        amount: Zero or more; a decimal number, so that 0.005 is what was written and not its neighbour.
+        relative: Whether it is a share, 0.01 for `1%`.
+    """
+
+    amount: Decimal
+    relative: bool = False
+
+    def __str__(self) -> str:
+        """Return it as it may stand in params.yaml."""
+        return f"{(100 * self.amount).normalize():f}%" if self.relative else f"{self.amount:f}"
+
+    def at(self, old: float) -> Decimal:
+        """Return the largest change for the worse, in the metric's unit, that the old value allows."""
+        return self.amount * abs(Decimal(str(old))) if self.relative else self.amount
+
+
+def _tolerance(value: Any) -> Tolerance:
+    """Read 0.005 or `1%`."""
+    if not re.fullmatch(r"(\d+|\d*\.\d+)(e[-+]?\d+)?( ?%)?", text := str(value)):
+        raise ValueError(f"must be a number such as 0.005 or a share such as 1%, 0 or more, got {value!r}")
+    amount = Decimal(text.removesuffix("%").strip())
+    return Tolerance(amount / 100, relative=True) if text.endswith("%") else Tolerance(amount)
+
+
+Allowance = Annotated[Tolerance, PlainValidator(_tolerance)]
+
+
+class Drop(Section):
+    """The gate of a metric that is better when it is higher."""
+
+    drop: Allowance
+
+
+class Rise(Section):
+    """The gate of a metric that is better when it is lower."""
+
+    rise: Allowance
+
+
+class Limits(Section):
+    """A gate per metric; one without a gate, or with null, is shown and never fails."""
+
+    accuracy: Drop | None = None
+    nll: Rise | None = None
+    calibration_error: Rise | None = None
+    agreement: Drop | None = None
+    size_bytes: Rise | None = None
+    ratio: Drop | None = None
+    parameters: Rise | None = None
+    nonzeros: Rise | None = None
+    macs: Rise | None = None
+    sparsity: Drop | None = None
+    bits_per_weight: Rise | None = None
+
+
+BETTER_HIGHER = {name: Drop in get_args(field.annotation) for name, field in Limits.model_fields.items()}
+"""Every metric that has a better direction, and whether that is up."""
+
+INTERVAL = ("accuracy_low", "accuracy_high")
+"""The other two of the thirteen keys: the 95 % interval of the accuracy."""
+
+
+class Gates(Section):
+    """The section `gates` of params.yaml.
+
+    Attributes:
+        all: For every model, the teacher included.
+        models: By name; what stands here for a metric replaces what `all` says of it, null switches it off.
+        removed: Models that may be missing here though the other revision has them.
+    """
+
+    all: Limits = Limits()
+    models: dict[Name, Limits] = Field(default_factory=dict)
+    removed: tuple[Name, ...] = ()
+
+    def of(self, model: str) -> dict[str, Tolerance]:
+        """Return what each gated metric of one model may lose."""
+        limits, own = self.all, self.models.get(model, Limits())
+        gates = {
+            name: getattr(own if name in own.model_fields_set else limits, name) for name in BETTER_HIGHER
+        }
+        return {
+            name: gate.drop if isinstance(gate, Drop) else gate.rise for name, gate in gates.items() if gate
+        }
+
+    def strangers(self, models: Collection[str]) -> list[str]:
+        """Return a line for each name that is not what its place says, given the models that there are."""
+        unknown = [
+            f"gates.models.{name}: there is no model {name!r}{did_you_mean(name, models)}"
+            for name in self.models
+            if name not in models
+        ]
+        return unknown + [
+            f"gates.removed: the model {name!r} is still there; remove one of the two"
+            for name in self.removed
+            if name in models
+        ]
