@@ -1,4 +1,4 @@
-"""Labelled images as tensors, read from the Parquet tables that `prepare` writes."""
+"""Labelled images as tensors, and the two splits that compression may look at."""
 
 from __future__ import annotations
 
@@ -32,8 +32,21 @@ class Examples:
         return len(self.labels)
 
     def first(self, count: int) -> Examples:
-        """Return the first `count` examples; `prepare` has shuffled them, so they are a fair sample."""
+        """Return the first `count` examples; they are a fair sample only where the order is random."""
         return Examples(self.images[:count], self.labels[:count], self.classes)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What an operation may look at; the test split is for the final measurement alone.
+
+    Attributes:
+        train: Examples to learn from and to calibrate with, in random order.
+        validation: Examples for curves, early stopping and the choice between candidates.
+    """
+
+    train: Examples
+    validation: Examples
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from decant.costs import counts as metrics
 from decant.costs.layers import Layer, layers_of, macs
 from decant.errors import DecantError
 from decant.export import layer_timing as timings_layer_timing
-from decant.export.layer_timing import Calls, stopwatch
+from decant.export.layer_timing import Calls, OnnxRuntime, stopwatch
 from decant.networks.architectures import Lenet5, Resnet
 from decant.networks.execution import predict
 from decant.prune.channels import latency as timings_latency
@@ -388,7 +388,7 @@ class Watch:
 def test_auto_finds_the_step_of_the_kernels(step: int, tmp_path: Path) -> None:
     parent = net(Resnet(widths=(64, 128), blocks=(1, 1)))
     watch = Watch(step)
-    table = Table(tmp_path / "some.json", watch)
+    table = Table(tmp_path / "some.json", OnnxRuntime(watch))
     assert best_step(table, parent, 1) == step
     timed = len(watch.timed)
     content = (tmp_path / "some.json").read_bytes()
@@ -407,7 +407,7 @@ def test_a_slower_hour_does_not_count_as_a_slower_layer(tmp_path: Path) -> None:
         seconds = {name: Watch(1).seconds(name) * speed[0] for name in calls}
         return {name: [time] * rounds for name, time in seconds.items()}
 
-    table = Table(tmp_path / "some.json", watch)
+    table = Table(tmp_path / "some.json", OnnxRuntime(watch))
     alone = table.seconds([first], 1)
     speed[0] = 3.0
     assert table.seconds([second], 1) == pytest.approx(2 * alone)
@@ -416,21 +416,21 @@ def test_a_slower_hour_does_not_count_as_a_slower_layer(tmp_path: Path) -> None:
 
 def test_the_table_is_read_where_it_is_there(tmp_path: Path) -> None:
     layer, watch = Layer("linear", (10, 16), (), 1), Watch(1)
-    written = read_table(tmp_path, watch)
+    written = read_table(tmp_path, OnnxRuntime(watch))
     seconds = written.seconds([layer], 1)
-    again = read_table(tmp_path, watch)
+    again = read_table(tmp_path, OnnxRuntime(watch))
     assert again.seconds([layer], 1) == seconds
     assert watch.timed.count("10x16 on 1 rows batch 1") == 1
     other = Layer("linear", (10, 8), (), 1)  # two stages at once: neither loses what the other measured
     written.seconds([other], 1)
     again.seconds([Layer("linear", (10, 4), (), 1)], 1)
-    assert len(read_table(tmp_path, watch).layers) == 3
+    assert len(read_table(tmp_path, OnnxRuntime(watch)).layers) == 3
     content = json.loads(written.path.read_text())
     written.path.write_text(json.dumps(content | {"onnxruntime": "0.1"}))
-    assert read_table(tmp_path, watch).layers == {}
+    assert read_table(tmp_path, OnnxRuntime(watch)).layers == {}
     written.path.write_text("{")
     with pytest.raises(DecantError, match="holds no timings"):
-        read_table(tmp_path, watch)
+        read_table(tmp_path, OnnxRuntime(watch))
 
 
 class Affine(Table):
@@ -452,7 +452,7 @@ class Affine(Table):
 
 @pytest.mark.parametrize("limit", [0.75, 0.9])
 def test_a_latency_is_kept_and_nearly_used_up(limit: float, tmp_path: Path) -> None:
-    table = Affine(tmp_path / "some.json")
+    table = Affine(tmp_path / "some.json", OnnxRuntime())
     rungs = ladder(drawn_scores(0))
     plan, ratio = shrink_to_latency(rungs, table, PARENT, limit, 1)
     assert ratio == table.ratio(plan.model, PARENT, 1) <= limit
@@ -465,14 +465,14 @@ def test_a_latency_is_kept_and_nearly_used_up(limit: float, tmp_path: Path) -> N
 
 
 def test_an_impossible_latency_names_the_nearest(tmp_path: Path) -> None:
-    table = Affine(tmp_path / "some.json")
+    table = Affine(tmp_path / "some.json", OnnxRuntime())
     with pytest.raises(DecantError, match=r"latency 0\.1 cannot be met.*nearest possible"):
         shrink_to_latency(ladder(drawn_scores(0)), table, PARENT, 0.1, 1)
 
 
 def test_networks_are_timed_once_and_paired(tmp_path: Path) -> None:
     watch = Watch(1)
-    table = Table(tmp_path / "some.json", watch)
+    table = Table(tmp_path / "some.json", OnnxRuntime(watch))
     model = smallest(PARENT, GROUPS).model
     assert table.ratio(PARENT, PARENT, 1) == 1.0
     assert table.ratio(model, PARENT, 1) == 0.5

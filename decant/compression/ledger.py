@@ -130,30 +130,34 @@ def as_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     ]
 
 
-def show(title: str, entries: Sequence[Entry]) -> None:
-    """Print the ledger: a line for each touched weight, one for the other parameters, one for each reason."""
-    print(title)
+def lines(title: str, entries: Sequence[Entry]) -> list[str]:
+    """Return the ledger to print: a line for each touched weight, one for the rest, one for each reason."""
     touched = [entry for entry in entries if not entry.untouched]
     weights = [entry for entry in touched if entry.weight]
     width = max((len(entry.name) for entry in weights), default=0)
-    for entry in weights:
-        print(
-            f"  {entry.name:{width}}  {entry.changed:>8,} of {entry.count:>8,} changed"
-            f"  {entry.zeros / entry.count:>7.2%} zero  {entry.holds}".rstrip()
-            + (f"  {entry.channels}" if entry.channels else "")
-            + (f"  (chosen: {entry.chosen})" if entry.chosen else "")
-        )
+    text = [title, *(_line(entry, width) for entry in weights)]
     if others := [entry for entry in touched if not entry.weight]:
         changed, count = sum(entry.changed for entry in others), sum(entry.count for entry in others)
         gone = sum(entry.removed for entry in others)
-        print(
+        text.append(
             f"  {'biases and batch norms':{width}}  {changed:>8,} of {count:>8,} changed"
             + (f"  {gone:,} removed" if gone else "")
         )
     for reason in dict.fromkeys(entry.untouched for entry in entries if entry.untouched):
         left = [entry for entry in entries if entry.untouched == reason]
         names = ", ".join(entry.name for entry in left[:3]) + (" …" if len(left) > 3 else "")
-        print(f"  untouched: {len(left)} ({sum(e.count for e in left):,} parameters), {reason}: {names}")
+        total = sum(entry.count for entry in left)
+        text.append(f"  untouched: {len(left)} ({total:,} parameters), {reason}: {names}")
+    return text
+
+
+def _line(entry: Entry, width: int) -> str:
+    return (
+        f"  {entry.name:{width}}  {entry.changed:>8,} of {entry.count:>8,} changed"
+        f"  {entry.zeros / entry.count:>7.2%} zero  {entry.holds}".rstrip()
+        + (f"  {entry.channels}" if entry.channels else "")
+        + (f"  (chosen: {entry.chosen})" if entry.chosen else "")
+    )
 
 
 def _binds(parent: Checkpoint, child: Checkpoint) -> bool:

@@ -1,4 +1,4 @@
-"""Part of what was tasks.prune.timings."""
+"""How long single layers and whole networks take in ONNX Runtime on this machine, with one thread."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnxruntime
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.costs.layers import Layer
 from decant.export.deploy import to_onnx
 from decant.export.runtime import open_session
-from decant.export.timing import interleave, no_garbage_collection
+from decant.export.timing import interleave, no_garbage_collection, processor
+from decant.export.trace import INPUT
 
 LAYER_ROUNDS, NETWORK_ROUNDS = 9, 30
 COPIES = 4
@@ -83,6 +86,37 @@ def _nodes(layer: Layer, copy: int) -> list[onnx.NodeProto]:
     return [convolution, helper.make_node("GlobalAveragePool", [f"made{copy}"], made)]
 
 
-def _run(model: Checkpoint, feed: Mapping[str, Any]) -> Callable[[], object]:
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """The instrument of `prune`'s latencies: ONNX Runtime, one thread, this processor.
+
+    Attributes:
+        watch: What times calls in turns.
+    """
+
+    watch: Stopwatch = stopwatch
+
+    @property
+    def processor(self) -> str:
+        """The processor's name; many have one name, the instructions tell them apart."""
+        return f"{processor()} {torch.backends.cpu.get_cpu_capability()}".lower()
+
+    @property
+    def runtime(self) -> str:
+        """The version of ONNX Runtime."""
+        return str(onnxruntime.__version__)
+
+    def layers(self, layers: Mapping[str, Layer], batch: int) -> dict[str, float]:
+        """Return the median seconds of one run of each layer."""
+        rounds = self.watch({name: layer_call(layer, batch) for name, layer in layers.items()}, LAYER_ROUNDS)
+        return {name: statistics.median(seconds) / COPIES for name, seconds in rounds.items()}
+
+    def networks(self, models: Mapping[str, Checkpoint], batch: int) -> dict[str, list[float]]:
+        """Return the seconds of each network in each round."""
+        return self.watch({name: _run(model, batch) for name, model in models.items()}, NETWORK_ROUNDS)
+
+
+def _run(model: Checkpoint, batch: int) -> Callable[[], object]:
     proto: onnx.ModelProto = to_onnx(model)
+    feed = {INPUT: np.zeros((batch, *model.shape), np.float32)}
     return functools.partial(open_session(proto.SerializeToString(), 1).run, None, feed)

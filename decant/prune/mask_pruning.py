@@ -15,18 +15,18 @@ from decant.compression.selection import select
 from decant.compression.surgery import Kept
 from decant.costs import counts
 from decant.errors import DecantError
-from decant.examples import Examples
+from decant.examples import Examples, Splits
 from decant.prune.allocations import Counts
 from decant.prune.budgets import Budget
 from decant.prune.criteria import Obs
 from decant.prune.masks import Candidates, Masks, masked, masks_of, probe_of, ranked, search, smallest
 from decant.prune.obs import reconstruct
+from decant.prune.origins import fresh
 from decant.prune.params import PruneParams
 from decant.prune.schedules import Iterative
 from decant.prune.structures import Masked, split
 from decant.prune.targets import Goal, check_possible, goal_of, told
 from decant.training.fit import Row
-from tasks.pipeline import splits
 
 DRIFT_IMAGES = 1000
 """The last training images: those that drift is measured on; criteria look at the first ones."""
@@ -60,25 +60,25 @@ class Once:
         block: The recipe.
         parent: The model to prune.
         teacher: What budgets that are shares refer to.
+        splits: Images that criteria look at, and those that sensitivity is measured on.
         seed: For criteria that draw.
-        fresh: The network as it was before training, for criteria that score it.
     """
 
     block: PruneParams
     parent: Checkpoint
     teacher: Checkpoint
+    splits: Splits
     seed: int
-    fresh: Callable[[], nn.Module]
 
-    @cached_property
+    @property
     def train(self) -> Examples:
         """Training images."""
-        return splits.read(splits.TRAIN)
+        return self.splits.train
 
-    @cached_property
+    @property
     def validation(self) -> Examples:
         """Images that sensitivity is measured on."""
-        return splits.read(splits.VALIDATION)
+        return self.splits.validation
 
     @property
     def structure(self) -> Masked:
@@ -168,7 +168,7 @@ class Once:
     def scores(self, module: nn.Module | None = None) -> Masks:
         """Return the scores of the prunable weights, minus infinity where they are removed already."""
         criterion = self.block.criterion
-        scored = module or (self.fresh() if criterion.fresh else self.parent.module)
+        scored = module or (fresh(self.parent, self.train) if criterion.fresh else self.parent.module)
         every = criterion.scores(scored, self.train, self.seed)
         return ranked({name: every[name].detach() for name in self.names}, masks_of(self.parent))
 

@@ -34,7 +34,7 @@ from decant.quantize.rounding.methods import round_layers
 from decant.quantize.schemes import Scheme
 from decant.training.fit import Row
 from decant.training.losses import against_teacher, warning
-from decant.training.resume import Scratch
+from decant.training.run import Run
 
 SHOWN = 1000
 """Training images on which two forms of one function are compared before anything is rounded."""
@@ -105,7 +105,7 @@ class Recipe:
             model = corrected(model, self.before.module, self._images)
         return self._told(self.before, model, self._untouched)
 
-    def trained(self, scratch: Scratch, seed: int, title: str) -> Quantized:
+    def trained(self, run: Run) -> Quantized:
         """Return the model trained on its levels: batch norms live until the end, and are folded then."""
         train = self.block.train
         assert train is not None
@@ -122,9 +122,7 @@ class Recipe:
             loss=loss,
             examples=self._train,
             validation=self._validation,
-            scratch=scratch,
-            seed=seed,
-            title=title,
+            run=run,
         )
         if words := warning(train.loss, child.narrowest):
             self._facts["warning"] = words

@@ -109,7 +109,7 @@ def fit_(
     train: Examples,
     validation: Examples,
     *,
-    scratch: Scratch,
+    scratch: Scratch | None,
     seed: int,
     constraints: Mapping[str, Constraints],
     title: str,
@@ -129,7 +129,7 @@ def fit_(
         loss: What is minimized, beside the L1 term of the recipe.
         train: Examples to learn from.
         validation: Examples for the curve and for early stopping; never the test split.
-        scratch: Where the state is kept while the training runs.
+        scratch: Where the state is kept while the training runs; None keeps none.
         seed: Decides the order of the images and their augmentation.
         constraints: By the weights' names.
         title: What the progress bar says.
@@ -145,7 +145,7 @@ def fit_(
     _lay_out_(module, layout := _layout(module))
     optimizer = training.optimizer.build(_groups(module, training.weight_decay))
     progress = _Progress(module, optimizer, layout, _copy(state(module)), [], {}, constraints, sparsifier)
-    if (content := scratch.read()) is not None:
+    if scratch is not None and (content := scratch.read()) is not None:
         progress.restore_(content)
     with _bar(title, end - first, training, train, done=len(progress.curve)) as bar:
         while (epoch := first + len(progress.curve)) < end and not _exhausted(
@@ -155,7 +155,8 @@ def fit_(
             progress.curve.append(row | _validate(progress, training, validation))
             if training.patience and progress.curve[-1] is _best(progress.curve):
                 progress.best = _copy(_final(progress, training))
-            scratch.write(progress.content())
+            if scratch is not None:
+                scratch.write(progress.content())
     module.load_state_dict(progress.best if training.patience else _final(progress, training), strict=False)
     project_(module, progress.held)
     _lay_out_(module, torch.contiguous_format)

@@ -29,7 +29,7 @@ class Scratch:
     """
 
     folder: Path
-    identity: str
+    identity: str = ""
 
     @property
     def file(self) -> Path:
@@ -61,15 +61,16 @@ class Scratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def scratch(name: str, recipe: Mapping[str, Any], files: Iterable[Path]) -> Scratch:
-    """Return the place for training `name` by this recipe, from these files, with the code as it is."""
-    digest = hashlib.sha256(json.dumps([name, torch.__version__, recipe], sort_keys=True).encode())
-    for file in [*sorted(files), *_own_code()]:
+def scratch(folder: Path, recipe: Mapping[str, Any], files: Iterable[Path], code: str) -> Scratch:
+    """Return the place for a training.
+
+    Args:
+        folder: The model's own.
+        recipe: All that the training's bits depend on beside files and code.
+        files: What it reads.
+        code: What tells this version of the code from another.
+    """
+    digest = hashlib.sha256(json.dumps([torch.__version__, recipe, code], sort_keys=True).encode())
+    for file in sorted(files):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return Scratch(SCRATCH / name, digest.hexdigest()[:20])
-
-
-def _own_code() -> list[Path]:
-    """Return the files of every module of ours that this process has imported."""
-    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "tasks"]
-    return sorted({Path(module.__file__) for module in modules if module.__file__})
+    return Scratch(folder, digest.hexdigest()[:20])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from decant.checkpoints.files import size_bytes
-from decant.networks.execution import predict
+from decant.networks.execution import make_deterministic, predict
 from decant.outputs import write_json
 from tasks.evaluate import predictions
 from tasks.evaluate.measures import headline, measure
 from tasks.pipeline import splits
-from tasks.pipeline.determinism import make_deterministic
 from tasks.pipeline.models import MODELS, load_model
+from tasks.pipeline.params import read_section
 from tasks.pipeline.stage import run
 
 
@@ -20,7 +20,7 @@ def main(model: str) -> None:
 
     The teacher's own evaluation writes its predictions.
     """
-    make_deterministic("evaluate")
+    make_deterministic(read_section("threads.evaluate", int))
     teacher, measured, test = load_model("teacher"), load_model(model), splits.read(splits.TEST)
     logits = predict(measured.module, test.images)
     if model == "teacher":

@@ -1,1 +1,1 @@
-"""pipeline."""
+"""What stages share: params.yaml, the splits, models/, the command line, records of code."""

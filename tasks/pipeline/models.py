@@ -1,4 +1,4 @@
-"""Part of what was tasks.checkpoints."""
+"""The models of params.yaml, each in its folder under models/."""
 
 from __future__ import annotations
 

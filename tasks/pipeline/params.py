@@ -1,4 +1,4 @@
-"""Part of what was tasks.params."""
+"""params.yaml: reading it, or one validated section of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part of what was tasks.data."""
+"""The three splits on disk: the Parquet tables that `prepare` writes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import pyarrow.parquet as pq
 import torch
 
 from decant.errors import DecantError
-from decant.examples import Examples
+from decant.examples import Examples, Splits
 
 TRAIN, VALIDATION, TEST = (Path("data") / f"{split}.parquet" for split in ("train", "validation", "test"))
+
+
+def read_splits() -> Splits:
+    """Return what operations may look at: training and validation images, never the test split."""
+    return Splits(read(TRAIN), read(VALIDATION))
 
 
 def read(path: Path) -> Examples:

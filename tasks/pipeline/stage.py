@@ -1,4 +1,4 @@
-"""Part of what was tasks.stages."""
+"""A stage's command line: its arguments, and an exit status and a sentence where it fails."""
 
 from __future__ import annotations
 

@@ -1,37 +1,39 @@
-"""What operations do around their mathematics: read block and parent; check, print and write the child."""
+"""What stages do around an operation: read block, parent and images; call it; print and write the model."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.files import DEPLOYED, save
-from decant.compression.invariants import check_invariants
-from decant.compression.ledger import Entry, Tables, as_json, chosen, compare, show
-from decant.compression.surgery import Kept
+from decant.compression.finish import Result
+from decant.compression.ledger import as_json, lines
 from decant.errors import DecantError
-from decant.lowering.integers import exact_sums, settled
+from decant.networks.execution import make_deterministic
 from decant.outputs import replacing, write_json
-from decant.schema import Section
+from decant.schema import Block, Section
 from decant.seeds import derive_seed
-from decant.training.resume import Scratch, scratch
+from decant.training.resume import SCRATCH, Scratch, scratch
+from decant.training.run import Run
 from tasks.pipeline import splits
-from tasks.pipeline.determinism import make_deterministic
-from tasks.pipeline.models import MODELS
+from tasks.pipeline.models import MODELS, load_model
 from tasks.pipeline.params import read_section
+from tasks.pipeline.record import ROOT, record
 
-B = TypeVar("B", bound=Section)
+S = TypeVar("S", bound=Section)
+B = TypeVar("B", bound=Block)
+
+TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
-class Step(Generic[B]):
+class Step(Generic[S]):
     """One run of one operation.
 
     Attributes:
@@ -44,7 +46,7 @@ class Step(Generic[B]):
 
     name: str
     op: str
-    block: B
+    block: S
     seed: int
     threads: int
 
@@ -54,15 +56,20 @@ class Step(Generic[B]):
         block = self.block.model_dump(mode="json", by_alias=True)
         return {"name": self.name, "op": self.op, **block, "seed": self.seed, "threads": self.threads}
 
-    def scratch(self, *parents: str) -> Scratch:
-        """Return where a training of this step keeps its state; `parents` are the models that it reads."""
+    def run(self, *parents: str) -> Run:
+        """Return the run for the operation; `parents` are the models that it reads."""
+        return Run(self.name, self.seed, lambda: self._scratch(parents))
+
+    def _scratch(self, parents: Sequence[str]) -> Scratch:
         files = [MODELS / parent / file for parent in parents for file in DEPLOYED]
-        return scratch(self.name, self.recipe, [splits.TRAIN, splits.VALIDATION, *files])
+        code = record(self.op, ROOT)
+        return scratch(SCRATCH / self.name, self.recipe, [splits.TRAIN, splits.VALIDATION, *files], code)
 
 
-def begin(name: str, section: str, op: str, schema: type[B]) -> Step[B]:
+def begin(name: str, section: str, op: str, schema: type[S]) -> Step[S]:
     """Read the block of `name` and make the process deterministic."""
-    seed, threads = read_section("seed", int), make_deterministic(op)
+    seed, threads = read_section("seed", int), read_section(f"threads.{op}", int)
+    make_deterministic(threads)
     return Step(name, op, read_section(section, schema), derive_seed(seed, name), threads)
 
 
@@ -75,51 +82,30 @@ def begin_model(name: str, schema: type[B]) -> Step[B]:
     return begin(name, f"models.{name}", op, schema)
 
 
-def finish(
-    step: Step[B],
-    parent: Checkpoint,
-    child: Checkpoint,
-    untouched: Mapping[str, str],
-    curve: Sequence[Mapping[str, float]] = (),
-    tables: Tables | None = None,
-    kept: Kept | None = None,
-    facts: Mapping[str, Any] | None = None,
-    note: str = "",
-) -> None:
-    """Check the child against its parent, print the ledger, and write the child to `models/<name>`.
-
-    Biases are written as integer kernels add them, so that what is measured from now on is what is deployed.
-    `tables` says of parameters what was chosen for them and what was tried, `kept` what is left of the
-    parent's tensors where channels were removed, `facts` what else the lineage should tell of the step, and
-    `note` what else its user should know, which is printed and kept nowhere.
-    """
-    child = settled(child)
-    check_invariants(parent, child, kept)
-    ledger = chosen(compare(parent, child, untouched, kept), tables or {})
-    write(step, child, ledger, curve, facts)
-    for words in filter(None, (note, exact_sums(child))):
-        print(f"  note: {words}")
+def compress(name: str, schema: type[B], operation: Callable[..., Result]) -> None:
+    """Read the block of a compressed model, its parent, the teacher and the images; write what comes out."""
+    step = begin_model(name, schema)
+    parent, teacher = load_model(step.block.from_), load_model(TEACHER)
+    run = step.run(*dict.fromkeys((step.block.from_, TEACHER)))
+    write(step, operation(parent, step.block, splits.read_splits(), teacher=teacher, run=run))
 
 
-def write(
-    step: Step[B],
-    child: Checkpoint,
-    ledger: Sequence[Entry],
-    curve: Sequence[Mapping[str, float]] = (),
-    facts: Mapping[str, Any] | None = None,
-) -> None:
+def write(step: Step[S], result: Result) -> None:
     """Print the ledger and write `models/<name>`: the model, its ledger, and a curve where it was trained."""
-    show(f"{step.name}: {step.op}", ledger)
-    if facts:
-        print(f"  {', '.join(f'{name} {value}' for name, value in facts.items())}")
+    print("\n".join(lines(f"{step.name}: {step.op}", result.ledger)))
+    if result.facts:
+        print(f"  {', '.join(f'{name} {value}' for name, value in result.facts.items())}")
     entry = {**step.recipe, "data": _sum(splits.TRAIN), "versions": {"torch": torch.__version__}}
-    entry |= facts or {}
+    model = replace(result.model, lineage=(*result.model.lineage, entry | dict(result.facts)))
     with replacing(MODELS / step.name) as folder:
         folder.mkdir()
-        save(replace(child, lineage=(*child.lineage, entry)), folder)
-        write_json(folder / "ledger.json", as_json(ledger))
-        if curve:
-            _write_curve(folder / "curve.csv", curve)
+        save(model, folder)
+        write_json(folder / "ledger.json", as_json(result.ledger))
+        if result.curve:
+            _write_curve(folder / "curve.csv", result.curve)
+    for note in result.notes:
+        print(f"  note: {note}")
+    Scratch(SCRATCH / step.name).clear()
 
 
 def _write_curve(path: Path, curve: Sequence[Mapping[str, float]]) -> None:

@@ -25,6 +25,7 @@ from decant.prune.channels.structure import Channels
 from decant.prune.criteria import OfChannels, Reconstruction
 from decant.prune.mask_pruning import Once, Pruned
 from decant.prune.masks import masks_of, ranked
+from decant.prune.origins import fresh
 from decant.prune.structures import lowest
 from decant.prune.targets import Goal, check_possible
 
@@ -135,7 +136,7 @@ class Thinned(Once):
         criterion = self.block.criterion
         if isinstance(criterion, OfChannels):
             return criterion.channel_scores(self.parent.module, self.groups, self.train)
-        module = self.fresh() if criterion.fresh else self.parent.module
+        module = fresh(self.parent, self.train) if criterion.fresh else self.parent.module
         scores = criterion.scores(module, self.train, self.seed)
         return by_weights(self.groups, ranked(scores, masks_of(self.parent)))
 

@@ -8,26 +8,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
-
-import numpy as np
-import onnxruntime
-import torch
+from typing import Protocol
 
 from decant.checkpoints.checkpoint import Checkpoint, altered
 from decant.costs.layers import Layer, layers_of, reshaped
 from decant.errors import DecantError
-from decant.export.layer_timing import (
-    COPIES,
-    LAYER_ROUNDS,
-    NETWORK_ROUNDS,
-    Stopwatch,
-    _run,
-    layer_call,
-    stopwatch,
-)
-from decant.export.timing import processor
-from decant.export.trace import INPUT
 from decant.outputs import write_json
 from decant.prune.budgets import bracket
 from decant.prune.channels.ladder import Ladder, Plan
@@ -47,20 +34,48 @@ REFERENCE = Layer("reference", (64, 64, 3, 3), (14, 14), 196, (1, 1), (1, 1), (1
 """Timed beside whatever is timed later, so that a slower hour does not count as a slower layer."""
 
 
+class Instrument(Protocol):
+    """What measures layers and networks on this machine."""
+
+    @property
+    def processor(self) -> str:
+        """The processor's name and its instructions, in lower case."""
+
+    @property
+    def runtime(self) -> str:
+        """The version of what runs the networks."""
+
+    def layers(self, layers: Mapping[str, Layer], batch: int) -> Mapping[str, float]:
+        """Return the seconds of one run of each layer, all timed in turns."""
+
+    def networks(self, models: Mapping[str, Checkpoint], batch: int) -> Mapping[str, Sequence[float]]:
+        """Return the seconds of each network in each round, all timed in turns."""
+
+
+def instrument() -> Instrument:
+    """Return ONNX Runtime on this machine, which only a recipe that asks for times loads.
+
+    By its name, and not by an import: times are read from a file ever after, so the code that measured them
+    is no part of what pruning consists of.
+    """
+    measuring: Instrument = import_module("decant.export.layer_timing").OnnxRuntime()
+    return measuring
+
+
 @dataclass
 class Table:
     """Times that were measured once and are read ever after, so that a second run decides the same.
 
     Attributes:
         path: The file, one for each kind of processor; made where it is missing.
-        watch: What measures.
+        instrument: What measures.
         reference: Seconds of the reference layer by batch size.
         layers: Seconds of a layer, by its description and batch size.
         networks: Time over another network's, by a sum over both, and batch size.
     """
 
     path: Path
-    watch: Stopwatch = stopwatch
+    instrument: Instrument
     reference: dict[str, float] = field(default_factory=dict)
     layers: dict[str, float] = field(default_factory=dict)
     networks: dict[str, float] = field(default_factory=dict)
@@ -79,9 +94,7 @@ class Table:
             return 1.0
         key = f"{mine} over {its}, batch {batch}"
         if key not in self.networks:
-            feed = {INPUT: np.zeros((batch, *model.shape), np.float32)}
-            calls = {name: _run(each, feed) for name, each in (("model", model), ("other", other))}
-            seconds = self.watch(calls, NETWORK_ROUNDS)
+            seconds = self.instrument.networks({"model": model, "other": other}, batch)
             ratios = [one / two for one, two in zip(seconds["model"], seconds["other"], strict=True)]
             self.networks[key] = _digits(statistics.median(ratios))
             self._save()
@@ -89,9 +102,7 @@ class Table:
 
     def _measure(self, missing: Mapping[str, Layer], batch: int) -> None:
         reference, size = "reference", str(batch)
-        calls = {key: layer_call(layer, batch) for key, layer in missing.items()}
-        rounds = self.watch(calls | {reference: layer_call(REFERENCE, batch)}, LAYER_ROUNDS)
-        measured = {name: statistics.median(seconds) / COPIES for name, seconds in rounds.items()}
+        measured = self.instrument.layers({**missing, reference: REFERENCE}, batch)
         self.reference.setdefault(size, _digits(measured[reference]))
         factor = self.reference[size] / measured[reference]
         self.layers |= {key: _digits(measured[key] * factor) for key in missing}
@@ -99,11 +110,11 @@ class Table:
 
     def _save(self) -> None:
         """Write the table; what another stage has measured in the meantime stays, but where both have."""
-        there = _read(self.path, self.watch)
+        there = _read(self.path, self.instrument)
         self.reference = there.reference | self.reference
         self.layers, self.networks = there.layers | self.layers, there.networks | self.networks
         content = {
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": self.instrument.runtime,
             "threads": 1,
             "reference": dict(sorted(self.reference.items())),
             "layers": dict(sorted(self.layers.items())),
@@ -112,25 +123,25 @@ class Table:
         write_json(self.path, content)
 
 
-def read_table(folder: Path = TIMINGS, watch: Stopwatch = stopwatch) -> Table:
+def read_table(folder: Path = TIMINGS, measuring: Instrument | None = None) -> Table:
     """Return this machine's table; an empty one where there is none, or one of another ONNX Runtime.
 
     Raises:
         DecantError: The file cannot be read.
     """
     # Many processors have one name; the instructions tell them apart.
-    name = f"{processor()} {torch.backends.cpu.get_cpu_capability()}".lower()
-    return _read(folder / f"{re.sub('[^a-z0-9]+', '-', name).strip('-')}.json", watch)
+    measuring = measuring or instrument()
+    return _read(folder / f"{re.sub('[^a-z0-9]+', '-', measuring.processor).strip('-')}.json", measuring)
 
 
-def _read(path: Path, watch: Stopwatch) -> Table:
+def _read(path: Path, measuring: Instrument) -> Table:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["onnxruntime"] != onnxruntime.__version__:
-            return Table(path, watch)
-        return Table(path, watch, content["reference"], content["layers"], content["networks"])
+        if content["onnxruntime"] != measuring.runtime:
+            return Table(path, measuring)
+        return Table(path, measuring, content["reference"], content["layers"], content["networks"])
     except FileNotFoundError:
-        return Table(path, watch)
+        return Table(path, measuring)
     except (ValueError, KeyError, TypeError) as error:
         raise DecantError(f"{path} holds no timings ({error}); delete it to measure anew") from None
 

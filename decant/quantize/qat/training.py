@@ -21,7 +21,7 @@ from decant.quantize.quantizable import quantizable
 from decant.quantize.schemes import Scheme
 from decant.training.fit import Row, fit_
 from decant.training.recipe import Loss
-from decant.training.resume import Scratch
+from decant.training.run import Run
 
 
 def train_rounded(
@@ -33,9 +33,7 @@ def train_rounded(
     loss: Loss,
     examples: Examples,
     validation: Examples,
-    scratch: Scratch,
-    seed: int,
-    title: str,
+    run: Run,
 ) -> tuple[Checkpoint, list[Row]]:
     """Train a copy of `start` whose named weights and inputs are rounded in every pass; return its curve too.
 
@@ -51,9 +49,7 @@ def train_rounded(
         loss: What is minimized, beside what the trainer adds.
         examples: To learn from.
         validation: For the curve and for early stopping.
-        scratch: Where the state is kept while the training runs.
-        seed: Decides the order of the images and their augmentation.
-        title: What the progress bar says.
+        run: Its name, its seed, and where an interrupted training is resumed from.
 
     Returns:
         The model, in eval mode, with its weights on their levels, of which its constraints tell, and with
@@ -81,10 +77,10 @@ def train_rounded(
             _with_decay(loss, train, inputs),
             examples,
             validation,
-            scratch=scratch,
-            seed=seed,
+            scratch=run.scratch,
+            seed=run.seed,
             constraints={name: held for name, held in start.constraints.items() if name not in schemes},
-            title=title,
+            title=run.name,
             sparsifier=_Clock(),
         )
     finally:

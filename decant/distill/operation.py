@@ -1,0 +1,43 @@
+"""Distill: train a smaller network on what a teacher answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.compression.finish import Result
+from decant.distill.params import DistillParams
+from decant.examples import Splits
+from decant.recipes import recipe_of
+from decant.training.fresh import train
+from decant.training.losses import against_teacher
+from decant.training.run import Run
+
+
+def distill(
+    parent: Checkpoint,
+    recipe: DistillParams | Mapping[str, Any],
+    splits: Splits,
+    *,
+    teacher: Checkpoint | None = None,
+    run: Run | None = None,
+) -> Result:
+    """Return a student that was trained from fresh weights on the soft targets of `parent`.
+
+    It does not help where the student is as large as its teacher, or where labels are plenty and right.
+
+    Args:
+        parent: The model that teaches; untouched.
+        recipe: The student, the loss and the training, in the words of params.yaml.
+        splits: What it learns from, and what its curve is measured on.
+        teacher: Not used, as the parent teaches; every operation takes one.
+        run: Its name, its seed, and where an interrupted training is resumed from.
+
+    Raises:
+        DecantError: The recipe is not valid, the student is too large for the images, or the loss became NaN
+            or infinite.
+    """
+    block = recipe_of(DistillParams, recipe)
+    loss = against_teacher(block.loss, parent.module, block.training.label_smoothing)
+    return train(block.student, block.training, splits, run, loss=loss, lineage=tuple(parent.lineage))

@@ -1,0 +1,61 @@
+"""Finetune: train a model further while what earlier operations did to it holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.compression.finish import Result, finished
+from decant.examples import Splits
+from decant.finetune.params import FinetuneParams
+from decant.recipes import recipe_of
+from decant.training.fit import fit_
+from decant.training.losses import against_teacher, warning
+from decant.training.run import Run
+
+
+def finetune(
+    parent: Checkpoint,
+    recipe: FinetuneParams | Mapping[str, Any],
+    splits: Splits,
+    *,
+    teacher: Checkpoint | None = None,
+    run: Run | None = None,
+) -> Result:
+    """Return the parent, trained further with its masks, levels and ranges held.
+
+    It does not help a model that nothing was taken from: it has learned what these images can teach it.
+
+    Args:
+        parent: The model to train; untouched.
+        recipe: The training and, where soft targets are wanted, the loss, in the words of params.yaml.
+        splits: What it learns from, and what its curve is measured on.
+        teacher: Whose soft targets `loss` takes; the parent where None.
+        run: Its name, its seed, and where an interrupted training is resumed from.
+
+    Raises:
+        DecantError: The recipe is not valid, or the loss became NaN or infinite.
+    """
+    block, run = recipe_of(FinetuneParams, recipe), run or Run()
+    training, soft = block.training, block.loss
+    if soft is None:
+        loss = training.hard_loss()
+    else:
+        loss = against_teacher(soft, (teacher or parent).module, training.label_smoothing)
+    child = replace(parent, module=copy.deepcopy(parent.module))
+    curve = fit_(
+        child.module,
+        training,
+        loss,
+        splits.train,
+        splits.validation,
+        scratch=run.scratch,
+        seed=run.seed,
+        constraints=parent.constraints,
+        title=run.name,
+    )
+    words = warning(soft, parent.narrowest)
+    return finished(parent, child, {}, curve=curve, facts={"warning": words} if words else None)

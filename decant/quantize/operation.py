@@ -1,0 +1,60 @@
+"""Quantize: round weights, and the inputs of layers where asked, after a training or with one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.compression.finish import Result, finished
+from decant.examples import Splits
+from decant.quantize.params import QuantizeParams
+from decant.quantize.quantizable import quantizable
+from decant.quantize.recipe import Recipe
+from decant.recipes import recipe_of
+from decant.training.run import Run
+
+
+def quantize(
+    parent: Checkpoint,
+    recipe: QuantizeParams | Mapping[str, Any],
+    splits: Splits,
+    *,
+    teacher: Checkpoint | None = None,
+    run: Run | None = None,
+) -> Result:
+    """Return the parent with its weights and, where asked, the inputs of its layers rounded to few levels.
+
+    Weights alone make the file smaller and no runtime faster; inputs of 8 bits too do that, where the
+    processor multiplies integers.
+
+    Args:
+        parent: The model to quantize; untouched.
+        recipe: Scheme, activations, rounding and the rest, in the words of params.yaml.
+        splits: Calibration and training look at `train`, the choice of widths at `validation`.
+        teacher: What budgets that are shares refer to, and whose soft targets a training takes; the parent
+            where None.
+        run: Its name, its seed, and where an interrupted training is resumed from.
+
+    Raises:
+        DecantError: The recipe is not valid, a weight is quantized already, or the budget cannot be met.
+    """
+    block, run, teacher = recipe_of(QuantizeParams, recipe), run or Run(), teacher or parent
+    carried = Recipe(block, parent, teacher, splits.train, splits.validation)
+    result = carried.trained(run) if block.train else carried.rounded()
+    return finished(
+        result.before,
+        result.model,
+        result.untouched,
+        curve=result.curve,
+        tables=result.tables,
+        facts=result.facts,
+        note=of_additions(result.model),
+    )
+
+
+def of_additions(model: Checkpoint) -> str:
+    """Return what is rounded beside weights and the inputs of layers, of which alone the ledger tells."""
+    layers = {name.removesuffix(".weight") for name in quantizable(model.module)}
+    sides = [name for name in model.grids if name not in layers]
+    return f"sides of residual additions are rounded to 8 bits as well: {', '.join(sides)}" if sides else ""

@@ -1,0 +1,1 @@
+"""Stage `code`: of which code each operation consists."""
