@@ -54,7 +54,7 @@ from tasks.benchmark.measure import describe_machine
 from tasks.evaluate import accuracy as metrics_accuracy
 from tasks.pipeline import splits as data_splits
 from tasks.pipeline.models import MODELS, load_model
-from tasks.pipeline.stage import in_words
+from tasks.pipeline.stage import report_errors
 from tasks.report.pictures import save
 from tests.imports import ROOT
 
@@ -431,5 +431,5 @@ PARTS: dict[str, Callable[[Path, list[int], Keep], None]] = {
 
 
 if __name__ == "__main__":
-    with in_words():
+    with report_errors():
         main()

@@ -52,7 +52,7 @@ from tasks.evaluate import accuracy as metrics_accuracy
 from tasks.pipeline import splits as data_splits
 from tasks.pipeline.models import MODELS, load_model
 from tasks.pipeline.params import read_yaml
-from tasks.pipeline.stage import in_words
+from tasks.pipeline.stage import report_errors
 from tests.imports import ROOT
 
 Row = dict[str, Any]
@@ -371,5 +371,5 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with in_words():
+    with report_errors():
         main()

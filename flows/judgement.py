@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.validate.gates import BETTER_HIGHER, Gates, Tolerance
 
-Row = Mapping[str, float]
+MetricValues = Mapping[str, float]
 """The thirteen numbers of one model, as in metrics/<model>.json."""
 
 TEACHER = "teacher"
@@ -55,7 +55,7 @@ class Change:
 
 
 def judge(
-    model: str, old: Mapping[str, Row], new: Mapping[str, Row], gates: Gates | None = None
+    model: str, old: Mapping[str, MetricValues], new: Mapping[str, MetricValues], gates: Gates | None = None
 ) -> tuple[Change, ...]:
     """Return the changes of one model, in the order of the metrics; none where all numbers are the same.
 
@@ -83,7 +83,7 @@ def judge(
     )
 
 
-def _differing(old: Row, new: Row) -> Iterator[tuple[str, float, float]]:
+def _differing(old: MetricValues, new: MetricValues) -> Iterator[tuple[str, float, float]]:
     for metric in BETTER_HIGHER:
         if old[metric] != new[metric]:
             yield metric, old[metric], new[metric]
@@ -108,7 +108,7 @@ def _gain(old: float, new: float) -> Decimal:
     return Decimal(str(new)) - Decimal(str(old))
 
 
-def reach_of_chance(model: str, old: Mapping[str, Row], new: Mapping[str, Row]) -> float:
+def reach_of_chance(model: str, old: Mapping[str, MetricValues], new: Mapping[str, MetricValues]) -> float:
     """Return how large a drop of accuracy the choice of test images explains at 95 %, a fraction in [0, 1].
 
     The metrics are aggregates, so which images changed is not known. Two bounds hold without it, each too
@@ -125,7 +125,7 @@ def reach_of_chance(model: str, old: Mapping[str, Row], new: Mapping[str, Row]) 
     return min(unpaired, paired_reach(before, after))
 
 
-def newcombe_reach(old: Row, new: Row) -> float:
+def newcombe_reach(old: MetricValues, new: MetricValues) -> float:
     """Return the smallest drop whose 95 % interval excludes zero, for two shares of independent images.
 
     The reach of the old accuracy downwards and of the new one upwards, added as independent errors are. That
@@ -138,7 +138,7 @@ def newcombe_reach(old: Row, new: Row) -> float:
     return math.hypot(old["accuracy"] - old["accuracy_low"], new["accuracy_high"] - new["accuracy"])
 
 
-def paired_reach(old: Row, new: Row) -> float:
+def paired_reach(old: MetricValues, new: MetricValues) -> float:
     """Return the smallest drop that McNemar's test calls real, for two models of the same teacher and images.
 
     With n images of which a share d got another answer, the drop is real at 95 % if
@@ -152,12 +152,12 @@ def paired_reach(old: Row, new: Row) -> float:
     return (1 + Z * math.sqrt(images * most_differing(old, new))) / images
 
 
-def most_differing(old: Row, new: Row) -> float:
+def most_differing(old: MetricValues, new: MetricValues) -> float:
     """Return the largest share of images, in [0, 1], on which two models of one teacher can differ."""
     return min(1.0, (1 - old["agreement"]) + (1 - new["agreement"]))
 
 
-def examples(row: Row) -> float:
+def examples(row: MetricValues) -> float:
     """Return how many images an accuracy was measured on, from its Wilson interval; about, for it is rounded.
 
     Both ends q of the interval around p solve (p - q)^2 = z^2 q (1 - q) / n; the farther is the more exact.
@@ -186,7 +186,7 @@ class Comparison:
     revision: str
     commit: str
     models: Mapping[str, tuple[Change, ...]]
-    new: Mapping[str, Row]
+    new: Mapping[str, MetricValues]
     removed: tuple[str, ...]
     settings: Mapping[str, Mapping[str, Any]]
     gates: int

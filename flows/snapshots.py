@@ -14,7 +14,7 @@ import yaml
 
 from decant.errors import DecantError
 from decant.schema import did_you_mean
-from flows.judgement import TEACHER, Row
+from flows.judgement import TEACHER, MetricValues
 from tasks.pipeline.params import read_yaml
 from tasks.validate.gates import BETTER_HIGHER, INTERVAL
 
@@ -193,14 +193,14 @@ class Snapshot:
         """The teacher, and every model in the order of params.yaml."""
         return [TEACHER, *map(str, self.params["models"])]
 
-    def rows(self, models: Collection[str]) -> dict[str, Row]:
+    def rows(self, models: Collection[str]) -> dict[str, MetricValues]:
         """Return the thirteen numbers of each of these models.
 
         Raises:
             CannotCompare: A file is missing or broken, a key is missing, a number is none.
         """
         wrong: list[str] = []
-        rows: dict[str, Row] = {}
+        rows: dict[str, MetricValues] = {}
         for model in models:
             path = f"metrics/{model}.json"
             try:

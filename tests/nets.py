@@ -16,7 +16,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.examples import Examples
 from decant.networks.architectures import Architecture, Resnet, Shape, build
 from decant.prune.channels.coupling import groups_of
-from decant.prune.channels.ladder import Plan
+from decant.prune.channels.ladder import ChannelPlan
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
 from decant.schema import Section
 
@@ -182,14 +182,14 @@ def known() -> Iterator[None]:
         yield
 
 
-def drawn(parent: Checkpoint, seed: int) -> Plan:
+def drawn(parent: Checkpoint, seed: int) -> ChannelPlan:
     """Return a plan that removes some channels of each group, which ones is drawn."""
     draw, gone = random.Random(seed), {}
     groups = groups_of(parent)
     for group in groups:
         which = draw.sample(range(group.count), draw.randrange(1, group.count))
         gone[group.name] = torch.tensor([index in which for index in range(group.count)])
-    return Plan(parent, groups, gone)
+    return ChannelPlan(parent, groups, gone)
 
 
 def striped(seed: int, count: int = 96) -> Examples:

@@ -12,25 +12,25 @@ from torch import Tensor, nn
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.costs import counts as metrics
-from decant.costs.layers import Layer, layers_of, macs
+from decant.costs.layers import LayerShape, layers_of, macs
 from decant.errors import DecantError
 from decant.export import layer_timing as timings_layer_timing
 from decant.export.layer_timing import Calls, OnnxRuntime, stopwatch
 from decant.networks.architectures import Lenet5, Resnet
 from decant.networks.execution import predict
 from decant.prune.channels import latency as timings_latency
-from decant.prune.channels.coupling import Group, find_groups, groups_of, kept_of, zeroed
-from decant.prune.channels.ladder import Ladder, Plan, ladder_of, shrink, shrink_to_drift, smallest
-from decant.prune.channels.latency import STEPS, Table, best_step, read_table, shrink_to_latency
+from decant.prune.channels.coupling import ChannelGroup, find_groups, groups_of, kept_of, zeroed
+from decant.prune.channels.ladder import ChannelPlan, Ladder, ladder_of, shrink, shrink_to_drift, smallest
+from decant.prune.channels.latency import CHANNEL_MULTIPLES, Table, best_step, read_table, shrink_to_latency
 from decant.prune.structures import lowest
 from tests.nets import NETS, SHAPE, Looped, drawn, images, net
 
 
-def left(plan: Plan) -> dict[str, int]:
+def left(plan: ChannelPlan) -> dict[str, int]:
     return {group.name: int((~plan.gone[group.name]).sum()) for group in plan.groups}
 
 
-def owned(group: Group) -> dict[tuple[str, int], tuple[int, ...]]:
+def owned(group: ChannelGroup) -> dict[tuple[str, int], tuple[int, ...]]:
     return {(name, dim): tuple(indices.shape) for name, dim, indices in group.members}
 
 
@@ -176,13 +176,13 @@ def test_a_wrong_removal_is_noticed() -> None:
     stem = groups[0]
     # As if the batch norm had lost another channel than the convolution before it.
     members = tuple((n, d, i.flip(0) if n == "stem.1.weight" else i) for n, d, i in stem.members)
-    wrong = Plan(
+    wrong = ChannelPlan(
         parent,
         groups,
         {"stem.0": torch.arange(6) < 2, **{g.name: torch.zeros(g.count) > 0 for g in groups[1:]}},
     )
     wrong.check(images())
-    broken = Plan(parent, [Group("stem.0", 6, members)], {"stem.0": torch.arange(6) < 2})
+    broken = ChannelPlan(parent, [ChannelGroup("stem.0", 6, members)], {"stem.0": torch.arange(6) < 2})
     object.__setattr__(broken, "masked", wrong.masked)
     with pytest.raises(DecantError, match="does not compute what it does with zeros"):
         broken.check(images())
@@ -237,7 +237,7 @@ def drawn_scores(seed: int, ties: bool = False) -> dict[str, Tensor]:
     return {name: (score * 3).round() for name, score in scores.items()} if ties else scores
 
 
-def channels(plan: Plan) -> float:
+def channels(plan: ChannelPlan) -> float:
     return plan.channels
 
 
@@ -285,7 +285,7 @@ def test_no_budget_is_broken_and_more_never_leaves_fewer(
     rungs = ladder(scores, allocation, round_to, minimum)
     whole, widths = macs(LAYERS, {layer.name: layer.weight for layer in LAYERS}), []
 
-    def cost(plan: Plan) -> float:
+    def cost(plan: ChannelPlan) -> float:
         return macs(LAYERS, plan.shapes)
 
     for limit in (budget * whole for budget in sorted(budgets)):
@@ -352,14 +352,14 @@ def test_layers_tell_all_that_their_time_depends_on() -> None:
 @pytest.mark.parametrize(
     "layer",
     [
-        Layer("conv", (6, 4, 3, 5), (9, 8), 72, (2, 1), (1, 2), (1, 1)),
-        Layer("each", (6, 1, 3, 3), (9, 9), 81, (1, 1), (1, 1), (2, 2), 6, True),
-        Layer("linear", (10, 512), (), 1),
-        Layer("rows", (10, 16), (7,), 7),
+        LayerShape("conv", (6, 4, 3, 5), (9, 8), 72, (2, 1), (1, 2), (1, 1)),
+        LayerShape("each", (6, 1, 3, 3), (9, 9), 81, (1, 1), (1, 1), (2, 2), 6, True),
+        LayerShape("linear", (10, 512), (), 1),
+        LayerShape("rows", (10, 16), (7,), 7),
     ],
 )
 @pytest.mark.parametrize("batch", [1, 5])
-def test_a_layer_runs_alone(layer: Layer, batch: int) -> None:
+def test_a_layer_runs_alone(layer: LayerShape, batch: int) -> None:
     rows = batch * (7 if layer.name == "rows" else 1)
     results = timings_layer_timing.layer_call(layer, batch)()
     assert isinstance(results, list)
@@ -396,11 +396,11 @@ def test_auto_finds_the_step_of_the_kernels(step: int, tmp_path: Path) -> None:
     assert len(watch.timed) == timed
     assert (tmp_path / "some.json").read_bytes() == content
     assert list(json.loads(content)["layers"]) == sorted(json.loads(content)["layers"])
-    assert step in STEPS
+    assert step in CHANNEL_MULTIPLES
 
 
 def test_a_slower_hour_does_not_count_as_a_slower_layer(tmp_path: Path) -> None:
-    first, second = (Layer("linear", (10, width), (), 1) for width in (16, 32))
+    first, second = (LayerShape("linear", (10, width), (), 1) for width in (16, 32))
     speed = [1.0]
 
     def watch(calls: Calls, rounds: int) -> dict[str, list[float]]:
@@ -415,15 +415,15 @@ def test_a_slower_hour_does_not_count_as_a_slower_layer(tmp_path: Path) -> None:
 
 
 def test_the_table_is_read_where_it_is_there(tmp_path: Path) -> None:
-    layer, watch = Layer("linear", (10, 16), (), 1), Watch(1)
+    layer, watch = LayerShape("linear", (10, 16), (), 1), Watch(1)
     written = read_table(tmp_path, OnnxRuntime(watch))
     seconds = written.seconds([layer], 1)
     again = read_table(tmp_path, OnnxRuntime(watch))
     assert again.seconds([layer], 1) == seconds
     assert watch.timed.count("10x16 on 1 rows batch 1") == 1
-    other = Layer("linear", (10, 8), (), 1)  # two stages at once: neither loses what the other measured
+    other = LayerShape("linear", (10, 8), (), 1)  # two stages at once: neither loses what the other measured
     written.seconds([other], 1)
-    again.seconds([Layer("linear", (10, 4), (), 1)], 1)
+    again.seconds([LayerShape("linear", (10, 4), (), 1)], 1)
     assert len(read_table(tmp_path, OnnxRuntime(watch)).layers) == 3
     content = json.loads(written.path.read_text())
     written.path.write_text(json.dumps(content | {"onnxruntime": "0.1"}))

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from decant.quantize.mixed_precision.params import Budget, Mixed
+from decant.quantize.mixed_precision.params import Mixed, WidthBudget
 from decant.quantize.params import Activations, QuantizeParams
 from decant.quantize.qat.trainers import Train
 from decant.quantize.rounding.methods import Rounding
@@ -52,7 +52,7 @@ def test_the_page_shows_every_choice_there_is() -> None:
     assert {block.scheme.kind for block in read} == kinds(Scheme)
     assert {block.rounding.kind for block in read} == kinds(Rounding)
     assert {block.train.kind for block in read if block.train} == kinds(Train)
-    assert {block.mixed.budget.measure for block in read if block.mixed} == set(Budget.model_fields)
+    assert {block.mixed.budget.measure for block in read if block.mixed} == set(WidthBudget.model_fields)
 
 
 @pytest.mark.parametrize(

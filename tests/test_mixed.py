@@ -26,8 +26,8 @@ from decant.lowering.folding import folded
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.structure import compressible
 from decant.quantize.mixed_precision.knapsack import cheapest
-from decant.quantize.mixed_precision.params import Budget, Mixed
-from decant.quantize.mixed_precision.widths import LONGEST, Allocation, allocate, bit_operations, spent
+from decant.quantize.mixed_precision.params import Mixed, WidthBudget
+from decant.quantize.mixed_precision.widths import LONGEST, WidthAllocation, allocate, bit_operations, spent
 from decant.quantize.schemes import Integer
 from tasks.pipeline.params import validate
 from tests.nets import NETS, SHAPE, net
@@ -174,12 +174,12 @@ def middle(start: Checkpoint) -> int:
 
 def found(
     start: Checkpoint, amount: float, measure: str = "bytes", images: int = 40, *, learned: bool = False
-) -> Allocation:
+) -> WidthAllocation:
     return allocate(
         start,
         options_of(start),
         start.narrowed,
-        mixed=Mixed(budget=Budget(**{measure: amount}), bits=WIDTHS, images=images),
+        mixed=Mixed(budget=WidthBudget(**{measure: amount}), bits=WIDTHS, images=images),
         teacher=start,
         validation=examples(shape=start.shape),
         learned=learned,
@@ -319,7 +319,7 @@ def test_layers_with_one_width_keep_it_and_skipped_ones_stay_whole() -> None:
         start,
         options,
         rounded_,
-        mixed=Mixed(budget=Budget(bytes=1500), bits=WIDTHS, images=10),
+        mixed=Mixed(budget=WidthBudget(bytes=1500), bits=WIDTHS, images=10),
         teacher=start,
         validation=examples(),
     )
@@ -388,7 +388,7 @@ def test_what_was_added_after_the_choice_is_told() -> None:
         {}, {name.removesuffix(".weight"): InputGrid(8, 0.123456789, 77) for name in result.widths}
     )
     over = spent(larger, "bytes") - used
-    tight = Allocation(result.widths, result.tables, "bytes", used, widest=False)
+    tight = WidthAllocation(result.widths, result.tables, "bytes", used, widest=False)
     assert tight.check(child) == {"budget": f"{used:,} of {used:,} bytes"}
     with pytest.raises(DecantError, match=f"{used:,} are allowed; lower the budget by {over:,}"):
         tight.check(larger)
@@ -410,7 +410,7 @@ def test_logits_that_are_no_numbers_name_the_layer_and_the_width() -> None:
             start,
             options,
             broken,
-            mixed=Mixed(budget=Budget(bytes=middle(start))),
+            mixed=Mixed(budget=WidthBudget(bytes=middle(start))),
             teacher=start,
             validation=examples(),
         )
@@ -423,7 +423,7 @@ def test_a_budget_that_cannot_be_met_is_refused_before_anything_is_rounded() -> 
         raise AssertionError(f"rounded {[*held]}")
 
     for amount, words in ((10.0, "cannot be met"), (0.99, None)):
-        mixed = Mixed(budget=Budget(bytes=amount))
+        mixed = Mixed(budget=WidthBudget(bytes=amount))
         with pytest.raises(DecantError, match=words) if words else nullcontext():
             result = allocate(
                 start, options_of(start), never, mixed=mixed, teacher=start, validation=examples()

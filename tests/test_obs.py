@@ -246,7 +246,7 @@ def test_saliency_is_the_rise_of_the_error(seed: int, width: int, sparsity: floa
 
 
 def test_both_closed_forms_say_the_same() -> None:
-    problem = squares.pose(drawn(1, 40, 30), hessian_of(inputs_of(0, 500, 30)), None, 0.01)
+    problem = squares.normal_equations(drawn(1, 40, 30), hessian_of(inputs_of(0, 500, 30)), None, 0.01)
     mask = (
         torch.rand(40, 30, generator=torch.Generator().manual_seed(0)) > torch.linspace(0.05, 1, 40)[:, None]
     )

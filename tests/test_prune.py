@@ -17,8 +17,8 @@ from decant.errors import DecantError
 from decant.examples import Examples
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.structure import compressible, followers
-from decant.prune.allocations import Adaptive, Allocation, Erk, Global, Lamp, Layer, cheapest, lamp_scores
-from decant.prune.budgets import Budget, bracket
+from decant.prune.allocations import Adaptive, Allocation, Erk, Global, Lamp, PerLayer, cheapest, lamp_scores
+from decant.prune.budgets import PruningBudget, bracket
 from decant.prune.criteria import Criterion, Fisher, Magnitude, Random, Scoring, Snip, Taylor, Wanda
 from decant.prune.masks import Candidates, ranked
 from decant.prune.params import PruneParams
@@ -256,7 +256,7 @@ def test_layers_that_a_structure_does_not_fit_are_named_with_the_reason() -> Non
 @given(seed=st.integers(0, 99), distinct=st.sampled_from([1, 2, 5, 1000]), sparsity=st.floats(0, 0.9))
 @settings(max_examples=40)
 def test_counts_are_exact_with_any_number_of_ties(
-    kind: type[Layer], seed: int, distinct: int, sparsity: float
+    kind: type[PerLayer], seed: int, distinct: int, sparsity: float
 ) -> None:
     scores = some_scores(seed, distinct)
     task = candidates(scores, Weights(), validate({"kind": kind.model_fields["kind"].default}, Allocation))
@@ -270,7 +270,7 @@ def test_counts_are_exact_with_any_number_of_ties(
     assert task.counts(removed) == counts
 
 
-@pytest.mark.parametrize("allocation", [Global(), Layer()])
+@pytest.mark.parametrize("allocation", [Global(), PerLayer()])
 @given(seed=st.integers(0, 99), one=st.floats(0, 0.9), other=st.floats(0, 0.9))
 @settings(max_examples=40)
 def test_more_sparsity_never_brings_a_weight_back(
@@ -291,7 +291,7 @@ def test_global_by_hand_and_of_equals_the_last() -> None:
 
 def test_layers_share_what_does_not_divide() -> None:
     scores = {"a": torch.zeros(5), "b": torch.zeros(5), "c": torch.zeros(5)}
-    assert Layer().counts(scores, {}, 7, no_probe) == {"a": 3, "b": 2, "c": 2}
+    assert PerLayer().counts(scores, {}, 7, no_probe) == {"a": 3, "b": 2, "c": 2}
 
 
 def test_erk_densities_are_those_of_the_paper() -> None:
@@ -407,14 +407,14 @@ def test_a_bracket_holds_the_change(low: int, width: int, change: int, near: int
 )
 def test_impossible_budgets_are_refused(budget: dict[str, float], words: str) -> None:
     with pytest.raises(DecantError, match=words):
-        validate(budget, Budget, "models.x.budget")
+        validate(budget, PruningBudget, "models.x.budget")
 
 
 def test_a_share_is_of_the_teacher_and_a_count_is_itself() -> None:
-    assert Budget(bytes=0.25).limit(1000) == 250
-    assert Budget(bytes=300).limit(1000) == 300
-    assert Budget(latency=0.5).limit(1000) == 0.5
-    assert Budget(macs=1_000_000).measure == "macs"
+    assert PruningBudget(bytes=0.25).limit(1000) == 250
+    assert PruningBudget(bytes=300).limit(1000) == 300
+    assert PruningBudget(latency=0.5).limit(1000) == 0.5
+    assert PruningBudget(macs=1_000_000).measure == "macs"
 
 
 TRAINING = {"epochs": 1}
@@ -507,6 +507,8 @@ def test_the_cards_show_every_choice_there_is_and_nothing_else() -> None:
         assert set(kinds) == {kind.model_fields["kind"].default for kind in get_args(get_args(union)[0])}, key
     schedules = {validate(value, Schedule).kind for value in shown["schedule"]}
     assert schedules == {kind.model_fields["kind"].default for kind in get_args(get_args(Schedule)[0])}
-    assert {validate(value, Budget).measure for value in shown["budget"]} == set(Budget.model_fields)
+    assert {validate(value, PruningBudget).measure for value in shown["budget"]} == set(
+        PruningBudget.model_fields
+    )
     for value in shown["training"]:
         validate(value, Training)

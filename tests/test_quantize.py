@@ -524,9 +524,9 @@ def test_powers_of_two_by_hand() -> None:
 
 
 @given(st.floats(2.0**-20, 2.0**20, width=32), st.integers(2, 8))
-def test_the_largest_level_is_inqs_power(reach: float, bits: int) -> None:
-    levels = PowerOfTwo(bits=bits).levels(torch.tensor([[reach, 0.0]]))
-    assert levels.scale.item() == 2.0 ** math.floor(math.log2(4 * reach / 3))
+def test_the_largest_level_is_inqs_power(threshold: float, bits: int) -> None:
+    levels = PowerOfTwo(bits=bits).levels(torch.tensor([[threshold, 0.0]]))
+    assert levels.scale.item() == 2.0 ** math.floor(math.log2(4 * threshold / 3))
     assert len(levels.values) == 2**bits - 1
     exponents = {math.log2(value) for value in levels.values.tolist() if value > 0}
     assert exponents == set(range(2 - 2 ** (bits - 1), 1))
@@ -536,8 +536,8 @@ def test_the_largest_level_is_inqs_power(reach: float, bits: int) -> None:
 def test_a_power_of_two_is_its_own_level_and_three_halves_go_up(exponent: int) -> None:
     power, limit = 2.0**exponent, 1.5 * 2.0**exponent
     below = torch.nextafter(torch.tensor(limit), torch.tensor(0.0)).item()
-    reaches = torch.tensor([[power], [below], [limit]])
-    assert PowerOfTwo().levels(reaches).scale.flatten().tolist() == [power, power, 2 * power]
+    thresholds = torch.tensor([[power], [below], [limit]])
+    assert PowerOfTwo().levels(thresholds).scale.flatten().tolist() == [power, power, 2 * power]
 
 
 # --- which weights

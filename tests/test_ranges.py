@@ -29,7 +29,14 @@ from decant.calibration.ranges import (
     Span,
     Sparsity,
 )
-from decant.calibration.thresholds import BINS, LAWS, STEPS, divergence, histogram, rounding_error
+from decant.calibration.thresholds import (
+    BINS,
+    LAWS,
+    THRESHOLD_CANDIDATES,
+    divergence,
+    histogram,
+    rounding_error,
+)
 from decant.clip.params import ClipParams
 from decant.errors import DecantError
 from decant.quantize.params import Activations, QuantizeParams
@@ -142,13 +149,13 @@ def test_numbers_that_are_none_are_refused(wrong: float) -> None:
 # --- mse
 
 
-def naive_error(values: list[float], reach: float, bits: int, symmetric: bool) -> float:
+def naive_error(values: list[float], threshold: float, bits: int, symmetric: bool) -> float:
     """Round each number to the nearest of all points of the grid."""
     if symmetric:
         top = 2 ** (bits - 1) - 1
-        points = [reach * k / top for k in range(-top, top + 1)]
+        points = [threshold * k / top for k in range(-top, top + 1)]
     else:
-        low, high = min(0.0, max(min(values), -reach)), max(0.0, min(max(values), reach))
+        low, high = min(0.0, max(min(values), -threshold)), max(0.0, min(max(values), threshold))
         step = (high - low) / (2**bits - 1)
         zero = round(-low / step)
         points = [(k - zero) * step for k in range(2**bits)]
@@ -161,11 +168,11 @@ def naive_error(values: list[float], reach: float, bits: int, symmetric: bool) -
 def test_mse_is_the_best_of_its_grid_by_a_naive_search(bits: int, symmetric: bool, positive: bool) -> None:
     values = laplace(bits, 80).abs() if positive else laplace(bits, 80)
     numbers = sample(values, symmetric=symmetric)
-    reaches = [numbers.largest * k / STEPS for k in range(1, STEPS + 1)]
-    errors = [naive_error(values.tolist(), reach, bits, symmetric) for reach in reaches]
+    thresholds = [numbers.largest * k / THRESHOLD_CANDIDATES for k in range(1, THRESHOLD_CANDIDATES + 1)]
+    errors = [naive_error(values.tolist(), threshold, bits, symmetric) for threshold in thresholds]
     found = max(abs(end) for end in Mse(bits=bits).bounds(numbers, 8))
     assert naive_error(values.tolist(), found, bits, symmetric) == pytest.approx(min(errors), rel=1e-9)
-    ours = [rounding_error(numbers, reach, bits) for reach in reaches]
+    ours = [rounding_error(numbers, threshold, bits) for threshold in thresholds]
     assert ours == pytest.approx(errors, rel=1e-9)
 
 
@@ -193,8 +200,8 @@ def test_the_step_that_mse_asks_for_is_the_one_that_integers_take() -> None:
     wide, narrow = (Integer(bits=4, per_channel=False, range=r) for r in (MinMax(), Mse()))
     errors = [(s.levels(weight).project(weight) - weight).square().sum().item() for s in (wide, narrow)]
     assert errors[1] < 0.6 * errors[0]
-    reach = Mse(bits=4).bounds(sample(weight.flatten()), 8)[1]
-    assert rounding_error(sample(weight.flatten()), reach, 4) == pytest.approx(errors[1], rel=1e-4)
+    threshold = Mse(bits=4).bounds(sample(weight.flatten()), 8)[1]
+    assert rounding_error(sample(weight.flatten()), threshold, 4) == pytest.approx(errors[1], rel=1e-4)
 
 
 def test_error_over_an_affine_grid_is_that_of_the_grid() -> None:
@@ -445,14 +452,14 @@ def test_samples_of_weights_are_the_survivors() -> None:
 @pytest.mark.parametrize("span", CANDIDATES.values(), ids=CANDIDATES.keys())
 def test_per_group_is_each_group_alone(span: Span) -> None:
     weight, mask = normal(3, 2, 7, 5), normal(4, 2, 7, 5) > -0.5
-    reach = span.reach(weight, mask, 4, per_channel=True, group=16)
+    threshold = span.threshold(weight, mask, 4, per_channel=True, group=16)
     low, high = span.ends(weight, mask, 4, per_channel=True, group=16)
-    assert reach.shape == low.shape == high.shape == (2, 3)  # 35 = 16 + 16 + 3
+    assert threshold.shape == low.shape == high.shape == (2, 3)  # 35 = 16 + 16 + 3
     for row in range(2):
         for group in range(3):
             part = slice(16 * group, 16 * group + 16)
             numbers, kept = weight.flatten(1)[row, part], mask.flatten(1)[row, part]
-            assert reach[row, group] == span.reach(numbers, kept, 4, per_channel=False)
+            assert threshold[row, group] == span.threshold(numbers, kept, 4, per_channel=False)
             ends = span.ends(numbers, kept, 4, per_channel=False)
             assert (low[row, group], high[row, group]) == ends
 
@@ -461,9 +468,9 @@ def test_per_group_is_each_group_alone(span: Span) -> None:
 def test_per_channel_of_axis_1_is_that_of_the_transposed_weight(span: Span) -> None:
     weight, mask = normal(5, 3, 4, 5), normal(6, 3, 4, 5) > 0
     across, kept = weight.transpose(0, 1), mask.transpose(0, 1)
-    reach = span.reach(weight, mask, 4, per_channel=True, axis=1)
-    assert reach.shape == (1, 4, 1)
-    assert torch.equal(reach.transpose(0, 1), span.reach(across, kept, 4, per_channel=True))
+    threshold = span.threshold(weight, mask, 4, per_channel=True, axis=1)
+    assert threshold.shape == (1, 4, 1)
+    assert torch.equal(threshold.transpose(0, 1), span.threshold(across, kept, 4, per_channel=True))
     ends = span.ends(weight, mask, 4, per_channel=True, axis=1)
     for end, other in zip(ends, span.ends(across, kept, 4, per_channel=True), strict=True):
         assert torch.equal(end.transpose(0, 1), other)

@@ -11,17 +11,17 @@ import pytest
 from decant.errors import DecantError
 from tasks.report.__main__ import main
 from tasks.report.pictures import draw, floor, save, styles
-from tasks.report.rows import MEASURES, Row, pareto_front, read_curves, read_rows
+from tasks.report.rows import MEASURES, ModelRow, pareto_front, read_curves, read_rows
 from tasks.report.tables import COLUMNS, curves_csv, readme, table, tradeoff
 
 TEMPLATES = Path(__file__).parent.parent / ".dvc" / "plots"
 
 
-def row(name: str, accuracy: float, size: int, *operations: str, **others: float) -> Row:
+def row(name: str, accuracy: float, size: int, *operations: str, **others: float) -> ModelRow:
     numbers = dict.fromkeys(MEASURES, 1.0)
     numbers |= {"accuracy": accuracy, "accuracy_low": accuracy - 0.005, "accuracy_high": accuracy + 0.005}
     numbers |= {"size_bytes": size, "ratio": 1000 / size, "macs": 5e6, **others}
-    return Row(name, ("teacher", *operations), numbers)
+    return ModelRow(name, ("teacher", *operations), numbers)
 
 
 FOUR = [
@@ -32,7 +32,7 @@ FOUR = [
 ]
 
 
-def write_models(rows: Sequence[Row], trained: Sequence[str] = ()) -> None:
+def write_models(rows: Sequence[ModelRow], trained: Sequence[str] = ()) -> None:
     """Write what the stages before the report leave behind."""
     Path("metrics").mkdir()
     blocks = [f"  {r.name}: {{op: {r.operation}, from: teacher}}\n" for r in rows if r.name != "teacher"]
@@ -195,7 +195,7 @@ def test_the_axis_is_broken_above_collapsed_models_and_only_then() -> None:
     assert 10 < cut < 89
 
 
-def names_in(figure_rows: Sequence[Row]) -> list[list[str]]:
+def names_in(figure_rows: Sequence[ModelRow]) -> list[list[str]]:
     figure = draw(figure_rows, pareto_front(figure_rows))
     return [[text.get_text() for text in panel.texts] for panel in figure.axes]
 

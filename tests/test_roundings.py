@@ -27,12 +27,12 @@ from decant.quantize.recipe import Recipe
 from decant.quantize.rounding import adaround as adaround
 from decant.quantize.rounding import gptq as gptq
 from decant.quantize.rounding.adaround import EDGE, AdaRound, exponent, neighbours, pull, rectified, steepness
-from decant.quantize.rounding.elementwise import better, errors, optimum, taken, written_out
+from decant.quantize.rounding.elementwise import better, errors, optimum, per_element, select_elements
 from decant.quantize.rounding.gptq import Gptq
 from decant.quantize.rounding.methods import Nearest, Rounding, round_layers
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Scheme, Ternary
-from decant.reconstruction.hessians import Moments, moments
-from decant.reconstruction.least_squares import pose
+from decant.reconstruction.hessians import InputHessian, moments
+from decant.reconstruction.least_squares import normal_equations
 from tasks.pipeline.params import validate
 from tests.nets import NETS, net
 from tests.nets import images as pictures
@@ -67,16 +67,18 @@ def second(now: Tensor, then: Tensor) -> Tensor:
     return now.double().mT @ then.double() / now.shape[1]
 
 
-def some_moments(seed: int, width: int, groups: int = 1, *, crossed: bool = True, count: int = 0) -> Moments:
+def some_moments(
+    seed: int, width: int, groups: int = 1, *, crossed: bool = True, count: int = 0
+) -> InputHessian:
     """Moments of inputs that lean on each other, as behind a layer, and of the reference's, which differ."""
     rows = count or 4 * width + 8
     now = drawn(seed, groups, rows, width) @ drawn(seed + 1, groups, width, width) / math.sqrt(width) + 0.3
     then = now + 0.2 * drawn(seed + 2, groups, rows, width)
-    return Moments(second(now, now), second(now, then) if crossed else None, rows)
+    return InputHessian(second(now, now), second(now, then) if crossed else None, rows)
 
 
-def plain(hessian: list[list[float]]) -> Moments:
-    return Moments(torch.tensor([hessian], dtype=torch.double), None, 9)
+def plain(hessian: list[list[float]]) -> InputHessian:
+    return InputHessian(torch.tensor([hessian], dtype=torch.double), None, 9)
 
 
 def whole(step: float = 1.0, last: int = 8) -> Constraints:
@@ -84,7 +86,7 @@ def whole(step: float = 1.0, last: int = 8) -> Constraints:
     return Constraints(levels=Levels(torch.arange(-last, last + 1).float(), torch.tensor(step)))
 
 
-def off(weight: Tensor, rounded: Tensor, seen: Moments) -> list[float]:
+def off(weight: Tensor, rounded: Tensor, seen: InputHessian) -> list[float]:
     """Return each row's squared error, less what any row leaves, by the definition, a row at a time."""
     rows, other, total = weight.flatten(1).double(), rounded.flatten(1).double(), []
     each = len(rows) // len(seen.hessian)
@@ -99,7 +101,7 @@ def off(weight: Tensor, rounded: Tensor, seen: Moments) -> list[float]:
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[Tensor, Constraints, Moments]:
+def problems(draw: st.DrawFn) -> tuple[Tensor, Constraints, InputHessian]:
     """A weight of any kind of layer, with levels of any kind, and maybe a mask, a range and dead inputs."""
     seed, groups = draw(st.integers(0, 10**6)), draw(st.sampled_from([1, 2, 3]))
     inner = draw(st.sampled_from([(5,), (2, 3), (1, 2, 2), (3, 2, 3), (2, 1, 2, 2)]))
@@ -119,19 +121,19 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Constraints, Moments]:
     return weight, Constraints(bounds, scheme.levels(weight, mask), mask), seen
 
 
-def without(seen: Moments, inputs: list[int]) -> Moments:
+def without(seen: InputHessian, inputs: list[int]) -> InputHessian:
     """Return the moments where some inputs are always zero, in the rounded network and in the reference."""
     kept = torch.ones(seen.hessian.shape[1], dtype=torch.double)
     kept[inputs] = 0.0
     both = kept[:, None] * kept
-    return Moments(seen.hessian * both, None if seen.cross is None else seen.cross * both, seen.count)
+    return InputHessian(seen.hessian * both, None if seen.cross is None else seen.cross * both, seen.count)
 
 
 @settings(max_examples=150)
 @given(
     problems(), st.sampled_from([*LEARNED, Gptq(order="index", damping=0.5), AdaRound(steps=3), Nearest()])
 )
-def test_exam(problem: tuple[Tensor, Constraints, Moments], rounding: Rounding) -> None:
+def test_exam(problem: tuple[Tensor, Constraints, InputHessian], rounding: Rounding) -> None:
     weight, held, seen = problem
     before = weight.clone()
     found = rounding.rounded(weight, held, seen)
@@ -194,7 +196,7 @@ def test_dead_inputs_are_rounded_to_nearest_and_move_no_others(rounding: Roundin
     assert torch.equal(found[:, dead], held.project(weight[:, dead]))
     assert not torch.equal(found[:, live], held.project(weight[:, live]))
     assert seen.cross is not None
-    fewer = Moments(seen.hessian[:, live][:, :, live], seen.cross[:, live][:, :, live], seen.count)
+    fewer = InputHessian(seen.hessian[:, live][:, :, live], seen.cross[:, live][:, :, live], seen.count)
     if isinstance(rounding, Gptq):
         assert torch.equal(found[:, live], rounding.rounded(weight[:, live], held, fewer))
 
@@ -229,16 +231,18 @@ def test_written_out_constraints_project_each_part_as_the_whole_to_the_bit(
     problem: tuple[Tensor, Constraints], seed: int
 ) -> None:
     weight, held = problem
-    each, expected = written_out(held, weight.shape), held.project(weight).flatten(1)
+    each, expected = per_element(held, weight.shape), held.project(weight).flatten(1)
     rows = weight.flatten(1)
     assert torch.equal(each.project(rows), expected)
     columns = torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(seed))[:2]
-    part = taken(each, lambda numbers: numbers[:, columns])
+    part = select_elements(each, lambda numbers: numbers[:, columns])
     assert torch.equal(part.project(rows[:, columns]), expected[:, columns])
 
 
 def test_errors_and_the_better_row_by_hand() -> None:
-    problem = pose(torch.tensor([[1.0, 1.0], [1.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 1.0]]), None, 0.0)
+    problem = normal_equations(
+        torch.tensor([[1.0, 1.0], [1.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 1.0]]), None, 0.0
+    )
     # w' H w' - 2 w' H w, with H w = (3, 2): at (1, 0) 2 - 6, at (0, 1) 1 - 4, at (1, 1) 5 - 10, at 0 nothing.
     first = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     other = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
@@ -252,7 +256,7 @@ def test_errors_and_the_better_row_by_hand() -> None:
 
 def test_the_optimum_is_least_squares_within_the_mask() -> None:
     weight, mask, seen = drawn(0, 4, 6), drawn(1, 4, 6) > -0.5, some_moments(0, 6)
-    problem = pose(weight, seen.hessian, seen.cross, 0.1)
+    problem = normal_equations(weight, seen.hessian, seen.cross, 0.1)
     expected = refit(weight, mask, seen.hessian[0], seen.cross[0], damping=0.1)  # type: ignore[index]
     assert torch.allclose(optimum(problem, mask).float(), expected, atol=1e-6)
     everywhere = torch.ones_like(mask)
@@ -282,7 +286,7 @@ def level_of(weight: float, held: Constraints, row: int, column: int, shape: tor
     return min(((value - zero) * scale for value in levels.values.tolist()), key=lambda v: abs(v - weight))
 
 
-def surgery(weight: Tensor, held: Constraints, seen: Moments, rounding: Gptq) -> Tensor:
+def surgery(weight: Tensor, held: Constraints, seen: InputHessian, rounding: Gptq) -> Tensor:
     """Round as OBQ is defined: after each column, the rest moves by an inverse that is computed anew."""
     rows, result = weight.flatten(1).double(), torch.zeros_like(weight.flatten(1), dtype=torch.double)
     each = len(rows) // len(seen.hessian)
@@ -317,17 +321,17 @@ def surgery(weight: Tensor, held: Constraints, seen: Moments, rounding: Gptq) ->
     st.sampled_from([Gptq(), Gptq(order="index"), Gptq(damping=0.3), Gptq(order="index", damping=1e-6)]),
 )
 def test_gptq_is_surgery_with_inverses_computed_anew(
-    problem: tuple[Tensor, Constraints, Moments], rounding: Gptq
+    problem: tuple[Tensor, Constraints, InputHessian], rounding: Gptq
 ) -> None:
     weight, held, seen = problem
     assert_surgery(weight, held, seen, rounding)
 
 
-def assert_surgery(weight: Tensor, held: Constraints, seen: Moments, rounding: Gptq) -> None:
+def assert_surgery(weight: Tensor, held: Constraints, seen: InputHessian, rounding: Gptq) -> None:
     """Compare each row with the loop's, or with nearest rounding where that errs less."""
     found = rounding.rounded(weight, held, seen)
     expected, nearest = surgery(weight, held, seen, rounding), held.project(weight)
-    damped = pose(weight.flatten(1), seen.hessian, seen.cross, rounding.damping)
+    damped = normal_equations(weight.flatten(1), seen.hessian, seen.cross, rounding.damping)
     pairs = zip(*(errors(damped, rows.flatten(1)).tolist() for rows in (expected, nearest)), strict=True)
     for row, (swept, plainly) in enumerate(pairs):
         if math.isclose(swept, plainly, rel_tol=1e-6):
@@ -376,7 +380,7 @@ def test_the_errors_of_earlier_layers_are_made_up_for() -> None:
     # What came as x comes as 2 x now, so half of the weight gives the same.
     weight = torch.tensor([[4.0, -2.0]])
     hessian = torch.eye(2, dtype=torch.double)[None] * 4
-    seen = Moments(hessian, hessian / 2, 9)
+    seen = InputHessian(hessian, hessian / 2, 9)
     assert Gptq(damping=0).rounded(weight, whole(), seen).tolist() == [[2.0, -1.0]]
     # AdaRound goes no further than to a neighbour: 3 or 4 for 3.9, -3 or -2 for -2.1.
     assert AdaRound().rounded(weight - 0.1, whole(), seen).tolist() == [[3.0, -2.0]]
@@ -397,7 +401,7 @@ def test_one_bit_and_two_gain_from_gptq() -> None:
     weight, seen = drawn(0, 16, 40), some_moments(0, 40)
     for scheme in (Binary(), Ternary(), Integer(bits=2), Codebook(entries=4), PowerOfTwo(bits=2)):
         held = Constraints(levels=scheme.levels(weight))
-        least = sum(off(weight, optimum(pose(weight, seen.hessian, seen.cross, 0.0), None), seen))
+        least = sum(off(weight, optimum(normal_equations(weight, seen.hessian, seen.cross, 0.0), None), seen))
         nearest, swept, learnt = (
             sum(off(weight, rounding.rounded(weight, held, seen), seen)) - least
             for rounding in (Nearest(), Gptq(), AdaRound())
@@ -430,7 +434,7 @@ def test_pruning_and_rounding_read_the_same_moments() -> None:
     # It starts from the survivors that pruning has solved for, so fine levels give those.
     fine = Constraints(levels=Levels(torch.arange(-128.0, 128), kept.abs().max() / 120), mask=mask)
     assert (Gptq(order="index").rounded(weight, fine, seen) - kept)[mask].abs().mean() < 0.02
-    problem = pose(weight.flatten(1), seen.hessian, seen.cross, 0.01)
+    problem = normal_equations(weight.flatten(1), seen.hessian, seen.cross, 0.01)
     assert torch.allclose(optimum(problem, mask.flatten(1)).float(), kept.flatten(1), atol=1e-5)
     assert torch.equal(seen.hessian, before[0])
     assert sum(off(weight, found, seen)) < sum(off(weight, held.project(kept), seen))
@@ -486,9 +490,9 @@ def test_neighbours_within_a_range_and_a_mask_and_behind_a_zero_point() -> None:
 
 
 @given(problems())
-def test_nearest_is_always_one_of_the_neighbours(problem: tuple[Tensor, Constraints, Moments]) -> None:
+def test_nearest_is_always_one_of_the_neighbours(problem: tuple[Tensor, Constraints, InputHessian]) -> None:
     weight, held, _ = problem
-    each, rows = written_out(held, weight.shape), weight.flatten(1)
+    each, rows = per_element(held, weight.shape), weight.flatten(1)
     lower, upper, share = neighbours(rows, each)
     nearest = each.project(rows)
     assert ((nearest == lower) | (nearest == upper)).all()
@@ -509,9 +513,9 @@ def test_adaround_finds_what_nearest_cannot() -> None:
     assert opposed[0, 0] == opposed[0, 1]
 
 
-def every_rounding(weight: Tensor, held: Constraints, seen: Moments) -> tuple[float, float]:
+def every_rounding(weight: Tensor, held: Constraints, seen: InputHessian) -> tuple[float, float]:
     """Return the sum over rows of the least error of all 2^d roundings to neighbours, and the largest."""
-    rows, each = weight.flatten(1), written_out(held, weight.shape)
+    rows, each = weight.flatten(1), per_element(held, weight.shape)
     lower, upper, _ = neighbours(rows, each)
     ups = torch.tensor(list(itertools.product([False, True], repeat=rows.shape[1])))
     found = torch.tensor([off(weight, torch.where(up, upper, lower), seen) for up in ups], dtype=torch.double)
@@ -524,7 +528,7 @@ def test_adaround_comes_near_to_the_best_of_all_roundings(bits: int) -> None:
     for seed in range(8):
         weight, seen = drawn(seed, 6, 7), some_moments(seed, 7, crossed=seed > 3)
         held = Constraints(levels=Integer(bits=bits).levels(weight))
-        exact = optimum(pose(weight, seen.hessian, seen.cross, 0.0), None)
+        exact = optimum(normal_equations(weight, seen.hessian, seen.cross, 0.0), None)
         least = sum(off(weight, exact, seen))
         best += every_rounding(weight, held, seen)[0] - least
         nearest += sum(off(weight, held.project(weight), seen)) - least
@@ -534,10 +538,10 @@ def test_adaround_comes_near_to_the_best_of_all_roundings(bits: int) -> None:
     assert nearest > 1.5 * best
 
 
-def naive_adaround(weight: Tensor, held: Constraints, seen: Moments, rounding: AdaRound) -> Tensor:
+def naive_adaround(weight: Tensor, held: Constraints, seen: InputHessian, rounding: AdaRound) -> Tensor:
     """Return h after the last step: the loss as the paper writes it, through autograd, in float64."""
     rows = weight.flatten(1)
-    lower, upper, share = (each.double() for each in neighbours(rows, written_out(held, weight.shape)))
+    lower, upper, share = (each.double() for each in neighbours(rows, per_element(held, weight.shape)))
     groups = len(seen.hessian)
     cross = seen.hessian if seen.cross is None else seen.cross
     noise = (held.project(weight).flatten(1) - rows).double().unflatten(0, (groups, -1))
@@ -565,8 +569,8 @@ def test_closed_gradients_are_those_of_the_papers_loss(steps: int, groups: int) 
     rounding = AdaRound(steps=steps)
     weight, seen = drawn(0, 4, 6), some_moments(3, 6, groups)
     held = Constraints(levels=Integer(bits=3).levels(weight))
-    problem = pose(weight, seen.hessian, seen.cross, 0.0)
-    each = written_out(held, weight.shape)
+    problem = normal_equations(weight, seen.hessian, seen.cross, 0.0)
+    each = per_element(held, weight.shape)
     found = rounding._learnt(problem, weight, *neighbours(weight, each), each.project(weight))
     expected = naive_adaround(weight, held, seen, rounding)
     assert torch.allclose(found.double(), expected, atol=1e-4)
@@ -576,7 +580,7 @@ def test_closed_gradients_are_those_of_the_papers_loss(steps: int, groups: int) 
 def test_in_the_end_weights_are_decided_by_the_regularizer_alone() -> None:
     weight, seen = drawn(0, 8, 10), some_moments(3, 10)
     each = Constraints(levels=Integer(bits=3).levels(weight))
-    problem, each = pose(weight, seen.hessian, seen.cross, 0.0), written_out(each, weight.shape)
+    problem, each = normal_equations(weight, seen.hessian, seen.cross, 0.0), per_element(each, weight.shape)
     around = neighbours(weight, each)
 
     def undecided(regularization: float) -> float:
@@ -593,7 +597,7 @@ def test_adarounds_units_make_it_the_same_for_every_size(size: float) -> None:
     """Neither the weights' unit nor the inputs' changes what is chosen: powers of two, so to the bit."""
     weight, seen = drawn(0, 4, 8), some_moments(3, 8, crossed=False)
     size = 2.0 ** round(math.log2(size))
-    larger = Moments(seen.hessian * size**2, None, seen.count)
+    larger = InputHessian(seen.hessian * size**2, None, seen.count)
     levels = Integer(bits=3).levels(weight)
     found = AdaRound().rounded(weight, Constraints(levels=levels), seen)
     other = Constraints(levels=Levels(levels.values, levels.scale * size))

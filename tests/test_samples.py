@@ -201,7 +201,7 @@ def test_an_intersection_lies_in_both_and_projects_as_one_after_the_other(one: i
 # --- clamps of a checkpoint
 
 
-def obeyed(model: Checkpoint) -> dict[str, Tensor]:
+def satisfied(model: Checkpoint) -> dict[str, Tensor]:
     """Return what each clamped layer computes with, as seen behind the checkpoint's own hooks."""
     seen: dict[str, Tensor] = {}
     for layer in model.clamps:
@@ -213,7 +213,7 @@ def obeyed(model: Checkpoint) -> dict[str, Tensor]:
 
 
 def test_clamped_layers_receive_nothing_outside() -> None:
-    for layer, inputs in obeyed(checkpoint().narrowed({}, clamps=CLAMPS)).items():
+    for layer, inputs in satisfied(checkpoint().narrowed({}, clamps=CLAMPS)).items():
         assert torch.equal(CLAMPS[layer].project(inputs), inputs)
 
 

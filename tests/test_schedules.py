@@ -21,7 +21,7 @@ from decant.errors import DecantError
 from decant.networks.architectures import Resnet, build
 from decant.networks.execution import predict
 from decant.networks.structure import compressible, filters
-from decant.prune.mask_pruning import Once
+from decant.prune.mask_pruning import MaskPruning
 from decant.prune.params import PruneParams
 from decant.prune.schedule_runs import fresh
 from decant.training import fit as fit
@@ -290,10 +290,10 @@ def test_impossible_budgets_name_the_nearest(budget: dict[str, float], words: st
 def test_a_training_that_breaks_the_budget_is_told(home: Path) -> None:
     teacher = load_model("teacher")
     block = validate(BLOCK | {"budget": {"nonzeros": 700}}, PruneParams)
-    once = Once(block, teacher, teacher, 1, lambda: teacher.module)
-    once.check(once.pruned().model)
+    pruning = MaskPruning(block, teacher, teacher, 1, lambda: teacher.module)
+    pruning.check(pruning.pruned().model)
     with pytest.raises(DecantError, match="nonzeros 700 was met before the training and is not after it"):
-        once.check(teacher)
+        pruning.check(teacher)
 
 
 def test_the_nearest_possible_budget_is_possible(home: Path) -> None:

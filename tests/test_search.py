@@ -22,7 +22,7 @@ from decant.quantize.rounding.adaround import AdaRound
 from decant.quantize.rounding.gptq import Gptq
 from decant.quantize.rounding.methods import Nearest, round_layers
 from decant.quantize.schemes import Integer
-from decant.reconstruction.hessians import Moments, moments
+from decant.reconstruction.hessians import InputHessian, moments
 from tasks.pipeline.params import validate
 from tests.nets import NETS, known, net
 from tests.nets import images as pictures
@@ -59,7 +59,9 @@ def narrowed(held: Constraints, share: float) -> Constraints:
 # --- against every share, tried in turn
 
 
-def tried(weight: Tensor, held: Constraints, seen: Moments, rounding: Searching) -> tuple[Tensor, Tensor]:
+def tried(
+    weight: Tensor, held: Constraints, seen: InputHessian, rounding: Searching
+) -> tuple[Tensor, Tensor]:
     """Return the weight and the scales of the least errors by their definition, the widest among equals."""
     shares = [part / rounding.search for part in range(rounding.search, 0, -1)]
     found = [rounding.rounded(weight, narrowed(held, share), seen) for share in shares]
@@ -91,8 +93,8 @@ CASES: dict[str, tuple[Integer, tuple[int, ...], int]] = {
 """A scheme, the weight's shape and the layer's groups."""
 
 
-def posed(kind: str, seed: int) -> tuple[Tensor, Constraints, Moments]:
-    """Return a weight with outliers, which take most of a range, and what it obeys, by the case's name."""
+def posed(kind: str, seed: int) -> tuple[Tensor, Constraints, InputHessian]:
+    """Return a weight with outliers, which take most of a range, and what it satisfies, by the case's name."""
     scheme, shape, groups = CASES[kind]
     weight = drawn(seed, *shape) ** 3
     mask = chance(seed, *shape) < 0.6 if kind == "masked" else None
@@ -110,9 +112,9 @@ def test_each_row_takes_the_share_that_errs_least(kind: str, rounding: Searching
     for seed in range(4):
         weight, held, seen = posed(kind, seed)
         before = weight.clone()
-        found, obeyed = rounding.fitted(weight, held, seen)
+        found, satisfied = rounding.fitted(weight, held, seen)
         expected, scales = tried(weight, held, seen, rounding)
-        assert torch.equal(scale_of(obeyed), scales)
+        assert torch.equal(scale_of(satisfied), scales)
         assert torch.equal(found, expected)
         assert torch.equal(weight, before)
         taken |= {round(share, 3) for share in (scales / scale_of(held)).flatten().tolist()}
@@ -124,34 +126,34 @@ def test_damping_chooses_no_range() -> None:
     for seed in range(20):
         weight, held, seen = posed("symmetric", seed)
         expected, scales = tried(weight, held, seen, rounding)
-        found, obeyed = rounding.fitted(weight, held, seen)
-        assert torch.equal(scale_of(obeyed), scales)
+        found, satisfied = rounding.fitted(weight, held, seen)
+        assert torch.equal(scale_of(satisfied), scales)
         assert torch.equal(found, expected)
 
 
-def alive(problem: tuple[Tensor, Constraints, Moments]) -> bool:
+def alive(problem: tuple[Tensor, Constraints, InputHessian]) -> bool:
     return bool((problem[2].hessian.diagonal(dim1=1, dim2=2) > 0).all())
 
 
 @settings(max_examples=40)
 @given(problems().filter(alive), st.sampled_from(SEARCHING))
 def test_no_outputs_are_off_more_and_only_scales_change(
-    problem: tuple[Tensor, Constraints, Moments], rounding: Searching
+    problem: tuple[Tensor, Constraints, InputHessian], rounding: Searching
 ) -> None:
     weight, held, seen = problem
-    found, obeyed = rounding.fitted(weight, held, seen)
+    found, satisfied = rounding.fitted(weight, held, seen)
     plainly = rounding.rounded(weight, held, seen)
     assert found.shape == weight.shape
     assert found.dtype == torch.float32
-    assert torch.equal(obeyed.project(found), found)
-    assert obeyed.mask is held.mask
-    assert obeyed.range is held.range
+    assert torch.equal(satisfied.project(found), found)
+    assert satisfied.mask is held.mask
+    assert satisfied.range is held.range
     assert held.levels is not None
-    assert obeyed.levels is not None
-    assert obeyed.levels.scale.dtype == torch.float32
-    assert replace(obeyed.levels, scale=held.levels.scale).equals(held.levels)
-    assert bool((obeyed.levels.scale <= held.levels.scale).all())
-    assert bool((obeyed.levels.scale >= held.levels.scale / rounding.search * (1 - 1e-6)).all())
+    assert satisfied.levels is not None
+    assert satisfied.levels.scale.dtype == torch.float32
+    assert replace(satisfied.levels, scale=held.levels.scale).equals(held.levels)
+    assert bool((satisfied.levels.scale <= held.levels.scale).all())
+    assert bool((satisfied.levels.scale >= held.levels.scale / rounding.search * (1 - 1e-6)).all())
     pairs = list(zip(off(weight, found, seen), off(weight, plainly, seen), strict=True))
     if held.levels.scale.dim() == 0:
         pairs = [(sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs))]
@@ -168,15 +170,15 @@ def test_one_range_is_the_schemes(rounding: Searching) -> None:
     assert rounding.search == 1
     for kind in ("symmetric", "affine tensor", "groups", "masked", "dead"):
         weight, held, seen = posed(kind, 0)
-        found, obeyed = rounding.fitted(weight, held, seen)
-        assert obeyed is held
+        found, satisfied = rounding.fitted(weight, held, seen)
+        assert satisfied is held
         assert torch.equal(found, rounding.rounded(weight, held, seen))
 
 
 def test_nearest_keeps_its_range_and_reads_no_moments() -> None:
     weight, held, _ = posed("masked", 0)
-    found, obeyed = Nearest().fitted(weight, held, None)
-    assert obeyed is held
+    found, satisfied = Nearest().fitted(weight, held, None)
+    assert satisfied is held
     assert torch.equal(found, held.project(weight))
 
 
@@ -214,8 +216,8 @@ def searched_for(rows: list[list[float]], diagonal: list[float], *, shared: bool
     scale = torch.tensor(1.0) if shared else torch.ones(len(rows), 1)
     seen = plain(torch.diag(torch.tensor(diagonal)).tolist())
     held = Constraints(levels=symmetric_levels(scale, 2))
-    found, obeyed = Gptq(damping=0.0, search=4).fitted(weight, held, seen)
-    return found.tolist(), scale_of(obeyed).tolist()
+    found, satisfied = Gptq(damping=0.0, search=4).fitted(weight, held, seen)
+    return found.tolist(), scale_of(satisfied).tolist()
 
 
 def test_an_outliers_range_is_narrowed_by_hand() -> None:
@@ -235,9 +237,9 @@ def test_outputs_decide_and_not_weights_by_hand() -> None:
     # With all inputs the same, GPTQ makes 2.2 of the sum: 2 at 1, off by 0.04; 2.25 at 3/4, off by 0.0025.
     weight, seen = torch.tensor([SPIKE]), plain((torch.ones(4, 4) + 1e-6 * torch.eye(4)).tolist())
     held = Constraints(levels=symmetric_levels(torch.ones(1, 1), 2))
-    found, obeyed = Gptq(damping=0.0, search=4).fitted(weight, held, seen)
+    found, satisfied = Gptq(damping=0.0, search=4).fitted(weight, held, seen)
     assert found.sum().item() == 2.25
-    assert scale_of(obeyed).tolist() == [[0.75]]
+    assert scale_of(satisfied).tolist() == [[0.75]]
 
 
 def test_rows_that_share_a_scale_choose_by_their_sum_by_hand() -> None:
@@ -257,9 +259,9 @@ def test_among_equals_the_widest_is_kept_by_hand() -> None:
     # One step of 1 and two of 1/2 are the same number, so 1.1 is off by as much.
     levels = Levels(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]), torch.ones(1, 1))
     weight, seen = torch.tensor([[1.1, 1.1]]), plain([[1.0, 0.0], [0.0, 1.0]])
-    found, obeyed = Gptq(damping=0.0, search=2).fitted(weight, Constraints(levels=levels), seen)
+    found, satisfied = Gptq(damping=0.0, search=2).fitted(weight, Constraints(levels=levels), seen)
     assert found.tolist() == [[1.0, 1.0]]
-    assert scale_of(obeyed).tolist() == [[1.0]]
+    assert scale_of(satisfied).tolist() == [[1.0]]
 
 
 def test_a_weight_on_a_dead_input_keeps_no_range_wide_by_hand() -> None:
@@ -273,7 +275,7 @@ def test_a_weight_on_a_dead_input_keeps_no_range_wide_by_hand() -> None:
 
 
 @pytest.mark.parametrize("rounding", [Gptq(search=5), AdaRound(steps=12, search=4)], ids=lambda r: r.kind)
-def test_layers_obey_the_ranges_that_were_found_on_what_they_receive(rounding: Searching) -> None:
+def test_layers_satisfy_the_ranges_that_were_found_on_what_they_receive(rounding: Searching) -> None:
     parent, images = toy(Backwards()), photos()
     parent = parent.narrowed({"middle.weight": Constraints(mask=drawn(0, 5, 4) > -0.3)})
     held, work = held_by(parent, bits=2), toy(Backwards()).module
@@ -281,15 +283,15 @@ def test_layers_obey_the_ranges_that_were_found_on_what_they_receive(rounding: S
     narrower = 0
     for name in ("first.weight", "middle.weight", "last.weight"):
         seen = moments(work, [name], images, parent.module)[name]
-        expected, obeyed = rounding.fitted(parent.module.get_parameter(name), held[name], seen)
+        expected, satisfied = rounding.fitted(parent.module.get_parameter(name), held[name], seen)
         with torch.no_grad():
             work.get_parameter(name).copy_(expected)
         found = child.module.get_parameter(name)
         assert torch.equal(found, expected), name
-        assert obeyed.levels is not None
-        assert obeyed.levels.equals(child.constraints[name].levels), name
+        assert satisfied.levels is not None
+        assert satisfied.levels.equals(child.constraints[name].levels), name
         assert torch.equal(child.constraints[name].project(found), found), name
-        narrower += int((scale_of(obeyed) < scale_of(held[name])).sum())
+        narrower += int((scale_of(satisfied) < scale_of(held[name])).sum())
     assert narrower > 0
     assert child.constraints["middle.weight"].mask is held["middle.weight"].mask
     assert list(parent.constraints) == ["middle.weight"]

@@ -54,7 +54,7 @@ from decant.quantize.qat.trainers import (
 from decant.quantize.qat.training import train_rounded
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Scheme, Ternary
 from decant.training import fit as fit_module
-from decant.training.fit import Row
+from decant.training.fit import EpochMetrics
 from decant.training.losses import Softmax, Temperature, warning
 from decant.training.recipe import Adamw, Augmentation, Cosine, Sgd, Training
 from decant.training.resume import Scratch
@@ -146,10 +146,10 @@ def test_exam(shape: tuple[int, ...], masked: bool) -> None:
     for name, learner in learners(weight, held).items():
         before = weight.clone()
         value = learner(weight)
-        obeys = held.narrow(levels=learner.levels(weight))
+        satisfies = held.narrow(levels=learner.levels(weight))
         assert value.shape == shape, name
         assert torch.isfinite(value).all(), name
-        assert torch.equal(obeys.project(value), value), name
+        assert torch.equal(satisfies.project(value), value), name
         assert torch.equal(learner(weight), value), name
         assert torch.equal(weight, before), name
         free, own = gradients(learner, weight, drawn(*shape, seed=1)) if name != "entries" else (None, {})
@@ -504,7 +504,7 @@ def run(
     train: Trainer,
     bits: int | None = None,
     more: Mapping[str, Grid] | None = None,
-) -> tuple[Checkpoint, list[Row]]:
+) -> tuple[Checkpoint, list[EpochMetrics]]:
     return train_rounded(
         checkpoint,
         schemes(checkpoint, scheme),

@@ -16,17 +16,17 @@ Bits = Annotated[int, Field(ge=2, le=8)]
 TINY = 1e-30
 
 
-def symmetric_levels(reach: Tensor, bits: int, group: int | None = None) -> Levels:
-    """Return 2^bits - 1 integer levels from -reach to reach, so that zero is one of them.
+def symmetric_levels(threshold: Tensor, bits: int, group: int | None = None) -> Levels:
+    """Return 2^bits - 1 integer levels from -threshold to threshold, so that zero is one of them.
 
     Args:
-        reach: The largest level, not negative, float32: one [], one for each output channel [O, 1, ...], or
+        threshold: The largest level, not negative, float32: one [], one for each output channel [O, 1, ...], or
             one for each group [O, G]. Where it is zero the step is 1: any step rounds zeros to zero.
         bits: Width of a code.
-        group: How many neighbours of a row share a step, where `reach` is by group.
+        group: How many neighbours of a row share a step, where `threshold` is by group.
     """
     top = 2 ** (bits - 1) - 1
-    step = reach / top
+    step = threshold / top
     return Levels(torch.arange(-top, top + 1).float(), torch.where(step > 0, step, 1.0), group=group)
 
 

@@ -47,9 +47,9 @@ class Sample:
         """Whether the whole grid goes to numbers from zero up, as behind a rectified linear unit."""
         return not self.symmetric and self.low >= 0
 
-    def within(self, reach: float) -> tuple[float, float]:
-        """Return the part of [-reach, reach] that lies within the extremes."""
-        return min(max(self.low, -reach), self.high), max(min(self.high, reach), self.low)
+    def within(self, threshold: float) -> tuple[float, float]:
+        """Return the part of [-threshold, threshold] that lies within the extremes."""
+        return min(max(self.low, -threshold), self.high), max(min(self.high, threshold), self.low)
 
 
 @dataclass(frozen=True)

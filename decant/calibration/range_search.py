@@ -32,7 +32,7 @@ class Choice:
     tried: Mapping[str, float | None]
 
 
-def tables(weights: Mapping[str, Choice], inputs: Mapping[str, Choice]) -> Tables:
+def tried_ranges(weights: Mapping[str, Choice], inputs: Mapping[str, Choice]) -> Tables:
     """Return what the ledger keeps of choices for weights, and for the inputs of their layers, by weight."""
     parts: dict[str, list[tuple[str, Choice]]] = {}
     for prefix, choices in (("", weights), ("inputs: ", inputs)):

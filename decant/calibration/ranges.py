@@ -45,7 +45,7 @@ class Span(Section):
         """
         return Constraints(range=self.over(of_weight(weight, mask, per_channel=self.per_channel)))
 
-    def reach(
+    def threshold(
         self,
         weight: Tensor,
         mask: Tensor | None,
@@ -65,9 +65,9 @@ class Span(Section):
             ValueError: A weight is NaN or infinite.
         """
         samples = of_weight(weight, mask, per_channel=per_channel, group=group, axis=axis)
-        reach, largest = _largest(self.over(samples, bits)), _largest(samples.extremes())
-        reach = torch.minimum(reach, largest)
-        return torch.where(reach > 0, reach, largest)
+        threshold, largest = _largest(self.over(samples, bits)), _largest(samples.extremes())
+        threshold = torch.minimum(threshold, largest)
+        return torch.where(threshold > 0, threshold, largest)
 
     def ends(
         self,
@@ -79,7 +79,7 @@ class Span(Section):
         group: int | None = None,
         axis: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Return where levels that are not symmetric should end: low <= 0 and high >= 0, shaped as `reach`.
+        """Return where levels that are not symmetric should end: low <= 0 and high >= 0, shaped as `threshold`.
 
         Never beyond the extremes, and the extremes where the range holds nothing but zero; widened to hold 0.
 
@@ -185,14 +185,14 @@ class Deviation(Span):
 
     def bounds(self, sample: Sample, bits: int) -> tuple[float, float]:
         """Return mean - k * sigma and mean + k * sigma over all numbers (not a draw)."""
-        reach = self.multiple * sample.sigma
-        return sample.mean - reach, sample.mean + reach
+        threshold = self.multiple * sample.sigma
+        return sample.mean - threshold, sample.mean + threshold
 
 
 class Mse(Fitted):
     """Cut where rounding to `bits` leaves the least squared error, cutting and rounding together.
 
-    Tries the reaches max|x| * k / 100 for k = 1 ... 100 around zero, rounds to the grid that a quantization
+    Tries the thresholds max|x| * k / 100 for k = 1 ... 100 around zero, rounds to the grid that a quantization
     would use (symmetric for weights, affine for inputs) and takes the best, the widest among equals. Does not
     help where a layer's few large numbers matter more than their share of the squared error, and not at 8
     bits, where there is hardly anything to gain.
@@ -205,7 +205,7 @@ class Mse(Fitted):
     kind: Literal["mse"] = "mse"
 
     def bounds(self, sample: Sample, bits: int) -> tuple[float, float]:
-        """Return [-reach, reach] within the extremes, with the reach of the least error."""
+        """Return [-threshold, threshold] within the extremes, with the threshold of the least error."""
         return sample.within(least_error(sample, self.bits or bits))
 
 
@@ -225,7 +225,7 @@ class Entropy(Fitted):
     kind: Literal["entropy"] = "entropy"
 
     def bounds(self, sample: Sample, bits: int) -> tuple[float, float]:
-        """Return [-reach, reach] within the extremes, with the reach of the least divergence."""
+        """Return [-threshold, threshold] within the extremes, with the threshold of the least divergence."""
         return sample.within(least_divergence(sample, self.bits or bits))
 
 
@@ -253,8 +253,8 @@ class Aciq(Fitted):
             positive = sample.values[sample.values > 0]
             scale = law.scale(positive) if len(positive) else 0.0
             return sample.within(law.multiple(width + 1) * scale)
-        reach = law.multiple(width) * law.scale(sample.values - sample.mean)
-        return max(sample.low, sample.mean - reach), min(sample.high, sample.mean + reach)
+        threshold = law.multiple(width) * law.scale(sample.values - sample.mean)
+        return max(sample.low, sample.mean - threshold), min(sample.high, sample.mean + threshold)
 
 
 class Best(Span):

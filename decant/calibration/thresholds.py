@@ -11,23 +11,23 @@ from torch import Tensor
 
 from decant.calibration.observers import Sample
 
-STEPS = 100
-"""How many reaches `least_error` tries, evenly from the largest size down."""
+THRESHOLD_CANDIDATES = 100
+"""How many thresholds `least_error` tries, evenly from the largest size down."""
 
 BINS, STRIDE = 2048, 16
-"""The bins of a histogram of sizes, and how many lie between two reaches that `least_divergence` tries."""
+"""The bins of a histogram of sizes, and how many lie between two thresholds that `least_divergence` tries."""
 
 
 def least_error(sample: Sample, bits: int) -> float:
-    """Return the reach, one of `STEPS`, whose cutting and rounding err least; the widest among equals."""
+    """Return the threshold, one of `THRESHOLD_CANDIDATES`, whose cutting and rounding err least; the widest among equals."""
     if sample.largest == 0:
         return 0.0
-    reaches = [sample.largest * k / STEPS for k in range(STEPS, 0, -1)]
-    return min(reaches, key=lambda reach: rounding_error(sample, reach, bits))
+    thresholds = [sample.largest * k / THRESHOLD_CANDIDATES for k in range(THRESHOLD_CANDIDATES, 0, -1)]
+    return min(thresholds, key=lambda threshold: rounding_error(sample, threshold, bits))
 
 
 def least_divergence(sample: Sample, bits: int) -> float:
-    """Return the reach at which merging the histogram to levels tells least; the widest among equals."""
+    """Return the threshold at which merging the histogram to levels tells least; the widest among equals."""
     if sample.largest == 0:
         return 0.0
     levels = 2**bits if sample.one_sided else 2 ** (bits - 1)
@@ -36,13 +36,13 @@ def least_divergence(sample: Sample, bits: int) -> float:
     return sample.largest * min(ends, key=lambda end: divergence(counts, end, levels)) / BINS
 
 
-def rounding_error(sample: Sample, reach: float, bits: int) -> float:
-    """Return the sum of squared errors after cutting at `reach` around zero and rounding to `bits`."""
+def rounding_error(sample: Sample, threshold: float, bits: int) -> float:
+    """Return the sum of squared errors after cutting at `threshold` around zero and rounding to `bits`."""
     if sample.symmetric:
         most = 2 ** (bits - 1) - 1
-        step, least = reach / most, -most
+        step, least = threshold / most, -most
     else:
-        low, high = sample.within(reach)
+        low, high = sample.within(threshold)
         low, high = min(low, 0.0), max(high, 0.0)
         step = (high - low) / (2**bits - 1)
         least = -round(-low / step)

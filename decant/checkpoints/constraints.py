@@ -1,4 +1,4 @@
-"""What a compressed weight has to obey, and the projection onto it. Every operation's result is a constraint.
+"""What a compressed weight has to satisfy, and the projection onto it. Every operation's result is a constraint.
 
 A weight is cut to a range, then rounded to levels, then masked, always in this order, so that the operations
 may come in any order: zero stays zero under a mask even where the levels (binary ones) have no zero.
@@ -182,7 +182,7 @@ def _same(first: Tensor | None, second: Tensor | None) -> bool:
 
 @dataclass(frozen=True)
 class Constraints:
-    """All that one weight has to obey.
+    """All that one weight has to satisfy.
 
     Attributes:
         range: Bounds, held up to half a quantization step where there are levels too.
@@ -195,7 +195,7 @@ class Constraints:
     mask: Tensor | None = None
 
     def project(self, weight: Tensor) -> Tensor:
-        """Return the nearest weight that obeys; projecting twice changes nothing more, to the bit."""
+        """Return the nearest weight that satisfies; projecting twice changes nothing more, to the bit."""
         if self.range is not None:
             weight = self.range.project(weight)
         if self.levels is not None:
@@ -254,7 +254,7 @@ FREE = Constraints()
 
 
 def project_(module: nn.Module, constraints: Mapping[str, Constraints]) -> None:
-    """Make the named weights obey, in place."""
+    """Make the named weights satisfy, in place."""
     with torch.no_grad():
         for name, constraint in constraints.items():
             weight = module.get_parameter(name)

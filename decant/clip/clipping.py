@@ -65,7 +65,7 @@ def clip_inputs(parent: Checkpoint, names: Sequence[str], block: ClipParams, tra
 
 
 def _added(parent: Checkpoint, name: str, cut: Span | Threshold | Sparsity) -> Constraints:
-    """Return what the weight obeys in the parent, and the cut."""
+    """Return what the weight satisfies in the parent, and the cut."""
     earlier = parent.constraints.get(name, FREE)
     new = cut.constrain(parent.module.get_parameter(name), earlier.mask)
     return earlier.narrow(range=new.range, mask=new.mask)
@@ -80,8 +80,8 @@ def _best_for_weights(
         held = _added(parent, name, span)
         if held.levels is None:
             weight = held.project(parent.module.get_parameter(name))
-            reach = MinMax().reach(weight, held.mask, bits, per_channel=best.per_channel)
-            held = held.narrow(levels=symmetric_levels(reach, bits))
+            threshold = MinMax().threshold(weight, held.mask, bits, per_channel=best.per_channel)
+            held = held.narrow(levels=symmetric_levels(threshold, bits))
         return parent.narrowed({name: held})
 
     images = held_out(train, 0, best)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from decant.calibration.range_search import tables
+from decant.calibration.range_search import tried_ranges
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.clip.clipping import clip_inputs, clip_weights
 from decant.clip.params import ClipParams
@@ -43,6 +43,6 @@ def clip(
     names, untouched = select(parent.module, block.skip)
     if block.target == "weights":
         child, choices = clip_weights(parent, names, block, splits.train)
-        return finished(parent, child, untouched, tables=tables(choices, {}))
+        return finished(parent, child, untouched, tables=tried_ranges(choices, {}))
     child, choices = clip_inputs(parent, names, block, splits.train)
-    return finished(parent, child, untouched, tables=tables({}, choices))
+    return finished(parent, child, untouched, tables=tried_ranges({}, choices))

@@ -9,7 +9,7 @@ from decant.errors import DecantError
 
 
 def check_invariants(parent: Checkpoint, child: Checkpoint, kept: Kept | None = None) -> None:
-    """Hold that whatever the parent's weights and inputs obeyed, the child's obey too, of what is left.
+    """Hold that whatever the parent's weights and inputs satisfied, the child's satisfy too, of what is left.
 
     Raises:
         DecantError: An 80 % mask is no longer an 80 % mask, or the like; names the weight.

@@ -23,7 +23,7 @@ class Entry:
         weight: Whether it is a weight that compression works on, not a bias or a batch norm.
         changed: How many of its elements have another value than before.
         zeros: How many are zero now.
-        holds: The constraints that it obeys from now on; empty where there are none.
+        holds: The constraints that it satisfies from now on; empty where there are none.
         untouched: Why the operation left it alone; empty where it did not.
         chosen: The kind that was taken where several were tried; empty where none were.
         tried: What each of them costs: the KL divergence, in nats, of the logits from the parent's on

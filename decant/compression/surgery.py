@@ -1,4 +1,4 @@
-"""Channels cut out of a model: of its tensors, and of all that they and its layers' inputs obey."""
+"""Channels cut out of a model: of its tensors, and of all that they and its layers' inputs satisfy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part of what was tasks.prune.goals."""
+"""Part of what was tasks.prune.targets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.costs.divergence import softened_kl
 from decant.networks.execution import predict
 
-Cost = Callable[[Checkpoint], float]
+ModelCost = Callable[[Checkpoint], float]
 
 
-def drift_from(reference: Checkpoint, images: Tensor) -> Cost:
+def drift_from(reference: Checkpoint, images: Tensor) -> ModelCost:
     """Return the cost KL(reference || model) of the logits, mean over uint8 images [N, C, H, W], in nats."""
     expected = predict(reference.module, images).double()
     return lambda model: softened_kl(predict(model.module, images).double(), expected, 1.0).item()

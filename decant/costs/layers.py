@@ -17,7 +17,7 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerShape:
     """A convolution or a linear layer as it is called for one image.
 
     Attributes:
@@ -52,7 +52,7 @@ class Layer:
         """Input channels, or features."""
         return self.weight[1] * self.groups
 
-    def of(self, weight: tuple[int, ...]) -> Layer:
+    def of(self, weight: tuple[int, ...]) -> LayerShape:
         """Return the same layer with a weight of another shape."""
         return replace(self, weight=weight, groups=weight[0] if self.each else self.groups)
 
@@ -67,9 +67,9 @@ class Layer:
         return " ".join(parts)
 
 
-def layers_of(module: nn.Module, shape: Shape) -> list[Layer]:
+def layers_of(module: nn.Module, shape: Shape) -> list[LayerShape]:
     """Return the convolutions and linear layers in the order in which one image [C, H, W] meets them."""
-    found: list[Layer] = []
+    found: list[LayerShape] = []
     names = {module.get_submodule(name.removesuffix(".weight")): name for name in compressible(module)}
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -85,25 +85,25 @@ def layers_of(module: nn.Module, shape: Shape) -> list[Layer]:
     return found
 
 
-def reshaped(layers: list[Layer], shapes: Shapes) -> list[Layer]:
+def reshaped(layers: list[LayerShape], shapes: Shapes) -> list[LayerShape]:
     """Return the layers with weights of these shapes; what they look at stays as large."""
     return [layer.of(shapes[layer.name]) for layer in layers]
 
 
-def macs(layers: list[Layer], shapes: Shapes) -> int:
+def macs(layers: list[LayerShape], shapes: Shapes) -> int:
     """Return the multiplications for one image when the weights have these shapes."""
     return sum(layer.macs for layer in reshaped(layers, shapes))
 
 
-def _layer(name: str, layer: Any, inputs: Tensor, output: Tensor) -> Layer:
+def _layer(name: str, layer: Any, inputs: Tensor, output: Tensor) -> LayerShape:
     weight = tuple(layer.weight.shape)
     places = output.numel() // weight[0]
     if not isinstance(layer, Conv):
-        return Layer(name, weight, tuple(inputs.shape[1:-1]), places)
+        return LayerShape(name, weight, tuple(inputs.shape[1:-1]), places)
     # The paddings stand from the last dimension on, twice each; words such as `same` are numbers there.
     padding = tuple(layer._reversed_padding_repeated_twice[-2::-2])
     numbers = (tuple(layer.stride), padding, tuple(layer.dilation), layer.groups, depthwise(layer))
-    return Layer(name, weight, tuple(inputs.shape[2:]), places, *numbers)
+    return LayerShape(name, weight, tuple(inputs.shape[2:]), places, *numbers)
 
 
 def _times(numbers: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Part of what was tasks.prune.goals."""
+"""Part of what was tasks.prune.targets."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from decant.networks.execution import predict
 TOLERANCE = 1e-4
 """Of float32 logits, absolute and as a share."""
 
-STEPS = 255
+LOGIT_STEPS = 255
 """The range of the logits over one step of 8 bits."""
 
 ROUNDING = {"Round", "QuantizeLinear", "DynamicQuantizeLinear"}
@@ -95,7 +95,7 @@ def check_same(name: str, checkpoint: Checkpoint, session: Any, images: Tensor) 
     found = predict(lambda inputs: torch.from_numpy(session.run(None, {INPUT: inputs.numpy()})[0]), images)
     gap = (found - expected).abs().amax(1)
     if checkpoint.grids:
-        near = (expected.max() - expected.min()) / STEPS
+        near = (expected.max() - expected.min()) / LOGIT_STEPS
         beyond, allowed, usual = ~(gap <= near), APART, CLOSE * near  # what is NaN is beyond
     else:
         near = TOLERANCE * (1 + expected.abs().max())

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from decant.checkpoints.checkpoint import Checkpoint
-from decant.costs.layers import Layer
+from decant.costs.layers import LayerShape
 from decant.export.deploy import to_onnx
 from decant.export.runtime import open_session
 from decant.export.timing import interleave, no_garbage_collection, processor
@@ -47,7 +47,7 @@ def stopwatch(
     return seconds
 
 
-def layer_call(layer: Layer, batch: int) -> Callable[[], object]:
+def layer_call(layer: LayerShape, batch: int) -> Callable[[], object]:
     """Return a call of `COPIES` of one layer in ONNX Runtime, with drawn weights and inputs.
 
     Of several, as a call of any network takes some microseconds that are no layer's. What a convolution
@@ -69,7 +69,7 @@ def layer_call(layer: Layer, batch: int) -> Callable[[], object]:
     return functools.partial(open_session(model.SerializeToString(), 1).run, None, {"inputs": inputs})
 
 
-def _nodes(layer: Layer, copy: int) -> list[onnx.NodeProto]:
+def _nodes(layer: LayerShape, copy: int) -> list[onnx.NodeProto]:
     inputs, made = ["inputs", f"weight{copy}"], [f"outputs{copy}"]
     if not layer.stride:
         return [helper.make_node("Gemm", inputs, made, transB=1)]
@@ -106,7 +106,7 @@ class OnnxRuntime:
         """The version of ONNX Runtime."""
         return str(onnxruntime.__version__)
 
-    def layers(self, layers: Mapping[str, Layer], batch: int) -> dict[str, float]:
+    def layers(self, layers: Mapping[str, LayerShape], batch: int) -> dict[str, float]:
         """Return the median seconds of one run of each layer."""
         rounds = self.watch({name: layer_call(layer, batch) for name, layer in layers.items()}, LAYER_ROUNDS)
         return {name: statistics.median(seconds) / COPIES for name, seconds in rounds.items()}

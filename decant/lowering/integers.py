@@ -55,7 +55,7 @@ class Whole:
 
 
 def whole(weight: Tensor, held: Constraints) -> Whole | None:
-    """Return a weight [O, ...] that obeys as integers of 8 bits, with a positive scale per output channel.
+    """Return a weight [O, ...] that satisfies as integers of 8 bits, with a positive scale per output channel.
 
     A scale that folding made negative gives its sign to the codes. Codes of few bits are multiplied, and
     their scale divided, by a power of two, as far as they stay within `SAFE`: a bias, which is rounded to

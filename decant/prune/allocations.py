@@ -41,7 +41,7 @@ class Global(Section):
         return {name: int(part.sum()) for name, part in zip(scores, parts, strict=True)}
 
 
-class Layer(Section):
+class PerLayer(Section):
     """Every layer loses the same share.
 
     Does not help where a small layer, such as the first or the last, is what everything passes through.
@@ -134,7 +134,7 @@ class Adaptive(Section):
         return [(0, 0.0), *((place, max(probe({name: place}), 0.0)) for place in places if place)]
 
 
-Allocation = Annotated[Global | Layer | Erk | Lamp | Adaptive, Field(discriminator="kind")]
+Allocation = Annotated[Global | PerLayer | Erk | Lamp | Adaptive, Field(discriminator="kind")]
 
 
 def lamp_scores(scores: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from decant.schema import Section
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Budget(Section):
+class PruningBudget(Section):
     """What the model may have when it is pruned: exactly one of these.
 
     For `nonzeros`, `bytes` and `macs`, a number below 1 is a share of what the teacher has, and a number from
@@ -37,7 +37,7 @@ class Budget(Section):
     drift: PositiveFloat | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> Budget:
+    def _one(self) -> PruningBudget:
         if len(given := [name for name in type(self).model_fields if getattr(self, name) is not None]) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}, got {found}")

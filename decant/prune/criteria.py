@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from decant.errors import DecantError
 from decant.examples import Examples, pixels
 from decant.networks.structure import compressible, normalized_by
-from decant.prune.channels.coupling import Group
+from decant.prune.channels.coupling import ChannelGroup
 from decant.prune.channels.scores import ChannelScores, by_drift, by_reconstruction
 from decant.prune.obs import saliencies
 from decant.reconstruction.hessians import norms
@@ -251,7 +251,9 @@ class OfChannels(Scoring):
         """
         raise DecantError(f"criterion {self.model_dump()['kind']} scores channels: take structure channels")
 
-    def channel_scores(self, module: nn.Module, groups: Sequence[Group], examples: Examples) -> ChannelScores:
+    def channel_scores(
+        self, module: nn.Module, groups: Sequence[ChannelGroup], examples: Examples
+    ) -> ChannelScores:
         """Return the score of each channel; the module is untouched."""
         raise NotImplementedError
 
@@ -273,7 +275,9 @@ class Reconstruction(OfChannels):
     images: PositiveInt = 2000
     damping: PositiveFloat = 0.01
 
-    def channel_scores(self, module: nn.Module, groups: Sequence[Group], examples: Examples) -> ChannelScores:
+    def channel_scores(
+        self, module: nn.Module, groups: Sequence[ChannelGroup], examples: Examples
+    ) -> ChannelScores:
         """Return the error of the layers that read each channel, as shares of their outputs' squares."""
         seen = _seen(self.kind, examples, self.images)
         return by_reconstruction(module, groups, seen.images, self.damping)
@@ -293,7 +297,9 @@ class Drift(OfChannels):
     kind: Literal["drift"] = "drift"
     images: PositiveInt = 500
 
-    def channel_scores(self, module: nn.Module, groups: Sequence[Group], examples: Examples) -> ChannelScores:
+    def channel_scores(
+        self, module: nn.Module, groups: Sequence[ChannelGroup], examples: Examples
+    ) -> ChannelScores:
         """Return the divergence in nats without each channel."""
         return by_drift(module, groups, _seen(self.kind, examples, self.images).images)
 

@@ -17,7 +17,7 @@ from decant.costs import counts
 from decant.errors import DecantError
 from decant.examples import Examples, Splits
 from decant.prune.allocations import Counts
-from decant.prune.budgets import Budget
+from decant.prune.budgets import PruningBudget
 from decant.prune.criteria import Obs
 from decant.prune.masks import Candidates, Masks, masked, masks_of, probe_of, ranked, search, smallest
 from decant.prune.obs import reconstruct
@@ -25,8 +25,8 @@ from decant.prune.origins import fresh
 from decant.prune.params import PruneParams
 from decant.prune.schedules import Iterative
 from decant.prune.structures import Masked, split
-from decant.prune.targets import Goal, check_possible, goal_of, told
-from decant.training.fit import Row
+from decant.prune.targets import Target, check_possible, formatted, target_of
+from decant.training.fit import EpochMetrics
 
 DRIFT_IMAGES = 1000
 """The last training images: those that drift is measured on; criteria look at the first ones."""
@@ -49,11 +49,11 @@ class Pruned:
     model: Checkpoint
     kept: Kept = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
-    curve: Sequence[Row] = ()
+    curve: Sequence[EpochMetrics] = ()
 
 
 @dataclass(frozen=True)
-class Once:
+class MaskPruning:
     """One round of pruning with masks: what is asked, and what may be looked at.
 
     Attributes:
@@ -114,24 +114,24 @@ class Once:
         """Images that drift is measured on."""
         return self.train.images[-DRIFT_IMAGES:]
 
-    def goal_of_budget(self) -> Goal | None:
+    def target_of_budget(self) -> Target | None:
         """Return the budget as a cost, unchecked; None where units are counted directly."""
         budget = self.block.budget
         if budget is None or budget.measure == "sparsity":
             return None
-        return goal_of(budget, self.parent, self.teacher, self.drift_images)
+        return target_of(budget, self.parent, self.teacher, self.drift_images)
 
     @cached_property
-    def goal(self) -> Goal | None:
+    def target(self) -> Target | None:
         """The budget as a cost, checked to be possible; None where units are counted directly.
 
         Raises:
             DecantError: The budget cannot be met, or is met already.
         """
-        goal = self.goal_of_budget()
-        if goal is not None and goal.measure != "drift":
-            check_possible(goal, self.parent, smallest(self.parent, self.structure, self.names))
-        return goal
+        target = self.target_of_budget()
+        if target is not None and target.measure != "drift":
+            check_possible(target, self.parent, smallest(self.parent, self.structure, self.names))
+        return target
 
     @property
     def units(self) -> int:
@@ -146,10 +146,12 @@ class Once:
         candidates = self.candidates(ranked(blank, masks_of(self.parent)))
         if budget.measure == "sparsity":
             return candidates.removed(budget.amount)
-        assert self.goal is not None  # non-zeros, all biases counted: training may move any of them off zero
-        return -(-round(counts.parameters(self.parent.module) - self.goal.limit) // self.structure.size)
+        assert (
+            self.target is not None
+        )  # non-zeros, all biases counted: training may move any of them off zero
+        return -(-round(counts.parameters(self.parent.module) - self.target.limit) // self.structure.size)
 
-    def budgets(self, schedule: Iterative) -> list[Budget]:
+    def budgets(self, schedule: Iterative) -> list[PruningBudget]:
         """Return the budget of each round, from what the model has to what is asked, in equal ratios."""
         budget = self.block.budget
         assert budget is not None
@@ -159,11 +161,11 @@ class Once:
             gone = sum(int((~earlier[n]).sum()) for n in self.names if n in earlier)
             start = 1 - gone / sum(sizes.values())
             ends = [schedule.part(r, start, 1 - budget.amount) for r in range(1, schedule.rounds)]
-            return [*(Budget(sparsity=1 - end) for end in ends), budget]
-        assert self.goal is not None
-        start, end = self.goal.cost(self.parent), self.goal.limit
+            return [*(PruningBudget(sparsity=1 - end) for end in ends), budget]
+        assert self.target is not None
+        start, end = self.target.cost(self.parent), self.target.limit
         parts = [schedule.part(r, start, end) for r in range(1, schedule.rounds)]
-        return [*(Budget(**{budget.measure: round(part)}) for part in parts), budget]
+        return [*(PruningBudget(**{budget.measure: round(part)}) for part in parts), budget]
 
     def scores(self, module: nn.Module | None = None) -> Masks:
         """Return the scores of the prunable weights, minus infinity where they are removed already."""
@@ -185,13 +187,13 @@ class Once:
         Raises:
             DecantError: The budget cannot be met, a score is NaN, or a layer would be emptied.
         """
-        goal = self.goal  # before any scoring
+        target = self.target  # before any scoring
         candidates = self.candidates(self.scores())
-        if goal is not None and goal.measure != "nonzeros" and self.block.criterion.repairs:
+        if target is not None and target.measure != "nonzeros" and self.block.criterion.repairs:
             make, width = self.made, max(1, candidates.most // COARSE)
         else:  # how many are not zero is known before the survivors are solved for
             make, width = self._masked, 1
-        counts = search(candidates, self.block.budget, goal, lambda tried: make(candidates, tried), width)
+        counts = search(candidates, self.block.budget, target, lambda tried: make(candidates, tried), width)
         candidates.check(counts)
         return Pruned(self.made(candidates, counts))
 
@@ -201,10 +203,10 @@ class Once:
         Raises:
             DecantError: It is not; tells by how much.
         """
-        if self.goal is not None and not self.goal.met_by(model):
+        if self.target is not None and not self.target.met_by(model):
             raise DecantError(
-                f"budget: {self.goal.measure} {told(self.goal.limit)} was met before the training and is not "
-                f"after it: {told(self.goal.cost(model))}; ask for less"
+                f"budget: {self.target.measure} {formatted(self.target.limit)} was met before the training and is not "
+                f"after it: {formatted(self.target.cost(model))}; ask for less"
             )
 
     def made(self, candidates: Candidates, counts: Counts) -> Checkpoint:
@@ -237,7 +239,7 @@ class Once:
 
 
 def repaired(parent: Checkpoint, solved: Mapping[str, tuple[Tensor, Tensor]]) -> Checkpoint:
-    """Return the model with these masks and weights; what it obeys already holds."""
+    """Return the model with these masks and weights; what it satisfies already holds."""
     child = masked(parent, {name: mask for name, (mask, _) in solved.items()})
     with torch.no_grad():
         for name, (_, weight) in solved.items():

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE
-from decant.costs.drift import Cost, drift_from
+from decant.costs.drift import ModelCost, drift_from
 from decant.errors import DecantError
 from decant.prune.allocations import Allocation, Counts, Probe
-from decant.prune.budgets import Budget, bracket
+from decant.prune.budgets import PruningBudget, bracket
 from decant.prune.structures import Masked, NOfM
-from decant.prune.targets import Goal
+from decant.prune.targets import Target
 
 Masks = dict[str, Tensor]
 
@@ -117,7 +117,7 @@ def masks_of(parent: Checkpoint) -> Masks:
 
 
 def masked(parent: Checkpoint, masks: Mapping[str, Tensor]) -> Checkpoint:
-    """Return the model with these masks beside all that it obeys already."""
+    """Return the model with these masks beside all that it satisfies already."""
     return parent.narrowed({n: parent.constraints.get(n, FREE).narrow(mask=m) for n, m in masks.items()})
 
 
@@ -125,7 +125,7 @@ def probe_of(
     parent: Checkpoint, structure: Masked, scores: Mapping[str, Tensor], images: Callable[[], Tensor]
 ) -> Probe:
     """Return the drift, in nats, of removing so many units of some layers; images are read when needed."""
-    drift: list[Cost] = []
+    drift: list[ModelCost] = []
     known: dict[tuple[tuple[str, int], ...], float] = {}
 
     def probe(counts: Mapping[str, int]) -> float:
@@ -151,8 +151,8 @@ def smallest(parent: Checkpoint, structure: Masked, names: list[str]) -> Checkpo
 
 def search(
     candidates: Candidates,
-    budget: Budget | None,
-    goal: Goal | None,
+    budget: PruningBudget | None,
+    target: Target | None,
     make: Callable[[Counts], Checkpoint],
     width: int = 1,
 ) -> Counts:
@@ -161,7 +161,7 @@ def search(
     Args:
         candidates: What may be removed.
         budget: None for a pattern that is its own budget.
-        goal: The budget as a cost; None for a sparsity.
+        target: The budget as a cost; None for a sparsity.
         make: The model that has lost so many units.
         width: How near the search comes to the best number of units.
 
@@ -170,20 +170,23 @@ def search(
     """
     if budget is None:
         return candidates.counts(0)
-    if goal is None:
+    if target is None:
         return candidates.counts(candidates.removed(budget.amount))
-    if goal.measure == "drift":
+    if target.measure == "drift":
         fits, _ = bracket(
-            lambda n: not goal.met_by(make(candidates.counts(n))), candidates.gone, candidates.most + 1, width
+            lambda n: not target.met_by(make(candidates.counts(n))),
+            candidates.gone,
+            candidates.most + 1,
+            width,
         )
         if fits == candidates.gone:
-            nearest = goal.cost(make(candidates.counts(candidates.gone + width)))
+            nearest = target.cost(make(candidates.counts(candidates.gone + width)))
             raise DecantError(
-                f"budget: drift {goal.limit:.4g} allows no removal: {width} of the least important "
+                f"budget: drift {target.limit:.4g} allows no removal: {width} of the least important "
                 f"already moves the logits by {nearest:.4g} nats, the nearest possible"
             )
         return candidates.counts(fits)
     _, met = bracket(
-        lambda n: goal.met_by(make(candidates.counts(n))), candidates.gone, candidates.most, width
+        lambda n: target.met_by(make(candidates.counts(n))), candidates.gone, candidates.most, width
     )
     return candidates.counts(met)

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from decant.networks.layer_inputs import received
 from decant.networks.structure import compressible
 from decant.progress import progress_bar
-from decant.reconstruction.hessians import Moments, moments
+from decant.reconstruction.hessians import InputHessian, moments
 from decant.reconstruction.least_squares import (
-    Problem,
+    NormalEquations,
     cholesky,
     chunks,
     descend,
+    normal_equations,
     padded,
-    pose,
     solve,
     submatrices,
     unpadded,
@@ -60,7 +60,7 @@ def saliency(weight: Tensor, hessian: Tensor, mask: Tensor | None = None, *, dam
     Raises:
         ValueError: Shapes do not fit, or H is singular and damping too small.
     """
-    problem = pose(weight, hessian, None, damping)
+    problem = normal_equations(weight, hessian, None, damping)
     mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
     _, spread = _survivors(problem, mask)
     return _scores(problem, weight.detach(), spread, mask)
@@ -90,7 +90,7 @@ def refit(
     Raises:
         ValueError: Shapes do not fit, or H is singular and damping too small.
     """
-    return solve(pose(weight, hessian, cross, damping), mask).to(weight.dtype)
+    return solve(normal_equations(weight, hessian, cross, damping), mask).to(weight.dtype)
 
 
 def prune(
@@ -136,7 +136,7 @@ def prune(
     gone = int((~before).sum())
     if zeros <= gone and (cross is None or torch.equal(cross, hessian)):
         return before, torch.where(before, weight, 0.0)
-    problem = pose(weight, hessian, cross, damping)
+    problem = normal_equations(weight, hessian, cross, damping)
     size, width = weight.shape
     targets = _targets(gone, zeros, weight.numel(), rounds)
     if size * width**3 > EXACT:
@@ -150,7 +150,7 @@ def prune(
 
 
 def thin(
-    problem: Problem, choose: Choose, mask: Tensor, targets: Sequence[int], steps: int = 8
+    problem: NormalEquations, choose: Choose, mask: Tensor, targets: Sequence[int], steps: int = 8
 ) -> tuple[Tensor, Tensor]:
     """Return mask and weight after rounds that cost O(rows d² + d³) each, where exact ones cost O(rows d³).
 
@@ -206,7 +206,7 @@ def channel_order(
     rows, width = weight.shape
     if width % size:
         raise ValueError(f"{width} columns are no whole number of channels of {size}")
-    problem = pose(weight, hessian, None, damping)
+    problem = normal_equations(weight, hessian, None, damping)
     channels = width // size
     inverse = problem.inverse[0].reshape(channels, size, channels, size).clone()
     values = torch.where(problem.dead, 0.0, weight.double()).reshape(rows, channels, size)
@@ -302,7 +302,7 @@ def saliencies(module: nn.Module, images: Tensor, damping: float = 0.01) -> dict
         DecantError: The network does not run one of the layers; or one receives NaN or infinity.
     """
     weights = {name: weight.detach() for name, weight in compressible(module).items()}
-    found: dict[str, Moments] = moments(module, list(weights), images)
+    found: dict[str, InputHessian] = moments(module, list(weights), images)
     return {
         name: saliency(weight.flatten(1), found[name].hessian, damping=damping).reshape(weight.shape)
         for name, weight in weights.items()
@@ -325,13 +325,13 @@ def _targets(gone: int, zeros: int, size: int, rounds: int) -> list[int]:
     return sorted({*inner, zeros} - {gone})
 
 
-def _scores(problem: Problem, weight: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
+def _scores(problem: NormalEquations, weight: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
     """Return saliencies [rows, d], float32, from the diagonal of the survivors' inverse Hessian."""
     scores = (weight.double().square() / spread).float()
     return torch.where(mask, torch.where(problem.dead, 0.0, scores), -math.inf)
 
 
-def _survivors(problem: Problem, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _survivors(problem: NormalEquations, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the best weight and the diagonal of its inverse Hessian, both [rows, d]; 1 outside the mask.
 
     In float32, as it serves the choice alone. Two closed forms say the same: one factors the Hessian of
@@ -356,7 +356,7 @@ def _survivors(problem: Problem, mask: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(mask, weight, 0.0), torch.where(mask, spread.maximum(least), 1.0)
 
 
-def _factored(problem: Problem, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _factored(problem: NormalEquations, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return weight and diagonal from the Hessian of the survivors."""
     index, valid = padded(mask)
     matrix = submatrices(problem.matrix.float(), problem.group[rows], index, valid)
@@ -369,7 +369,7 @@ def _factored(problem: Problem, mask: Tensor, rows: Tensor) -> tuple[Tensor, Ten
     return unpadded(found, index, valid, width), unpadded(diagonal, index, valid, width)
 
 
-def _corrected(problem: Problem, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _corrected(problem: NormalEquations, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return weight and diagonal from the inverse Hessian of all, less what is removed."""
     index, valid = padded(~mask)
     inverse, group = problem.inverse.float(), problem.group[rows]

@@ -8,9 +8,9 @@ from typing import Any
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, finished
 from decant.examples import Splits
-from decant.prune.channels.channel_pruning import Thinned
+from decant.prune.channels.channel_pruning import ChannelPruning
 from decant.prune.channels.structure import Channels
-from decant.prune.mask_pruning import Once
+from decant.prune.mask_pruning import MaskPruning
 from decant.prune.params import PruneParams
 from decant.prune.schedule_runs import run_schedule
 from decant.recipes import recipe_of
@@ -43,7 +43,7 @@ def prune(
             emptied.
     """
     block, run, teacher = recipe_of(PruneParams, recipe), run or Run(), teacher or parent
-    kind = Thinned if isinstance(block.structure, Channels) else Once
+    kind = ChannelPruning if isinstance(block.structure, Channels) else MaskPruning
     pruning = kind(block, parent, teacher, splits, run.seed)
     result = run_schedule(pruning, run)
     pruning.check(result.model)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from decant.prune.allocations import Allocation, Global
-from decant.prune.budgets import Budget
+from decant.prune.budgets import PruningBudget
 from decant.prune.channels.structure import Channels
 from decant.prune.criteria import Criterion
 from decant.prune.schedules import During, Iterative, OneShot, Rewind, Rigl, Schedule
@@ -32,7 +32,7 @@ class PruneParams(Block):
     allocation: Allocation = Global()
     structure: Structure = Weights()
     schedule: Schedule = OneShot()
-    budget: Budget | None = None
+    budget: PruningBudget | None = None
     skip: tuple[str, ...] = ()
 
     @model_validator(mode="after")

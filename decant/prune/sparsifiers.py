@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from decant.checkpoints.constraints import project_
-from decant.prune.mask_pruning import Once
+from decant.prune.mask_pruning import MaskPruning
 from decant.prune.masks import Masks, masked, masks_of, ranked
 from decant.prune.schedules import Gradual, Rigl, Surgery
 from decant.prune.structures import lowest
 
 
-class Growing:
+class GradualSparsifier:
     """Masks that grow by the cubic; with `surgery`, and where movement is scored, weights may come back.
 
     Attributes:
@@ -24,9 +24,9 @@ class Growing:
         dense: Whether values live on behind the masks.
     """
 
-    def __init__(self, once: Once, schedule: Gradual | Surgery) -> None:
-        self._once, self._schedule, self._removed = once, schedule, once.units
-        self._moves = once.block.criterion.accumulates
+    def __init__(self, pruning: MaskPruning, schedule: Gradual | Surgery) -> None:
+        self._once, self._schedule, self._removed = pruning, schedule, pruning.units
+        self._moves = pruning.block.criterion.accumulates
         self._moved: Masks = {}
         self.masks: Masks = {}
         self.dense = self._moves or isinstance(schedule, Surgery)
@@ -68,7 +68,7 @@ class Growing:
         return scores
 
 
-class Swapping:
+class RiglSparsifier:
     """Masks of constant sparsity: the smallest weights make way for those of the largest gradient (RigL).
 
     Attributes:
@@ -76,11 +76,11 @@ class Swapping:
         dense: Whether gradients reach masked weights: before a change they do, to be compared.
     """
 
-    def __init__(self, once: Once, schedule: Rigl) -> None:
-        self._once, self._schedule = once, schedule
+    def __init__(self, pruning: MaskPruning, schedule: Rigl) -> None:
+        self._once, self._schedule = pruning, schedule
         self._gradients: Masks = {}
-        candidates = once.candidates(once.scores())
-        candidates.check(counts := candidates.counts(once.units))
+        candidates = pruning.candidates(pruning.scores())
+        candidates.check(counts := candidates.counts(pruning.units))
         self.masks = candidates.masks(counts)
         self.dense = False
 
@@ -121,12 +121,12 @@ class Swapping:
         return (mask & ~leaving) | coming
 
 
-def _standing(module: nn.Module, masks: Masks, once: Once) -> nn.Module:
+def _standing(module: nn.Module, masks: Masks, pruning: MaskPruning) -> nn.Module:
     """Return a copy to score: in eval mode, contiguous, and with these masks held."""
     copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():
         parameter.data = parameter.data.contiguous()
         parameter.grad = None
-    held = masked(once.parent, masks).constraints if masks else once.parent.constraints
+    held = masked(pruning.parent, masks).constraints if masks else pruning.parent.constraints
     project_(copied, held)
     return copied

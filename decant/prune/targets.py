@@ -8,14 +8,14 @@ from torch import Tensor
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.costs import counts
-from decant.costs.drift import Cost, drift_from
+from decant.costs.drift import ModelCost, drift_from
 from decant.costs.size import stored
 from decant.errors import DecantError
-from decant.prune.budgets import Budget
+from decant.prune.budgets import PruningBudget
 
 
 @dataclass(frozen=True)
-class Goal:
+class Target:
     """A cost that must not be above a limit.
 
     Attributes:
@@ -26,15 +26,15 @@ class Goal:
 
     measure: str
     limit: float
-    cost: Cost
+    cost: ModelCost
 
     def met_by(self, model: Checkpoint) -> bool:
         """Say whether the model keeps to the limit."""
         return self.cost(model) <= self.limit
 
-    def toward(self, limit: float) -> Goal:
-        """Return the same goal with another limit."""
-        return Goal(self.measure, limit, self.cost)
+    def toward(self, limit: float) -> Target:
+        """Return the same target with another limit."""
+        return Target(self.measure, limit, self.cost)
 
 
 def nonzeros(model: Checkpoint) -> float:
@@ -47,11 +47,11 @@ def macs(model: Checkpoint) -> float:
     return counts.macs(model.module, model.shape)
 
 
-COSTS: dict[str, Cost] = {"nonzeros": nonzeros, "bytes": stored, "macs": macs}
+COSTS: dict[str, ModelCost] = {"nonzeros": nonzeros, "bytes": stored, "macs": macs}
 
 
-def goal_of(budget: Budget, parent: Checkpoint, teacher: Checkpoint, images: Tensor) -> Goal:
-    """Return the goal of a budget in nonzeros, bytes, MACs or drift.
+def target_of(budget: PruningBudget, parent: Checkpoint, teacher: Checkpoint, images: Tensor) -> Target:
+    """Return the target of a budget in nonzeros, bytes, MACs or drift.
 
     Args:
         budget: What may be left.
@@ -60,35 +60,35 @@ def goal_of(budget: Budget, parent: Checkpoint, teacher: Checkpoint, images: Ten
         images: uint8 [N, C, H, W], on which drift is measured.
     """
     if budget.measure == "drift":
-        return Goal("drift", budget.amount, drift_from(parent, images))
+        return Target("drift", budget.amount, drift_from(parent, images))
     cost = COSTS[budget.measure]
-    return Goal(budget.measure, budget.limit(cost(teacher)), cost)
+    return Target(budget.measure, budget.limit(cost(teacher)), cost)
 
 
-def check_possible(goal: Goal, parent: Checkpoint, smallest: Checkpoint) -> None:
-    """Refuse a goal that removing all but the least cannot meet, or that is met already.
+def check_possible(target: Target, parent: Checkpoint, smallest: Checkpoint) -> None:
+    """Refuse a target that removing all but the least cannot meet, or that is met already.
 
     Args:
-        goal: In nonzeros, bytes, MACs or latency; drift has no smallest model.
+        target: In nonzeros, bytes, MACs or latency; drift has no smallest model.
         parent: The unpruned model.
         smallest: The model with the least that the structure leaves.
 
     Raises:
         DecantError: Names what was asked and the nearest that is possible.
     """
-    nearest, now = goal.cost(smallest), goal.cost(parent)
-    if nearest > goal.limit:
+    nearest, now = target.cost(smallest), target.cost(parent)
+    if nearest > target.limit:
         raise DecantError(
-            f"budget: {goal.measure} {told(goal.limit)} cannot be met: the least that can be left has "
-            f"{told(nearest)}; ask for that or more, or skip fewer layers"
+            f"budget: {target.measure} {formatted(target.limit)} cannot be met: the least that can be left has "
+            f"{formatted(nearest)}; ask for that or more, or skip fewer layers"
         )
-    if now <= goal.limit:
+    if now <= target.limit:
         raise DecantError(
-            f"budget: {goal.measure} {told(goal.limit)} is met already: the model to prune has {told(now)}; "
+            f"budget: {target.measure} {formatted(target.limit)} is met already: the model to prune has {formatted(now)}; "
             "ask for less than that"
         )
 
 
-def told(amount: float) -> str:
+def formatted(amount: float) -> str:
     """Return a number as a person writes it."""
     return f"{amount:,.0f}" if amount >= 100 else f"{amount:.4g}"

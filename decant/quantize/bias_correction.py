@@ -22,7 +22,7 @@ def corrected(child: Checkpoint, reference: nn.Module, images: Tensor) -> Checkp
 
     Layer by layer, in the order in which they run: bias += mean of the reference's output less that of this
     network's, as corrected so far, for each output channel over images and positions. Weights, and all that
-    they obey, stay.
+    they satisfy, stay.
 
     Helps most where a channel has few or coarse weights, as in depthwise convolutions and below 4 bits. Does
     not help after `gptq` on many inputs per channel, whose errors hardly have a mean; and it moves only the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STEPS = 1000
+KMEANS_ITERATIONS = 1000
 """Of Lloyd's iteration, at most; it stops by itself, as a rule after some dozens."""
 
 APART = 2.0**-20
@@ -41,7 +41,7 @@ def _lloyd(numbers: Tensor, entries: int) -> Tensor:
     ordered = numbers.sort().values
     sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
     means = torch.linspace(ordered[0].item(), ordered[-1].item(), entries, dtype=torch.double)
-    for _ in range(STEPS):
+    for _ in range(KMEANS_ITERATIONS):
         borders = torch.searchsorted(ordered, (means[1:] + means[:-1]) / 2)
         places = torch.cat([borders.new_zeros(1), borders, borders.new_tensor([len(ordered)])])
         counts, totals = places.diff(), sums[places].diff()

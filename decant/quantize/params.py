@@ -19,7 +19,7 @@ class Activations(Section):
 
     Attributes:
         bits: Width of a code; 1 leaves zero and one step.
-        range: Which part of the range that calibration images reach is kept.
+        range: Which part of the range that calibration images cover is kept.
         dynamic: Each batch has the range that it has, and nothing is calibrated.
     """
 

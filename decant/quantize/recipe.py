@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from decant.calibration.range_search import Choice, held_out, tables
+from decant.calibration.range_search import Choice, held_out, tried_ranges
 from decant.checkpoints.activations import Grid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints
@@ -26,13 +26,13 @@ from decant.quantize.activations import grids_for
 from decant.quantize.bias_correction import corrected
 from decant.quantize.equalization import equalized, smoothed
 from decant.quantize.layer_schemes import Schemes, best_of, constrained, schemes_for, with_ranges
-from decant.quantize.mixed_precision.widths import Allocation, allocate
+from decant.quantize.mixed_precision.widths import WidthAllocation, allocate
 from decant.quantize.params import QuantizeParams
 from decant.quantize.qat.training import train_rounded
 from decant.quantize.quantizable import quantizable
 from decant.quantize.rounding.methods import round_layers
 from decant.quantize.schemes import Scheme
-from decant.training.fit import Row
+from decant.training.fit import EpochMetrics
 from decant.training.losses import against_teacher, warning
 from decant.training.run import Run
 
@@ -61,7 +61,7 @@ class Quantized:
     untouched: Mapping[str, str]
     tables: Tables
     facts: Mapping[str, Any]
-    curve: Sequence[Row] = ()
+    curve: Sequence[EpochMetrics] = ()
 
 
 class Recipe:
@@ -93,13 +93,13 @@ class Recipe:
         self.schemes: Schemes = schemes_for(self.before, names, block)
         self._grids, of_inputs = self._calibrated()
         self.start = self.before.narrowed({}, self._grids)
-        self._of_inputs, self._tables = tables({}, of_inputs), list[Tables]()
+        self._of_inputs, self._tables = tried_ranges({}, of_inputs), list[Tables]()
         self._allocation = self._allocated() if block.mixed is not None else None
 
     def rounded(self) -> Quantized:
         """Return the model with each weight on one of its levels, without a training."""
         schemes, of_weights = self._ranged(self.schemes)
-        self._tables.append(tables(of_weights, {}))
+        self._tables.append(tried_ranges(of_weights, {}))
         model = self._round({name: self._held(name, scheme) for name, scheme in schemes.items()})
         if self.block.correct_bias:
             model = corrected(model, self.before.module, self._images)
@@ -110,7 +110,7 @@ class Recipe:
         train = self.block.train
         assert train is not None
         schemes, of_weights = self._ranged(self.schemes)
-        self._tables.append(tables(of_weights, {}))
+        self._tables.append(tried_ranges(of_weights, {}))
         loss = train.training.hard_loss()
         if train.loss is not None:
             loss = against_teacher(train.loss, self._teacher.module, train.training.label_smoothing)
@@ -175,7 +175,7 @@ class Recipe:
         }
         return grids_for(self.before, widths, activations, self.block.images, self._train)
 
-    def _allocated(self) -> Allocation:
+    def _allocated(self) -> WidthAllocation:
         """Choose the widths of integers under the recipe's budget, and give them to the schemes."""
         mixed = self.block.mixed
         assert mixed is not None
@@ -228,7 +228,7 @@ class Recipe:
         before: Checkpoint,
         model: Checkpoint,
         untouched: Mapping[str, str],
-        curve: Sequence[Row] = (),
+        curve: Sequence[EpochMetrics] = (),
     ) -> Quantized:
         facts = self._facts
         if self._allocation is not None:

@@ -15,7 +15,7 @@ from decant.checkpoints.constraints import Levels
 from decant.quantize.kmeans import cluster
 from decant.schema import Section
 
-Group = Annotated[int, Field(ge=16, le=128)]
+GroupSize = Annotated[int, Field(ge=16, le=128)]
 
 SILENT = 2.0**-40
 """The scale of a channel of zeros whose levels have no zero: next to nothing, and no scale may be 0."""
@@ -86,7 +86,7 @@ class Integer(Stepped):
 
     kind: Literal["integer"] = "integer"
     symmetric: bool = True
-    group: Group | None = None
+    group: GroupSize | None = None
 
     @model_validator(mode="after")
     def _grouped(self) -> Integer:
@@ -111,10 +111,10 @@ class Integer(Stepped):
             )
         group = self.group
         if self.symmetric:
-            reach = self.range.reach(
+            threshold = self.range.threshold(
                 weight, mask, self.bits, per_channel=self.per_channel, group=group, axis=axis
             )
-            return symmetric_levels(reach, self.bits, group)
+            return symmetric_levels(threshold, self.bits, group)
         ends = self.range.ends(weight, mask, self.bits, per_channel=self.per_channel, group=group, axis=axis)
         return affine_levels(*ends, self.bits, group)
 
@@ -232,7 +232,7 @@ class PowerOfTwo(Stepped):
     """0 and +-2^-k for k = 0 ... 2^(b-1) - 2, times a scale that is a power of two: products are shifts.
 
     These are 2^b - 1 levels, as many as symmetric integers of b bits have. The largest is the power of two
-    that is nearest to the range's end, 2^floor(log2(4 reach / 3)). Levels are dense around zero and far apart
+    that is nearest to the range's end, 2^floor(log2(4 threshold / 3)). Levels are dense around zero and far apart
     at the ends, which suits weights of a bell's shape at 3 or 4 bits. Does not help from 5 bits up, as all
     further levels are next to zero: half of the range has the two levels 1/2 and 1 at any width.
 
@@ -251,13 +251,13 @@ class PowerOfTwo(Stepped):
         Raises:
             ValueError: A weight is NaN or infinite; or the range is `best`, which has to be chosen first.
         """
-        reach = self.range.reach(weight, mask, self.bits, per_channel=self.per_channel, axis=axis)
-        # reach = mantissa * 2^exponent with a mantissa in [1/2, 1): exact, where a logarithm is rounded.
-        mantissa, exponent = torch.frexp(reach)
-        scale = torch.ldexp(torch.ones_like(reach), exponent - (mantissa < 0.75).int())
+        threshold = self.range.threshold(weight, mask, self.bits, per_channel=self.per_channel, axis=axis)
+        # threshold = mantissa * 2^exponent with a mantissa in [1/2, 1): exact, where a logarithm is rounded.
+        mantissa, exponent = torch.frexp(threshold)
+        scale = torch.ldexp(torch.ones_like(threshold), exponent - (mantissa < 0.75).int())
         powers = 2.0 ** -torch.arange(2 ** (self.bits - 1) - 1).float()
         values = torch.cat([-powers, torch.zeros(1), powers.flip(0)])
-        return Levels(values, torch.where(reach > 0, scale, 1.0))
+        return Levels(values, torch.where(threshold > 0, scale, 1.0))
 
 
 Scheme = Annotated[Integer | Ternary | Binary | Codebook | PowerOfTwo, Field(discriminator="kind")]

@@ -25,7 +25,7 @@ FLOATS = 2**25
 
 
 @dataclass(frozen=True)
-class Moments:
+class InputHessian:
     """Means over images and positions of products of a layer's inputs, for each group of the layer by itself.
 
     Inputs are in the order of `weight.flatten(1)`. With x̂ what the layer receives and x what the same layer
@@ -44,7 +44,7 @@ class Moments:
 
 def moments(
     module: nn.Module, names: Sequence[str], images: Tensor, reference: nn.Module | None = None
-) -> dict[str, Moments]:
+) -> dict[str, InputHessian]:
     """Return the moments of what the layers of the named weights receive.
 
     Products are summed in float32 within some hundreds of images and in float64 from there on: in float32
@@ -78,7 +78,9 @@ def moments(
         if not all(torch.isfinite(each).all() for each in total):
             raise DecantError(f"inputs of {name.removesuffix('.weight')} hold NaN or infinity")
     return {
-        name: Moments(total[0] / counts[name], total[1] / counts[name] if total[1:] else None, counts[name])
+        name: InputHessian(
+            total[0] / counts[name], total[1] / counts[name] if total[1:] else None, counts[name]
+        )
         for name, total in sums.items()
     }
 
@@ -125,9 +127,9 @@ def _pieces(layer: Any, inputs: Tensor) -> tuple[Tensor, ...]:
     return inputs.split(max(1, FLOATS // max(1, positions * depth)))
 
 
-def _parts(layer: nn.Module, now: Tensor, then: Tensor, crossed: bool) -> Iterable[Moments]:
+def _parts(layer: nn.Module, now: Tensor, then: Tensor, crossed: bool) -> Iterable[InputHessian]:
     """Yield sums (not means) over parts of a batch."""
     for first, second in zip(_pieces(layer, now), _pieces(layer, then), strict=True):
         rows = patches(layer, first)
         cross = (rows.mT @ patches(layer, second)).double() if crossed else None
-        yield Moments((rows.mT @ rows).double(), cross, rows.shape[1])
+        yield InputHessian((rows.mT @ rows).double(), cross, rows.shape[1])

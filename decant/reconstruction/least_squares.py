@@ -18,12 +18,12 @@ CHUNK = 2**24
 FACTORED = 2**38
 """Sum over rows of cubed unknowns up to which systems are factored: some seconds on two cores."""
 
-STEPS = 32
+CG_ITERATIONS = 32
 """Conjugate gradients where a factorization is too dear."""
 
 
 @dataclass(frozen=True)
-class Problem:
+class NormalEquations:
     """The normal equations w' A = target of all rows of a layer.
 
     Attributes:
@@ -56,7 +56,9 @@ class Problem:
         return (rows.unflatten(0, (len(matrices), -1)) @ matrices.to(rows.dtype)).flatten(0, 1)
 
 
-def pose(weight: Tensor, hessian: Tensor, cross: Tensor | None, damping: float) -> Problem:
+def normal_equations(
+    weight: Tensor, hessian: Tensor, cross: Tensor | None, damping: float
+) -> NormalEquations:
     """Return the layer's normal equations.
 
     Damping adds a share of the Hessian's mean diagonal to the diagonals of both H and G, which draws weights
@@ -85,7 +87,7 @@ def pose(weight: Tensor, hessian: Tensor, cross: Tensor | None, damping: float) 
     other = matrix if cross is None else cross.double().reshape(matrix.shape)
     split = weight.double().unflatten(0, (len(matrix), -1))
     target = (split @ (other + ridge).mT).flatten(0, 1)
-    return Problem(matrix + ridge, target, dead.repeat_interleave(rows // len(matrix), dim=0))
+    return NormalEquations(matrix + ridge, target, dead.repeat_interleave(rows // len(matrix), dim=0))
 
 
 def cholesky(matrix: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ def cholesky(matrix: Tensor) -> Tensor:
     return factor
 
 
-def solve(problem: Problem, mask: Tensor, start: Tensor | None = None) -> Tensor:
+def solve(problem: NormalEquations, mask: Tensor, start: Tensor | None = None) -> Tensor:
     """Return the rows [rows, d], float64, with the least error among those that are zero outside the mask.
 
     Exact up to a size that depends on the mask's counts alone; beyond that, `STEPS` conjugate gradients from
@@ -125,7 +127,7 @@ def solve(problem: Problem, mask: Tensor, start: Tensor | None = None) -> Tensor
     return result
 
 
-def _shared(problem: Problem, mask: Tensor, masks: Tensor, owner: Tensor) -> Tensor:
+def _shared(problem: NormalEquations, mask: Tensor, masks: Tensor, owner: Tensor) -> Tensor:
     """Solve for rows of equal masks (blocks, channels) together, each with one factorization."""
     result = torch.zeros_like(problem.target)
     for number in range(len(masks)):
@@ -138,7 +140,7 @@ def _shared(problem: Problem, mask: Tensor, masks: Tensor, owner: Tensor) -> Ten
     return result
 
 
-def descend(problem: Problem, mask: Tensor, start: Tensor, steps: int = STEPS) -> Tensor:
+def descend(problem: NormalEquations, mask: Tensor, start: Tensor, steps: int = CG_ITERATIONS) -> Tensor:
     """Return the rows after some steps of conjugate gradients within the mask, each O(rows d²), float64.
 
     The error falls with every step, so what comes back is never worse than `start` within the mask.

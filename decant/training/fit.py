@@ -29,7 +29,7 @@ from decant.seeds import derive_seed
 from decant.training.recipe import Loss, Training
 from decant.training.resume import Scratch
 
-Row = dict[str, float]
+EpochMetrics = dict[str, float]
 """One epoch of the curve."""
 
 
@@ -65,14 +65,14 @@ class _Progress:
     optimizer: torch.optim.Optimizer
     layout: torch.memory_format
     averaged: dict[str, Tensor]
-    curve: list[Row]
+    curve: list[EpochMetrics]
     best: dict[str, Tensor]
     constraints: Mapping[str, Constraints] = field(default_factory=dict)
     sparsifier: Sparsifier | None = None
 
     @property
     def held(self) -> Mapping[str, Constraints]:
-        """What weights obey now: what they came with, and the masks of this step."""
+        """What weights satisfy now: what they came with, and the masks of this step."""
         if self.sparsifier is None:
             return self.constraints
         masked = {
@@ -115,10 +115,10 @@ def fit_(
     title: str,
     sparsifier: Sparsifier | None = None,
     epochs: tuple[int, int] | None = None,
-) -> list[Row]:
+) -> list[EpochMetrics]:
     """Train `module` in place and return its curve, one row an epoch.
 
-    Constrained weights obey in every forward pass; what is trained is the free weight behind each (straight
+    Constrained weights satisfy in every forward pass; what is trained is the free weight behind each (straight
     through), and the module ends with the constrained ones. With `average`, it ends with the moving average;
     with `patience`, with the epoch of the lowest validation loss. A training that was interrupted goes on
     from its last whole epoch, to the same bits.
@@ -173,7 +173,7 @@ def _epoch(
     epoch: int,
     epochs: tuple[int, int],
     bar: tqdm[Any],
-) -> Row:
+) -> EpochMetrics:
     """Take one pass over the training images and return its mean loss, accuracy and last learning rate."""
     losses, hits, seen, rate = 0.0, 0, 0, 0.0
     progress.module.train()
@@ -222,12 +222,12 @@ def _step_(
     """Take one step of the optimizer; return the loss and the logits."""
     module, sparsifier = progress.module, progress.sparsifier
     dense = sparsifier is not None and sparsifier.dense
-    obeying = {
+    satisfying = {
         name: straight_through(module.get_parameter(name), constraint, dense)
         for name, constraint in progress.held.items()
     }
     with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
-        logits = functional_call(module, obeying, (inputs,)) if obeying else module(inputs)
+        logits = functional_call(module, satisfying, (inputs,)) if satisfying else module(inputs)
     value = loss(inputs, logits.float(), labels)
     total = value
     if training.l1:
@@ -265,7 +265,7 @@ def group_norms(module: nn.Module) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def _validate(progress: _Progress, training: Training, validation: Examples) -> Row:
+def _validate(progress: _Progress, training: Training, validation: Examples) -> EpochMetrics:
     """Return loss and accuracy on the validation images of the network as it would end here."""
     final, constraints = _final(progress, training), progress.held
     tensors = {name: constraints[name].project(t) if name in constraints else t for name, t in final.items()}
@@ -309,11 +309,11 @@ def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def _best(curve: list[Row]) -> Row:
+def _best(curve: list[EpochMetrics]) -> EpochMetrics:
     return min(curve, key=lambda row: row["validation_loss"])
 
 
-def _exhausted(curve: list[Row], patience: int | None) -> bool:
+def _exhausted(curve: list[EpochMetrics], patience: int | None) -> bool:
     if patience is None or not curve:
         return False
     return len(curve) - curve.index(_best(curve)) > patience

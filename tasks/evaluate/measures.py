@@ -11,12 +11,12 @@ from tasks.evaluate import accuracy
 HEADLINE = ("accuracy", "agreement", "nll", "ratio", "size_bytes")
 """The measures that `dvc metrics show` prints; all thirteen are too wide for a terminal."""
 
-Row = dict[str, float]
+Metrics = dict[str, float]
 
 
 def measure(
     model: Checkpoint, teacher: Checkpoint, logits: Tensor, reference: Tensor, labels: Tensor, size: int
-) -> Row:
+) -> Metrics:
     """Return every deterministic measure, rounded to six significant digits.
 
     Args:
@@ -49,6 +49,6 @@ def measure(
     return {key: value if isinstance(value, int) else float(f"{value:.6g}") for key, value in row.items()}
 
 
-def headline(row: Row) -> Row:
+def headline(row: Metrics) -> Metrics:
     """Return the few measures that fit beside each other."""
     return {key: row[key] for key in HEADLINE}

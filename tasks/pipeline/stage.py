@@ -18,13 +18,13 @@ def run(main: Callable[..., None]) -> NoReturn:
         usage = " ".join(["python -m", main.__module__, *(f"<{name}>" for name in names)])
         module = getattr(sys.modules["__main__"].__spec__, "parent", None) or main.__module__
         sys.exit(f"usage: {usage.replace(main.__module__, module)}")
-    with in_words():
+    with report_errors():
         main(*sys.argv[1:])
     sys.exit(0)
 
 
 @contextmanager
-def in_words() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """Exit with 1 and a mistake's own words, or with 130 where a person interrupts, without a stack trace."""
     try:
         yield

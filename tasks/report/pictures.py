@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from decant.outputs import replacing
-from tasks.report.rows import TEACHER, Row
+from tasks.report.rows import TEACHER, ModelRow
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; the marker differs too.
 STYLES = (
@@ -46,7 +46,7 @@ METADATA: dict[str, dict[str, str | None]] = {
 }
 
 
-def draw(rows: Sequence[Row], front: Collection[str]) -> Figure:
+def draw(rows: Sequence[ModelRow], front: Collection[str]) -> Figure:
     """Return accuracy with its 95 % interval against size on a logarithmic axis, each model named.
 
     Where some models lost much more than the others, the axis is broken: they stand in a lower panel whose
@@ -69,7 +69,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=METADATA[path.suffix])
 
 
-def floor(rows: Sequence[Row]) -> float | None:
+def floor(rows: Sequence[ModelRow]) -> float | None:
     """Return the accuracy in percent at which the axis is broken, or None where all fit on one scale.
 
     Shown at large is what lost at most three times as much as the median model, and at least two points.
@@ -83,14 +83,14 @@ def floor(rows: Sequence[Row]) -> float | None:
     return math.floor(shown[0] - 0.05 * reach - 0.2)
 
 
-def styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+def styles(rows: Sequence[ModelRow]) -> dict[str, tuple[str, str]]:
     """Return colour and marker by operation; a new operation needs no change here."""
     operations = sorted({row.operation for row in rows if row.name != TEACHER})
     chosen = {operation: STYLES[index % len(STYLES)] for index, operation in enumerate(operations)}
     return {TEACHER: TEACHER_STYLE, **chosen}
 
 
-def _panels(figure: Figure, rows: Sequence[Row]) -> list[Axes]:
+def _panels(figure: Figure, rows: Sequence[ModelRow]) -> list[Axes]:
     """Return the axes from top to bottom; with a cut there are two, and marks where the scale breaks."""
     cut = floor(rows)
     lowest = min(100 * row.metrics["accuracy_low"] for row in rows)
@@ -112,21 +112,21 @@ def _panels(figure: Figure, rows: Sequence[Row]) -> list[Axes]:
     return [upper] if cut is None else [upper, lower]
 
 
-def _front(panel: Axes, rows: Sequence[Row], front: Collection[str]) -> None:
+def _front(panel: Axes, rows: Sequence[ModelRow], front: Collection[str]) -> None:
     """Draw the best accuracy that each size allows."""
     panel.step(
         *zip(*_corners(rows, front), strict=True), where="post", color="#b0b0b0", linewidth=1.5, zorder=1
     )
 
 
-def _corners(rows: Sequence[Row], front: Collection[str]) -> list[tuple[float, float]]:
+def _corners(rows: Sequence[ModelRow], front: Collection[str]) -> list[tuple[float, float]]:
     """Return the front's sizes in KB and accuracies in percent, the smallest first."""
     return sorted(
         (row.metrics["size_bytes"] / 1000, 100 * row.metrics["accuracy"]) for row in rows if row.name in front
     )
 
 
-def _points(panel: Axes, rows: Sequence[Row]) -> None:
+def _points(panel: Axes, rows: Sequence[ModelRow]) -> None:
     """Draw the models whose accuracy lies within the panel."""
     chosen = styles(rows)
     for row in _inside(panel, rows):
@@ -147,12 +147,12 @@ def _points(panel: Axes, rows: Sequence[Row]) -> None:
         )
 
 
-def _inside(panel: Axes, rows: Sequence[Row]) -> list[Row]:
+def _inside(panel: Axes, rows: Sequence[ModelRow]) -> list[ModelRow]:
     low, high = panel.get_ylim()
     return [row for row in rows if low <= 100 * row.metrics["accuracy"] < high]
 
 
-def _scale(panels: Sequence[Axes], rows: Sequence[Row]) -> None:
+def _scale(panels: Sequence[Axes], rows: Sequence[ModelRow]) -> None:
     """Set the scale of sizes and the legend; leave room at both sides for names."""
     bottom = panels[-1]
     sizes = [row.metrics["size_bytes"] / 1000 for row in rows]
@@ -177,7 +177,7 @@ def _scale(panels: Sequence[Axes], rows: Sequence[Row]) -> None:
     )
 
 
-def _labels(figure: Figure, panels: Sequence[Axes], rows: Sequence[Row], front: Collection[str]) -> None:
+def _labels(figure: Figure, panels: Sequence[Axes], rows: Sequence[ModelRow], front: Collection[str]) -> None:
     """Name every point where the name covers no marker and no other name, or the least of them."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # settles the layout, on which all places below depend
@@ -192,7 +192,7 @@ def _labels(figure: Figure, panels: Sequence[Axes], rows: Sequence[Row], front: 
 
 
 def _label(
-    canvas: FigureCanvasAgg, panel: Axes, row: Row, words: str, taken: Sequence[Bbox], *, bold: bool
+    canvas: FigureCanvasAgg, panel: Axes, row: ModelRow, words: str, taken: Sequence[Bbox], *, bold: bool
 ) -> Bbox:
     """Write the words at the best of many places around the point; return what they cover."""
     point = (row.metrics["size_bytes"] / 1000, 100 * row.metrics["accuracy"])
@@ -236,7 +236,7 @@ def _places() -> Iterator[tuple[tuple[float, float], str]]:
             yield (dx * scale, dy * scale), {1: "left", -1: "right", 0: "center"}[dx]
 
 
-def _marks(panel: Axes, row: Row) -> list[Bbox]:
+def _marks(panel: Axes, row: ModelRow) -> list[Bbox]:
     """Return what the point's marker and its error bar cover, in pixels."""
     x = row.metrics["size_bytes"] / 1000
     low, middle, high = (
@@ -248,7 +248,7 @@ def _marks(panel: Axes, row: Row) -> list[Bbox]:
     ]
 
 
-def _steps(panel: Axes, rows: Sequence[Row], front: Collection[str]) -> list[Bbox]:
+def _steps(panel: Axes, rows: Sequence[ModelRow], front: Collection[str]) -> list[Bbox]:
     """Return what the front's line covers, in pixels: a level piece and an upright one for each step."""
     boxes = []
     for here, there in pairwise(panel.transData.transform(_corners(rows, front))):

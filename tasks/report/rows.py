@@ -34,7 +34,7 @@ CURVE = ("epoch", "loss", "validation_loss", "accuracy", "validation_accuracy")
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """One model.
 
     Attributes:
@@ -58,13 +58,13 @@ class Row:
         return " → ".join(self.operations)
 
 
-def read_rows(names: Iterable[str]) -> list[Row]:
+def read_rows(names: Iterable[str]) -> list[ModelRow]:
     """Return a row for each model, the largest first; equal ones by name.
 
     Raises:
         DecantError: A model has no metrics or no lineage, or they lack a number.
     """
-    rows = [Row(name, _operations(name), _metrics(name)) for name in names]
+    rows = [ModelRow(name, _operations(name), _metrics(name)) for name in names]
     return sorted(rows, key=lambda row: (-row.metrics["size_bytes"], row.name != TEACHER, row.name))
 
 
@@ -88,7 +88,7 @@ def read_curves(names: Iterable[str]) -> list[dict[str, str]]:
     return curves
 
 
-def pareto_front(rows: Sequence[Row]) -> set[str]:
+def pareto_front(rows: Sequence[ModelRow]) -> set[str]:
     """Return the names of the models that no other beats in accuracy and size.
 
     Beaten is whoever meets another that is at least as accurate and at most as large, and not equal in both.

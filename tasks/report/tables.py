@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tasks.report.rows import CURVE, TEACHER, Row
+from tasks.report.rows import CURVE, TEACHER, ModelRow
 
 Metrics = Mapping[str, float]
 
@@ -106,7 +106,7 @@ COLUMNS = (
 )
 
 
-def table(rows: Sequence[Row], front: Collection[str]) -> str:
+def table(rows: Sequence[ModelRow], front: Collection[str]) -> str:
     """Return the table; per column the best compressed models are bold, and those on the front have a star.
 
     Args:
@@ -129,7 +129,7 @@ def table(rows: Sequence[Row], front: Collection[str]) -> str:
     return "\n".join(lines)
 
 
-def readme(rows: Sequence[Row], front: Collection[str]) -> str:
+def readme(rows: Sequence[ModelRow], front: Collection[str]) -> str:
     """Return the page: picture, table, what stands in each column."""
     on_front = ", ".join(row.name for row in rows if row.name in front)
     return "\n".join(
@@ -155,7 +155,7 @@ def readme(rows: Sequence[Row], front: Collection[str]) -> str:
     )
 
 
-def tradeoff(rows: Sequence[Row], front: Collection[str]) -> list[dict[str, Any]]:
+def tradeoff(rows: Sequence[ModelRow], front: Collection[str]) -> list[dict[str, Any]]:
     """Return one point for each model, for `dvc plots`."""
     return [
         {
@@ -189,7 +189,7 @@ def curves_csv(curves: Sequence[Mapping[str, str]]) -> str:
     return text.getvalue()
 
 
-def _best_text(column: Column, rows: Sequence[Row], teacher: Metrics) -> str | None:
+def _best_text(column: Column, rows: Sequence[ModelRow], teacher: Metrics) -> str | None:
     """Return what stands in the best cell, or None where no model is better than another.
 
     Cells are compared as they read, so that of two equal numbers never one alone is bold.

@@ -17,24 +17,32 @@ from decant.costs.drift import drift_from
 from decant.costs.layers import layers_of, macs
 from decant.examples import Examples
 from decant.prune.allocations import Probe
-from decant.prune.channels.coupling import Group, groups_of
-from decant.prune.channels.ladder import Cost, Ladder, Plan, ladder_of, shrink, shrink_to_drift, smallest
+from decant.prune.channels.coupling import ChannelGroup, groups_of
+from decant.prune.channels.ladder import (
+    ChannelPlan,
+    Ladder,
+    PlanCost,
+    ladder_of,
+    shrink,
+    shrink_to_drift,
+    smallest,
+)
 from decant.prune.channels.latency import Table, best_step, check_latency, read_table, shrink_to_latency
 from decant.prune.channels.scores import ChannelScores, by_weights, refitted
 from decant.prune.channels.structure import Channels
 from decant.prune.criteria import OfChannels, Reconstruction
-from decant.prune.mask_pruning import Once, Pruned
+from decant.prune.mask_pruning import MaskPruning, Pruned
 from decant.prune.masks import masks_of, ranked
 from decant.prune.origins import fresh
 from decant.prune.structures import lowest
-from decant.prune.targets import Goal, check_possible
+from decant.prune.targets import Target, check_possible
 
 CHECKED = 500
 """Training images on which the network with zeros and the one without the channels have to agree."""
 
 
 @dataclass(frozen=True)
-class Thinned(Once):
+class ChannelPruning(MaskPruning):
     """One round of removing channels: what is asked, and what may be looked at."""
 
     @property
@@ -59,7 +67,7 @@ class Thinned(Once):
         }
 
     @cached_property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ChannelGroup]:
         """The channels that can be removed.
 
         Raises:
@@ -79,7 +87,7 @@ class Thinned(Once):
         return best_step(self.table, self.parent, self.channels.batch) if asked == "auto" else asked
 
     @cached_property
-    def goal(self) -> Goal | None:
+    def target(self) -> Target | None:
         """The budget as a cost, checked to be possible; of a latency and a sparsity there is none here.
 
         Raises:
@@ -91,10 +99,10 @@ class Thinned(Once):
             limit, batch = self.block.budget.amount, self.channels.batch
             check_latency(self.table, least.model, self.parent, self.teacher, limit, batch)
             return None
-        goal = self.goal_of_budget()
-        if goal is not None and goal.measure != "drift":
-            check_possible(goal, self.parent, least.model)
-        return goal
+        target = self.target_of_budget()
+        if target is not None and target.measure != "drift":
+            check_possible(target, self.parent, least.model)
+        return target
 
     def pruned(self) -> Pruned:
         """Return the model without its least important channels.
@@ -103,34 +111,34 @@ class Thinned(Once):
             DecantError: The budget cannot be met, a score is NaN, or the model does not compute what it does
                 with zeros in the place of the channels.
         """
-        goal = self.goal  # before any scoring
-        plan, facts = self._planned(self._ladder(self._scores()), goal)
+        target = self.target  # before any scoring
+        plan, facts = self._planned(self._ladder(self._scores()), target)
         plan = self._repaired(plan)
         plan.check(self.train.first(CHECKED).images)
         return Pruned(plan.model, plan.kept, facts)
 
-    def _planned(self, ladder: Ladder, goal: Goal | None) -> tuple[Plan, dict[str, Any]]:
+    def _planned(self, ladder: Ladder, target: Target | None) -> tuple[ChannelPlan, dict[str, Any]]:
         budget, facts = self.block.budget, {"round_to": self.round_to}
         assert budget is not None
         if budget.measure == "latency":
             batch = self.channels.batch
             plan, ratio = shrink_to_latency(ladder, self.table, self.teacher, budget.amount, batch)
             return plan, facts | {"latency": ratio, "batch": batch}
-        if goal is not None and goal.measure == "drift":
+        if target is not None and target.measure == "drift":
             drift = drift_from(self.parent, self.drift_images)
-            return shrink_to_drift(ladder, lambda p: drift(self._repaired(p).model), goal.limit), facts
-        return shrink(ladder, *self._cost(goal), budget.measure), facts
+            return shrink_to_drift(ladder, lambda p: drift(self._repaired(p).model), target.limit), facts
+        return shrink(ladder, *self._cost(target), budget.measure), facts
 
-    def _cost(self, goal: Goal | None) -> tuple[Cost, float]:
+    def _cost(self, target: Target | None) -> tuple[PlanCost, float]:
         """Return what a plan costs, without cutting a network where shapes say it, and the limit."""
-        if goal is None:
+        if target is None:
             assert self.block.budget is not None
             total = sum(group.count for group in self.groups)
             return lambda plan: plan.channels, total - round(self.block.budget.amount * total)
-        if goal.measure == "macs":
+        if target.measure == "macs":
             layers = layers_of(self.parent.module, self.parent.shape)
-            return lambda plan: macs(layers, plan.shapes), goal.limit
-        return lambda plan: goal.cost(plan.model), goal.limit
+            return lambda plan: macs(layers, plan.shapes), target.limit
+        return lambda plan: target.cost(plan.model), target.limit
 
     def _scores(self) -> ChannelScores:
         criterion = self.block.criterion
@@ -152,7 +160,7 @@ class Thinned(Once):
             minimum=self.channels.minimum,
         )
 
-    def _repaired(self, plan: Plan) -> Plan:
+    def _repaired(self, plan: ChannelPlan) -> ChannelPlan:
         """Return the plan on a parent whose layers make up for the channels, if the criterion does that."""
         criterion = self.block.criterion
         if not isinstance(criterion, Reconstruction):
@@ -164,11 +172,11 @@ class Thinned(Once):
             for name, weight in weights.items():
                 held = self.parent.constraints.get(name, FREE)
                 module.get_parameter(name).copy_(held.project(weight))
-        return Plan(replace(self.parent, module=module), self.groups, plan.gone)
+        return ChannelPlan(replace(self.parent, module=module), self.groups, plan.gone)
 
 
 def _probe(
-    parent: Checkpoint, groups: Sequence[Group], scores: Mapping[str, Tensor], validation: Examples
+    parent: Checkpoint, groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], validation: Examples
 ) -> Probe:
     """Return the drift, in nats on validation images, of removing so many channels of some groups."""
     known: dict[tuple[tuple[str, int], ...], float] = {}
@@ -177,7 +185,7 @@ def _probe(
     def probe(counts: Mapping[str, int]) -> float:
         if (key := tuple(counts.items())) not in known:
             gone = {g.name: lowest(scores[g.name], counts.get(g.name, 0)) for g in groups}
-            known[key] = drift(Plan(parent, groups, gone).model)
+            known[key] = drift(ChannelPlan(parent, groups, gone).model)
         return known[key]
 
     return probe

@@ -31,7 +31,7 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 @dataclass(frozen=True)
-class Group:
+class ChannelGroup:
     """Channels that are made, normalized and read by the same layers; each can go without the others.
 
     Attributes:
@@ -68,7 +68,7 @@ class Group:
         return torch.where(alive, total, -torch.inf)
 
 
-def kept_of(module: nn.Module, groups: Sequence[Group], removed: Mapping[str, Tensor]) -> Kept:
+def kept_of(module: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[str, Tensor]) -> Kept:
     """Return what is left of each tensor.
 
     Args:
@@ -90,7 +90,7 @@ def kept_of(module: nn.Module, groups: Sequence[Group], removed: Mapping[str, Te
     return kept
 
 
-def zeroed(module: nn.Module, groups: Sequence[Group], removed: Mapping[str, Tensor]) -> nn.Module:
+def zeroed(module: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy with all that the channels own set to zero: the function that removing them leaves.
 
     Zero weights and biases alone do not do it: a batch norm adds its own bias, and without a scale it
@@ -107,7 +107,7 @@ def zeroed(module: nn.Module, groups: Sequence[Group], removed: Mapping[str, Ten
     return masked
 
 
-def groups_of(checkpoint: Checkpoint, skip: Sequence[str] = ()) -> list[Group]:
+def groups_of(checkpoint: Checkpoint, skip: Sequence[str] = ()) -> list[ChannelGroup]:
     """Return the groups of channels that can be removed, in the order of the layers that make them.
 
     Neither the picture's channels nor the logits are among them, nor what a skipped layer makes.
@@ -135,7 +135,7 @@ def groups_of(checkpoint: Checkpoint, skip: Sequence[str] = ()) -> list[Group]:
     return groups
 
 
-def find_groups(module: nn.Module, shape: Shape, skip: Sequence[str] = ()) -> list[Group]:
+def find_groups(module: nn.Module, shape: Shape, skip: Sequence[str] = ()) -> list[ChannelGroup]:
     """Return the groups of coupled channels, untried; see `groups_of`."""
     bare = _bare(module)
     joined, roots = _Joined(), {n: m for n, m in bare.named_modules() if isinstance(m, Conv | nn.Linear)}
@@ -155,7 +155,7 @@ def find_groups(module: nn.Module, shape: Shape, skip: Sequence[str] = ()) -> li
     return _grouped(units, list(roots))
 
 
-def _grouped(units: list[list[Element]], order: list[str]) -> list[Group]:
+def _grouped(units: list[list[Element]], order: list[str]) -> list[ChannelGroup]:
     """Put together the units that own as much of the same tensors."""
     alike: dict[tuple[tuple[str, int, int], ...], list[dict[tuple[str, int], list[int]]]] = {}
     for unit in units:
@@ -163,7 +163,7 @@ def _grouped(units: list[list[Element]], order: list[str]) -> list[Group]:
         for name, dim, index in unit:
             owned.setdefault((name, dim), []).append(index)
         alike.setdefault(tuple((*key, len(places)) for key, places in owned.items()), []).append(owned)
-    groups: list[Group] = []
+    groups: list[ChannelGroup] = []
     for owners in alike.values():
         made = {name.removesuffix(".weight") for name, dim in owners[0] if dim == 0}
         name = next((layer for layer in order if layer in made), "")
@@ -171,7 +171,7 @@ def _grouped(units: list[list[Element]], order: list[str]) -> list[Group]:
             continue
         same = sum(group.layer == name for group in groups)
         members = tuple((*key, torch.tensor([owned[key] for owned in owners])) for key in owners[0])
-        groups.append(Group(f"{name}#{same + 1}" if same else name, len(owners), members))
+        groups.append(ChannelGroup(f"{name}#{same + 1}" if same else name, len(owners), members))
     return sorted(groups, key=lambda group: order.index(group.layer))
 
 
@@ -284,7 +284,7 @@ def _outputs(layer: nn.Module) -> int:
     return layer.weight.shape[0]
 
 
-def _removable(module: nn.Module, shape: Shape, groups: Sequence[Group]) -> bool:
+def _removable(module: nn.Module, shape: Shape, groups: Sequence[ChannelGroup]) -> bool:
     """Say whether the network without the last channel of each group computes what it does with zeros there.
 
     It does not where a coupling is not seen, such as x + f(x) at the picture.

@@ -15,9 +15,9 @@ from decant.errors import DecantError
 from decant.networks.execution import predict
 from decant.networks.shapes import Shapes, shapes_of
 from decant.prune.budgets import bracket
-from decant.prune.channels.coupling import Group, kept_of, zeroed
+from decant.prune.channels.coupling import ChannelGroup, kept_of, zeroed
 from decant.prune.structures import lowest
-from decant.prune.targets import told
+from decant.prune.targets import formatted
 
 POINTS = 512
 """How often an allocation is asked, at most, between nothing removed and everything."""
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChannelPlan:
     """A network that has lost some channels, cut only where it is looked at.
 
     Attributes:
@@ -37,7 +37,7 @@ class Plan:
     """
 
     parent: Checkpoint
-    groups: Sequence[Group]
+    groups: Sequence[ChannelGroup]
     gone: Mapping[str, Tensor]
 
     @property
@@ -80,22 +80,22 @@ class Plan:
             DecantError: They differ; tells by how much.
         """
         expected, found = predict(self.masked, images), predict(self.model.module, images)
-        reach = TOLERANCE * max(expected.abs().max().item(), 1e-6)
+        tolerance = TOLERANCE * max(expected.abs().max().item(), 1e-6)
         gap = (found - expected).abs().max().item()
         if self.parent.grids:
             mean = (found - expected).abs().mean().item()
             same = mean <= 0.01 * expected.std().item()
         else:
-            same = gap <= reach and not bool(_other_answers(expected, found, reach).any())
+            same = gap <= tolerance and not bool(_other_answers(expected, found, tolerance).any())
         if not same:
             raise DecantError(
                 f"The network without {sum(int(g.sum()) for g in self.gone.values())} channels does not "
                 f"compute what it does with zeros in their place: logits differ by up to {gap:.3g}, allowed "
-                f"are {reach:.3g}; a layer is coupled with others in a way that is not known"
+                f"are {tolerance:.3g}; a layer is coupled with others in a way that is not known"
             )
 
 
-Cost = Callable[[Plan], float]
+PlanCost = Callable[[ChannelPlan], float]
 """What a network has of what the budget counts; more channels never have less."""
 
 
@@ -115,19 +115,21 @@ class Ladder:
     """
 
     parent: Checkpoint
-    groups: Sequence[Group]
+    groups: Sequence[ChannelGroup]
     scores: Mapping[str, Tensor]
     floors: Mapping[str, int]
     steps: Sequence[tuple[str, int]]
 
-    def plan(self, taken: int) -> Plan:
+    def plan(self, taken: int) -> ChannelPlan:
         """Return the network after the first `taken` steps."""
         left = {**self.floors, **dict(self.steps[:taken])}
         gone = {g.name: lowest(self.scores[g.name], g.count - left[g.name]) for g in self.groups}
-        return Plan(self.parent, self.groups, gone)
+        return ChannelPlan(self.parent, self.groups, gone)
 
 
-def smallest(parent: Checkpoint, groups: Sequence[Group], round_to: int = 1, minimum: int = 1) -> Plan:
+def smallest(
+    parent: Checkpoint, groups: Sequence[ChannelGroup], round_to: int = 1, minimum: int = 1
+) -> ChannelPlan:
     """Return the network with the fewest channels that there may be, whichever: no budget can go below it."""
     scores = {group.name: torch.zeros(group.count) for group in groups}
     return Ladder(parent, groups, scores, floors_of(groups, round_to, minimum), ()).plan(0)
@@ -135,7 +137,7 @@ def smallest(parent: Checkpoint, groups: Sequence[Group], round_to: int = 1, min
 
 def ladder_of(
     parent: Checkpoint,
-    groups: Sequence[Group],
+    groups: Sequence[ChannelGroup],
     scores: Mapping[str, Tensor],
     counts: Callable[[int], Mapping[str, int]],
     *,
@@ -178,12 +180,12 @@ def ladder_of(
     return Ladder(parent, groups, scores, floors, steps)
 
 
-def floors_of(groups: Sequence[Group], round_to: int, minimum: int) -> dict[str, int]:
+def floors_of(groups: Sequence[ChannelGroup], round_to: int, minimum: int) -> dict[str, int]:
     """Return the fewest channels that each group may keep."""
     return {group.name: min(group.count, _up(minimum, round_to)) for group in groups}
 
 
-def shrink(ladder: Ladder, cost: Cost, limit: float, measure: str) -> Plan:
+def shrink(ladder: Ladder, cost: PlanCost, limit: float, measure: str) -> ChannelPlan:
     """Return the network with the most channels whose cost is not above the limit.
 
     Args:
@@ -198,20 +200,20 @@ def shrink(ladder: Ladder, cost: Cost, limit: float, measure: str) -> Plan:
     last = len(ladder.steps)
     if (nearest := cost(ladder.plan(0))) > limit:
         raise DecantError(
-            f"budget: {measure} {told(limit)} cannot be met: with the fewest channels that may be left there "
-            f"is {told(nearest)}, the nearest possible; ask for that or more, lower minimum or round_to, or "
+            f"budget: {measure} {formatted(limit)} cannot be met: with the fewest channels that may be left there "
+            f"is {formatted(nearest)}, the nearest possible; ask for that or more, lower minimum or round_to, or "
             "skip fewer layers"
         )
     if (now := cost(ladder.plan(last))) <= limit:
         raise DecantError(
-            f"budget: {measure} {told(limit)} is met already: the model to prune has {told(now)}; "
+            f"budget: {measure} {formatted(limit)} is met already: the model to prune has {formatted(now)}; "
             "ask for less than that"
         )
     fitting, _ = bracket(lambda taken: cost(ladder.plan(taken)) > limit, 0, last)
     return ladder.plan(fitting)
 
 
-def shrink_to_drift(ladder: Ladder, drift: Cost, limit: float) -> Plan:
+def shrink_to_drift(ladder: Ladder, drift: PlanCost, limit: float) -> ChannelPlan:
     """Return the network with the fewest channels that drifts no further than the limit.
 
     Args:
@@ -229,8 +231,8 @@ def shrink_to_drift(ladder: Ladder, drift: Cost, limit: float) -> Plan:
     if fitting == last:
         nearest = drift(ladder.plan(last - 1))
         raise DecantError(
-            f"budget: drift {told(limit)} allows no removal: the least important channels already move the "
-            f"logits by {told(nearest)} nats, the nearest possible"
+            f"budget: drift {formatted(limit)} allows no removal: the least important channels already move the "
+            f"logits by {formatted(nearest)} nats, the nearest possible"
         )
     return ladder.plan(fitting)
 
@@ -239,7 +241,7 @@ def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _other_answers(expected: Tensor, found: Tensor, reach: float) -> Tensor:
+def _other_answers(expected: Tensor, found: Tensor, tolerance: float) -> Tensor:
     """Return True [N] where the answers differ and the two are not as good as equal."""
     first, second = expected.argmax(1, keepdim=True), found.argmax(1, keepdim=True)
-    return (expected.gather(1, first) - expected.gather(1, second)).flatten() > 2 * reach
+    return (expected.gather(1, first) - expected.gather(1, second)).flatten() > 2 * tolerance

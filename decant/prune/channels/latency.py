@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Protocol
 
 from decant.checkpoints.checkpoint import Checkpoint, altered
-from decant.costs.layers import Layer, layers_of, reshaped
+from decant.costs.layers import LayerShape, layers_of, reshaped
 from decant.errors import DecantError
 from decant.outputs import write_json
 from decant.prune.budgets import bracket
-from decant.prune.channels.ladder import Ladder, Plan
-from decant.prune.targets import told
+from decant.prune.channels.ladder import ChannelPlan, Ladder
+from decant.prune.targets import formatted
 
 TIMINGS = Path("timings")
-STEPS = (1, 2, 4, 8, 16, 32)
+CHANNEL_MULTIPLES = (1, 2, 4, 8, 16, 32)
 """What `round_to: auto` chooses from."""
 
 PENALTY = 0.05
@@ -30,7 +30,7 @@ ATTEMPTS = 6
 CLOSE = 0.02
 """A latency this much below the limit, as a share of it, is near enough."""
 
-REFERENCE = Layer("reference", (64, 64, 3, 3), (14, 14), 196, (1, 1), (1, 1), (1, 1))
+REFERENCE = LayerShape("reference", (64, 64, 3, 3), (14, 14), 196, (1, 1), (1, 1), (1, 1))
 """Timed beside whatever is timed later, so that a slower hour does not count as a slower layer."""
 
 
@@ -45,7 +45,7 @@ class Instrument(Protocol):
     def runtime(self) -> str:
         """The version of what runs the networks."""
 
-    def layers(self, layers: Mapping[str, Layer], batch: int) -> Mapping[str, float]:
+    def layers(self, layers: Mapping[str, LayerShape], batch: int) -> Mapping[str, float]:
         """Return the seconds of one run of each layer, all timed in turns."""
 
     def networks(self, models: Mapping[str, Checkpoint], batch: int) -> Mapping[str, Sequence[float]]:
@@ -80,7 +80,7 @@ class Table:
     layers: dict[str, float] = field(default_factory=dict)
     networks: dict[str, float] = field(default_factory=dict)
 
-    def seconds(self, layers: Sequence[Layer], batch: int) -> float:
+    def seconds(self, layers: Sequence[LayerShape], batch: int) -> float:
         """Return the sum of the layers' times at a batch size; measures what was not measured before."""
         keys = {_key(layer, batch): layer for layer in layers}
         if missing := {key: layer for key, layer in keys.items() if key not in self.layers}:
@@ -100,7 +100,7 @@ class Table:
             self._save()
         return self.networks[key]
 
-    def _measure(self, missing: Mapping[str, Layer], batch: int) -> None:
+    def _measure(self, missing: Mapping[str, LayerShape], batch: int) -> None:
         reference, size = "reference", str(batch)
         measured = self.instrument.layers({**missing, reference: REFERENCE}, batch)
         self.reference.setdefault(size, _digits(measured[reference]))
@@ -158,7 +158,9 @@ def best_step(table: Table, parent: Checkpoint, batch: int) -> int:
         batch: Images at once.
     """
     layers = layers_of(parent.module, parent.shape)
-    places = {step: _just_above_half(layers, step) + _three_quarters(layers, step) for step in STEPS}
+    places = {
+        step: _just_above_half(layers, step) + _three_quarters(layers, step) for step in CHANNEL_MULTIPLES
+    }
     table.seconds([layer for each in places.values() for layer in each], batch)  # in turns, all of them
     seconds = {
         step: sum(
@@ -168,12 +170,12 @@ def best_step(table: Table, parent: Checkpoint, batch: int) -> int:
         for step, each in places.items()
     }
     best = min(seconds.values())
-    return next(step for step in STEPS if seconds[step] <= best * (1 + PENALTY))
+    return next(step for step in CHANNEL_MULTIPLES if seconds[step] <= best * (1 + PENALTY))
 
 
 def shrink_to_latency(
     ladder: Ladder, table: Table, teacher: Checkpoint, limit: float, batch: int
-) -> tuple[Plan, float]:
+) -> tuple[ChannelPlan, float]:
     """Return a network that runs in at most `limit` of the teacher's time, and in not much less.
 
     Two networks around the limit are measured as a whole, at first the smallest and the largest; between
@@ -224,22 +226,22 @@ def check_latency(
     """
     if (nearest := table.ratio(smallest, teacher, batch)) > limit:
         raise DecantError(
-            f"budget: latency {told(limit)} cannot be met: with the fewest channels that may be left it is "
-            f"{told(nearest)} of the teacher's, the nearest possible; ask for that or more"
+            f"budget: latency {formatted(limit)} cannot be met: with the fewest channels that may be left it is "
+            f"{formatted(nearest)} of the teacher's, the nearest possible; ask for that or more"
         )
     if (now := table.ratio(parent, teacher, batch)) <= limit:
         raise DecantError(
-            f"budget: latency {told(limit)} is met already: the model to prune has {told(now)}; "
+            f"budget: latency {formatted(limit)} is met already: the model to prune has {formatted(now)}; "
             "ask for less than that"
         )
 
 
-def _just_above_half(layers: list[Layer], step: int) -> list[Layer]:
+def _just_above_half(layers: list[LayerShape], step: int) -> list[LayerShape]:
     """Return the layers with half their channels and a step: where kernels work in tens, the most in vain."""
     return _narrowed(layers, lambda channels: min(channels, channels // (2 * step) * step + step))
 
 
-def _three_quarters(layers: list[Layer], step: int) -> list[Layer]:
+def _three_quarters(layers: list[LayerShape], step: int) -> list[LayerShape]:
     """Return the layers with the odd multiple of the step that is nearest to three quarters."""
 
     def nearest(channels: int) -> int:
@@ -249,7 +251,7 @@ def _three_quarters(layers: list[Layer], step: int) -> list[Layer]:
     return _narrowed(layers, nearest)
 
 
-def _narrowed(layers: list[Layer], narrow: Callable[[int], int]) -> list[Layer]:
+def _narrowed(layers: list[LayerShape], narrow: Callable[[int], int]) -> list[LayerShape]:
     """Return the layers with other numbers of channels; the picture's stay, and those of unequal groups."""
     narrowed = []
     for place, layer in enumerate(layers):
@@ -264,7 +266,7 @@ def _narrowed(layers: list[Layer], narrow: Callable[[int], int]) -> list[Layer]:
     return narrowed
 
 
-def _key(layer: Layer, batch: int) -> str:
+def _key(layer: LayerShape, batch: int) -> str:
     return f"{layer.describe()} batch {batch}"
 
 

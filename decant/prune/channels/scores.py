@@ -12,7 +12,7 @@ from decant.costs.divergence import softened_kl
 from decant.networks.execution import predict
 from decant.networks.structure import compressible
 from decant.progress import progress_bar
-from decant.prune.channels.coupling import Group, zeroed
+from decant.prune.channels.coupling import ChannelGroup, zeroed
 from decant.prune.obs import channel_order, refit, running_order
 from decant.reconstruction.hessians import moments
 
@@ -20,12 +20,12 @@ ChannelScores = dict[str, Tensor]
 """Importance of each channel [count], float64, by group; what scores least is removed first."""
 
 
-def by_weights(groups: Sequence[Group], scores: Mapping[str, Tensor]) -> ChannelScores:
+def by_weights(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> ChannelScores:
     """Return the sum of the scores of the weights that make and read each channel."""
     return {group.name: group.pool(scores) for group in groups}
 
 
-def by_drift(module: nn.Module, groups: Sequence[Group], images: Tensor) -> ChannelScores:
+def by_drift(module: nn.Module, groups: Sequence[ChannelGroup], images: Tensor) -> ChannelScores:
     """Return how far the logits move without each channel: KL(whole || without it), in nats.
 
     Args:
@@ -48,7 +48,7 @@ def by_drift(module: nn.Module, groups: Sequence[Group], images: Tensor) -> Chan
 
 
 def by_reconstruction(
-    module: nn.Module, groups: Sequence[Group], images: Tensor, damping: float
+    module: nn.Module, groups: Sequence[ChannelGroup], images: Tensor, damping: float
 ) -> ChannelScores:
     """Return what the outputs of the layers that read a channel lose when it goes and they are solved anew.
 
@@ -83,7 +83,7 @@ def by_reconstruction(
 
 def refitted(
     module: nn.Module,
-    groups: Sequence[Group],
+    groups: Sequence[ChannelGroup],
     gone: Mapping[str, Tensor],
     images: Tensor,
     damping: float,
@@ -119,7 +119,7 @@ def refitted(
     return solved
 
 
-def _reads(group: Group, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+def _reads(group: ChannelGroup, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     """Return the weights that read the group's channels, and the inputs [count, n] that are each one's."""
     return [(name, indices) for name, dim, indices in group.members if dim == 1 and name in weights]
 

@@ -10,7 +10,7 @@ from decant.calibration.grids import Bits
 from decant.schema import Section
 
 
-class Budget(Section):
+class WidthBudget(Section):
     """What the quantized model may have: exactly one of these.
 
     A number below 1 is a share of what the teacher has in float32, and one above a count.
@@ -25,7 +25,7 @@ class Budget(Section):
     bit_operations: PositiveFloat | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> Budget:
+    def _one(self) -> WidthBudget:
         if len(given := [name for name in type(self).model_fields if getattr(self, name) is not None]) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}, got {found}")
@@ -68,7 +68,7 @@ class Mixed(Section):
         2021 (the same as a knapsack problem). https://arxiv.org/abs/2110.06554
     """
 
-    budget: Budget
+    budget: WidthBudget
     bits: Annotated[tuple[Bits, ...], Field(min_length=2)] = (2, 3, 4, 5, 6, 8)
     images: PositiveInt = 1000
 

@@ -31,14 +31,14 @@ LONGEST = 1.1754943508222875e-38
 """The step of a grid that takes the most digits to tell; one that is learned later may have as many."""
 
 Options = Mapping[str, Mapping[int, Constraints]]
-"""What each weight would obey at each width that it may have, by its name and the bits."""
+"""What each weight would satisfy at each width that it may have, by its name and the bits."""
 
 Rounded = Callable[[Mapping[str, Constraints]], Checkpoint]
 """Returns the start with the named weights rounded to levels, by the recipe's own method."""
 
 
 @dataclass(frozen=True)
-class Allocation:
+class WidthAllocation:
     """A width for each weight, within a budget.
 
     Attributes:
@@ -81,7 +81,7 @@ def allocate(
     teacher: Checkpoint,
     validation: Examples,
     learned: bool = False,
-) -> Allocation:
+) -> WidthAllocation:
     """Return the widths whose summed cost is least within the budget.
 
     The cost of a width is KL(start || rounded) of the logits, in nats, with one weight alone rounded so.
@@ -111,7 +111,7 @@ def allocate(
     counted = _longest(start) if learned else start
     most = spent(counted.narrowed({name: options[name][bits] for name, bits in widest.items()}), measure)
     if most <= limit:
-        return Allocation(widest, {}, measure, limit, widest=True)
+        return WidthAllocation(widest, {}, measure, limit, widest=True)
     sizes = _sizes(counted, options, measure)
     # Whatever no choice changes; of the largest model, whose table of streams on disk is the longest.
     fixed = most - sum(sizes[name][bits] for name, bits in widest.items())
@@ -132,7 +132,7 @@ def allocate(
         for name, row in costs.items()
         if len(row) > 1
     }
-    return Allocation(widths, tables, measure, limit, widest=False)
+    return WidthAllocation(widths, tables, measure, limit, widest=False)
 
 
 def spent(model: Checkpoint, measure: str) -> int:

@@ -379,7 +379,7 @@ class _InputClip(torch.autograd.Function):
         return gradient * inside, (gradient * (inputs >= clip)).sum(), None
 
 
-class Rounding(nn.Module):
+class RoundedLayer(nn.Module):
     """What one layer's weight and inputs go through while it is trained."""
 
     def __init__(self, weight: WeightLearner | None, inputs: InputLearner | None) -> None:
@@ -402,7 +402,7 @@ def insert_(
     of_weights = {name.removesuffix(".weight"): learner for name, learner in weights.items()}
     for name in {**of_weights, **inputs}:
         layer = module.get_submodule(name)
-        layer.add_module("rounding", Rounding(of_weights.get(name), inputs.get(name)))
+        layer.add_module("rounding", RoundedLayer(of_weights.get(name), inputs.get(name)))
         layer.forward = _Rounded(layer)
 
 
@@ -422,7 +422,7 @@ class _Rounded:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         layer, rounding = self.layer, self.layer.get_submodule("rounding")
-        assert isinstance(rounding, Rounding)
+        assert isinstance(rounding, RoundedLayer)
         if rounding.inputs is not None:
             inputs = rounding.inputs(inputs)
         # Not by its name: while validating, the average stands there, which is no parameter.

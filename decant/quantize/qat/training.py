@@ -19,7 +19,7 @@ from decant.quantize.qat.learners import Decaying, InputClip, InputLearner, Weig
 from decant.quantize.qat.trainers import Pact, Train
 from decant.quantize.quantizable import quantizable
 from decant.quantize.schemes import Scheme
-from decant.training.fit import Row, fit_
+from decant.training.fit import EpochMetrics, fit_
 from decant.training.recipe import Loss
 from decant.training.run import Run
 
@@ -34,7 +34,7 @@ def train_rounded(
     examples: Examples,
     validation: Examples,
     run: Run,
-) -> tuple[Checkpoint, list[Row]]:
+) -> tuple[Checkpoint, list[EpochMetrics]]:
     """Train a copy of `start` whose named weights and inputs are rounded in every pass; return its curve too.
 
     Masks, ranges and clamps hold; weights that have levels already keep them. The training can be interrupted

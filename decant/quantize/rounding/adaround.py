@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decant.checkpoints.constraints import Constraints
 from decant.quantize.rounding.by_outputs import ByOutputs
-from decant.reconstruction.least_squares import Problem
+from decant.reconstruction.least_squares import NormalEquations
 
 GAMMA, ZETA = -0.1, 1.1
 """How far the sigmoid is stretched beyond 0 and 1, so that it reaches both: section 3.2 of the paper."""
@@ -64,13 +64,19 @@ class AdaRound(ByOutputs):
     def _damped(self) -> float:
         return 0.0  # nothing is inverted here, so nothing needs damping
 
-    def _solved(self, problem: Problem, rows: Tensor, held: Constraints, nearest: Tensor) -> Tensor:
+    def _solved(self, problem: NormalEquations, rows: Tensor, held: Constraints, nearest: Tensor) -> Tensor:
         lower, upper, share = neighbours(rows, held)
         up = self._learnt(problem, rows, lower, upper, share, nearest) >= 0.5
         return torch.where(up, upper, lower)
 
     def _learnt(
-        self, problem: Problem, rows: Tensor, lower: Tensor, upper: Tensor, share: Tensor, nearest: Tensor
+        self,
+        problem: NormalEquations,
+        rows: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        share: Tensor,
+        nearest: Tensor,
     ) -> Tensor:
         """Return h [O, d] after the last step."""
         matrix, step = problem.matrix.float(), upper - lower
@@ -93,7 +99,7 @@ class AdaRound(ByOutputs):
         return rectified(raw.detach())
 
 
-def _power(problem: Problem, rows: Tensor) -> Tensor:
+def _power(problem: NormalEquations, rows: Tensor) -> Tensor:
     """Return the mean square [O], float64, of what rows put out."""
     return (problem.times(rows.double(), problem.matrix) * rows).sum(1)
 

@@ -10,9 +10,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from decant.checkpoints.constraints import Constraints
-from decant.quantize.rounding.elementwise import better, errors, written_out
-from decant.reconstruction.hessians import Moments
-from decant.reconstruction.least_squares import Problem, pose
+from decant.quantize.rounding.elementwise import better, errors, per_element
+from decant.reconstruction.hessians import InputHessian
+from decant.reconstruction.least_squares import NormalEquations, normal_equations
 from decant.schema import Section
 
 
@@ -42,9 +42,9 @@ class ByOutputs(Section):
     search: Annotated[PositiveInt, Field(exclude_if=lambda count: count == 1)] = 1
 
     def fitted(
-        self, weight: Tensor, held: Constraints, moments: Moments | None
+        self, weight: Tensor, held: Constraints, moments: InputHessian | None
     ) -> tuple[Tensor, Constraints]:
-        """Return the weight on levels whose range was searched for, and what it obeys by that.
+        """Return the weight on levels whose range was searched for, and what it satisfies by that.
 
         Args:
             weight: Output channels first, as in a linear layer or a convolution.
@@ -70,12 +70,12 @@ class ByOutputs(Section):
             least, shares = torch.where(nearer, off, least), torch.where(nearer, share, shares)
         return found.reshape(weight.shape), _scaled(held, shares)
 
-    def rounded(self, weight: Tensor, held: Constraints, moments: Moments | None) -> Tensor:
+    def rounded(self, weight: Tensor, held: Constraints, moments: InputHessian | None) -> Tensor:
         """Return the weight on its levels, at most with the error of nearest rounding in each row.
 
         Args:
             weight: Output channels first, as in a linear layer or a convolution.
-            held: Levels, and maybe a mask and a range, that it obeys afterwards.
+            held: Levels, and maybe a mask and a range, that it satisfies afterwards.
             moments: Of the layer's inputs, with a group for each of the layer's.
 
         Returns:
@@ -88,14 +88,14 @@ class ByOutputs(Section):
         problem = self._posed(weight, moments, self._damped())
         return self._on_levels(problem, weight, held).reshape(weight.shape)
 
-    def _posed(self, weight: Tensor, moments: Moments | None, damping: float) -> Problem:
+    def _posed(self, weight: Tensor, moments: InputHessian | None, damping: float) -> NormalEquations:
         if moments is None:
             raise ValueError(f"{self.kind} needs moments of the layer's inputs: give it images")
-        return pose(weight.detach().flatten(1), moments.hessian, moments.cross, damping)
+        return normal_equations(weight.detach().flatten(1), moments.hessian, moments.cross, damping)
 
-    def _on_levels(self, problem: Problem, weight: Tensor, held: Constraints) -> Tensor:
+    def _on_levels(self, problem: NormalEquations, weight: Tensor, held: Constraints) -> Tensor:
         """Return the rows [O, d] on their levels, in each row at most with the error of nearest rounding."""
-        rows, written = weight.detach().flatten(1), written_out(held, weight.shape)
+        rows, written = weight.detach().flatten(1), per_element(held, weight.shape)
         nearest = written.project(rows)
         # Damping adds the squared distance to the weight, of which nearest rounding has the least there is:
         # what is better with it is better without.
@@ -105,12 +105,12 @@ class ByOutputs(Section):
         """Return the share of the Hessian's mean diagonal that is added to its diagonal."""
         raise NotImplementedError
 
-    def _solved(self, problem: Problem, rows: Tensor, held: Constraints, nearest: Tensor) -> Tensor:
+    def _solved(self, problem: NormalEquations, rows: Tensor, held: Constraints, nearest: Tensor) -> Tensor:
         """Return the rows [O, d] on levels that are written out for each element, by this method."""
         raise NotImplementedError
 
 
-def _off(problem: Problem, rows: Tensor) -> Tensor:
+def _off(problem: NormalEquations, rows: Tensor) -> Tensor:
     """Return the error [O] of rows in what the layer puts out."""
     return errors(problem, torch.where(problem.dead, 0.0, rows))
 

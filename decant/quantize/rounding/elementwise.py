@@ -1,4 +1,4 @@
-"""A weight as rows [O, d]: what each of its elements obeys, and how far each row's outputs are off."""
+"""A weight as rows [O, d]: what each of its elements satisfies, and how far each row's outputs are off."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from decant.checkpoints.constraints import Constraints, Levels, Range
-from decant.reconstruction.least_squares import Problem, solve
+from decant.reconstruction.least_squares import NormalEquations, solve
 
 
-def written_out(held: Constraints, shape: torch.Size) -> Constraints:
+def per_element(held: Constraints, shape: torch.Size) -> Constraints:
     """Return the same constraints on `weight.flatten(1)` [O, d], every number written out for each element.
 
     What was one scale for a tensor, a channel or a group becomes one for each element, so that columns can
     be taken in any order, and projecting a column is projecting its part of the weight, to the bit.
 
     Args:
-        held: What a weight of this shape obeys; it has levels.
+        held: What a weight of this shape satisfies; it has levels.
         shape: The weight's, output channels first.
 
     Raises:
@@ -45,7 +45,7 @@ def written_out(held: Constraints, shape: torch.Size) -> Constraints:
     )
 
 
-def taken(held: Constraints, take: Callable[[Tensor], Tensor]) -> Constraints:
+def select_elements(held: Constraints, take: Callable[[Tensor], Tensor]) -> Constraints:
     """Return what is left of constraints that are written out where only some elements are taken."""
     levels, bounds = held.levels, held.range
     if levels is not None:
@@ -56,17 +56,17 @@ def taken(held: Constraints, take: Callable[[Tensor], Tensor]) -> Constraints:
     return Constraints(bounds, levels, None if held.mask is None else take(held.mask))
 
 
-def optimum(problem: Problem, mask: Tensor | None) -> Tensor:
+def optimum(problem: NormalEquations, mask: Tensor | None) -> Tensor:
     """Return the rows [O, d], float64, of the least error before any rounding; 0 outside the mask."""
     return problem.dense if mask is None else solve(problem, mask)
 
 
-def errors(problem: Problem, rows: Tensor) -> Tensor:
+def errors(problem: NormalEquations, rows: Tensor) -> Tensor:
     """Return each row's squared output error [O], float64, up to a constant of the row."""
     wide = rows.double()
     return ((problem.times(wide, problem.matrix) - 2 * problem.target) * wide).sum(1)
 
 
-def better(problem: Problem, first: Tensor, second: Tensor) -> Tensor:
+def better(problem: NormalEquations, first: Tensor, second: Tensor) -> Tensor:
     """Return, of two roundings [O, d], for each row the one of the smaller error; the first among equals."""
     return torch.where((errors(problem, first) <= errors(problem, second))[:, None], first, second)

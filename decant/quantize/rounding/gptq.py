@@ -10,8 +10,8 @@ from torch import Tensor
 
 from decant.checkpoints.constraints import Constraints
 from decant.quantize.rounding.by_outputs import ByOutputs
-from decant.quantize.rounding.elementwise import optimum, taken
-from decant.reconstruction.least_squares import Problem, cholesky
+from decant.quantize.rounding.elementwise import optimum, select_elements
+from decant.reconstruction.least_squares import NormalEquations, cholesky
 
 BLOCK = 128
 """Columns after which the rest of the rows is brought up to date, at once: a product in place of 128."""
@@ -46,10 +46,10 @@ class Gptq(ByOutputs):
     def _damped(self) -> float:
         return self.damping
 
-    def _solved(self, problem: Problem, rows: Tensor, held: Constraints, nearest: Tensor) -> Tensor:
+    def _solved(self, problem: NormalEquations, rows: Tensor, held: Constraints, nearest: Tensor) -> Tensor:
         return swept(problem, held, self._columns(problem))
 
-    def _columns(self, problem: Problem) -> Tensor:
+    def _columns(self, problem: NormalEquations) -> Tensor:
         """Return the order of the columns [G, d] of each group."""
         diagonal = problem.matrix.diagonal(dim1=1, dim2=2)
         if self.order == "index":
@@ -57,7 +57,7 @@ class Gptq(ByOutputs):
         return diagonal.argsort(dim=1, descending=True, stable=True)
 
 
-def swept(problem: Problem, held: Constraints, order: Tensor) -> Tensor:
+def swept(problem: NormalEquations, held: Constraints, order: Tensor) -> Tensor:
     """Return the rows [O, d], float32, rounded column by column in the order [G, d] of each group.
 
     Args:
@@ -70,7 +70,7 @@ def swept(problem: Problem, held: Constraints, order: Tensor) -> Tensor:
     """
     groups, width = order.shape
     each = order[problem.group]
-    held_there = taken(held, lambda numbers: numbers.gather(1, each))
+    held_there = select_elements(held, lambda numbers: numbers.gather(1, each))
     rows = optimum(problem, held.mask).gather(1, each).unflatten(0, (groups, -1))
     factor = _factor(problem, order)
     result = torch.empty(len(each), width)
@@ -87,11 +87,11 @@ def swept(problem: Problem, held: Constraints, order: Tensor) -> Tensor:
     return torch.empty_like(result).scatter_(1, each, result)
 
 
-def _factor(problem: Problem, order: Tensor) -> Tensor:
+def _factor(problem: NormalEquations, order: Tensor) -> Tensor:
     """Return U [G, d, d], upper, with the inverse Hessian in the columns' order Uᵀ U."""
     group = torch.arange(len(order))[:, None, None]
     return cholesky(problem.inverse[group, order[:, :, None], order[:, None, :]]).mT
 
 
 def _column(held: Constraints, at: int) -> Constraints:
-    return taken(held, lambda numbers: numbers[:, at])
+    return select_elements(held, lambda numbers: numbers[:, at])

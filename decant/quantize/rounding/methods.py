@@ -17,7 +17,7 @@ from decant.networks.layer_inputs import received
 from decant.progress import progress_bar
 from decant.quantize.rounding.adaround import AdaRound
 from decant.quantize.rounding.gptq import Gptq
-from decant.reconstruction.hessians import Moments, moments
+from decant.reconstruction.hessians import InputHessian, moments
 from decant.schema import Section
 
 
@@ -32,14 +32,14 @@ class Nearest(Section):
 
     kind: Literal["nearest"] = "nearest"
 
-    def rounded(self, weight: Tensor, held: Constraints, moments: Moments | None) -> Tensor:
+    def rounded(self, weight: Tensor, held: Constraints, moments: InputHessian | None) -> Tensor:
         """Return the weight on its levels, of its shape; the moments are not read."""
         return held.project(weight.detach())
 
     def fitted(
-        self, weight: Tensor, held: Constraints, moments: Moments | None
+        self, weight: Tensor, held: Constraints, moments: InputHessian | None
     ) -> tuple[Tensor, Constraints]:
-        """Return the same, and what it obeys by that: the range is the scheme's."""
+        """Return the same, and what it satisfies by that: the range is the scheme's."""
         return self.rounded(weight, held, moments), held
 
 
@@ -62,7 +62,7 @@ def round_layers(
 
     Args:
         parent: The network, its weights not rounded yet, its input grids attached; it is untouched.
-        held: All that each weight has to obey, the parent's constraints included, by the weight's name.
+        held: All that each weight has to satisfy, the parent's constraints included, by the weight's name.
         rounding: How.
         images: Pixels [N, C, H, W], uint8, without labels; some ten rows of patches for each input of the
             widest layer. Not read where the rounding needs no moments.
@@ -73,7 +73,7 @@ def round_layers(
         DecantError: There are no images; the network does not run one of the layers, or it receives NaN; or
             a weight cannot be rounded so. Names the layer.
     """
-    child, obeyed = parent.narrowed({}), dict[str, Constraints]()
+    child, satisfied = parent.narrowed({}), dict[str, Constraints]()
     order = list(held)
     if rounding.needs_moments and held:
         if not len(images):
@@ -82,9 +82,9 @@ def round_layers(
     with torch.no_grad():
         for name in progress_bar(order, "rounding", "layers"):
             weight = child.module.get_parameter(name)
-            found, obeyed[name] = _fitted(child.module, name, held[name], rounding, images, reference)
+            found, satisfied[name] = _fitted(child.module, name, held[name], rounding, images, reference)
             weight.copy_(found)
-    return child.narrowed({name: obeyed[name] for name in held})
+    return child.narrowed({name: satisfied[name] for name in held})
 
 
 def _fitted(
@@ -95,7 +95,7 @@ def _fitted(
     images: Tensor,
     reference: nn.Module,
 ) -> tuple[Tensor, Constraints]:
-    """Return one layer's weight on its levels, and what it obeys, given the network as rounded so far."""
+    """Return one layer's weight on its levels, and what it satisfies, given the network as rounded so far."""
     weight, layer = module.get_parameter(name), module.get_submodule(name.removesuffix(".weight"))
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return Nearest().fitted(weight, held, None)
