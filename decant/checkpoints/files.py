@@ -46,17 +46,19 @@ BROKEN = (
 """What reading a damaged file can raise."""
 
 
-def size_bytes(folder: Path) -> int:
+def size_bytes(folder: Path | str) -> int:
     """Return the bytes on disk that rebuild the function: weights and description, without the lineage."""
-    return sum((folder / file).stat().st_size for file in DEPLOYED)
+    return sum((Path(folder) / file).stat().st_size for file in DEPLOYED)
 
 
-def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the checkpoint's three files into `folder`, which exists; the caller moves it into place.
+def save(checkpoint: Checkpoint, folder: Path | str) -> None:
+    """Write the checkpoint's three files into `folder`, which is made where it is missing.
 
     Raises:
         DecantError: A weight is NaN or infinite.
     """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     parts = Parts()
     inputs = _encode_inputs(checkpoint, parts)
     described: dict[str, Any] = {}
@@ -97,12 +99,13 @@ def _terse(content: Mapping[str, Any]) -> str:
     return "{" + ",\n".join([*lines, f'"weights":{{{weights}}}']) + "}\n"
 
 
-def load(folder: Path) -> Checkpoint:
+def load(folder: Path | str) -> Checkpoint:
     """Rebuild exactly the checkpoint that was saved: the same logits, to the bit.
 
     Raises:
         DecantError: A file is missing, truncated, of another format, or the two do not belong together.
     """
+    folder = Path(folder)
     try:
         described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))

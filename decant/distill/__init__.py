@@ -1,1 +1,5 @@
-"""distill."""
+"""Distillation: a student trained on what its teacher answers."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

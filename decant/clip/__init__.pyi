@@ -1,0 +1,2 @@
+from .operation import clip as clip
+from .params import ClipParams as ClipParams

@@ -1,0 +1,2 @@
+from .operation import distill as distill
+from .params import DistillParams as DistillParams

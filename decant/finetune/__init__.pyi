@@ -1,0 +1,2 @@
+from .operation import finetune as finetune
+from .params import FinetuneParams as FinetuneParams

@@ -1,0 +1,2 @@
+from .operation import prune as prune
+from .params import PruneParams as PruneParams

@@ -1,0 +1,2 @@
+from .operation import quantize as quantize
+from .params import QuantizeParams as QuantizeParams

@@ -1,0 +1,130 @@
+"""The library from outside: what docs/library.md shows, and what `import decant` costs."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import decant
+from decant.finetune import finetune
+from decant.prune import prune
+from tests.imports import OPERATIONS, ROOT
+
+DOCS = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+
+
+def ten_lines() -> str:
+    """Return the program that the page shows."""
+    (shown,) = re.findall(r"<!-- ten lines -->\n```python\n(.*?)```", DOCS, re.DOTALL)
+    return str(shown)
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    found = load_digits()
+    images = torch.from_numpy(found.images * 15).to(torch.uint8)[:, None]
+    return images, torch.from_numpy(found.target).long()
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return (logits.argmax(1) == labels).float().mean().item()
+
+
+def test_ten_lines_prune_quantize_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, labels = digits()
+    there = {"images": images, "labels": labels}
+    source = ten_lines()
+    statements = [line for line in source.splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(statements) <= 10
+    exec(compile(source, "docs/library.md", "exec"), there)
+    small, teacher = there["small"], there["teacher"]
+    assert isinstance(small, decant.Checkpoint)
+    assert isinstance(teacher, decant.Checkpoint)
+    validation = images[:200]
+    logits = decant.predict(small.module, validation)
+    accuracy = (logits.argmax(1) == labels[:200]).float().mean().item()
+    assert (
+        accuracy
+        >= (decant.predict(teacher.module, validation).argmax(1) == labels[:200]).float().mean() - 0.05
+    )
+    assert accuracy > 0.8
+
+    weights = [small.module.get_parameter(name) for name in small.constraints]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    assert zeros >= 0.6 * sum(weight.numel() for weight in weights) - 1
+    assert torch.equal(decant.predict(decant.load("small").module, validation), logits)
+    assert decant.size_bytes("small") == sum(
+        (tmp_path / "small" / file).stat().st_size for file in ("model.safetensors", "model.json")
+    )
+
+    decant.check_same("small", small, decant.open_session(Path("small.onnx").read_bytes(), 1), validation)
+    session = onnxruntime.InferenceSession("small.onnx")
+    (found,) = session.run(None, {"image": validation.numpy().astype(np.float32) / 255})
+    assert (found.argmax(1) == logits.argmax(1).numpy()).mean() > 0.97
+
+
+def test_a_mistake_in_a_recipe_is_told_with_its_place() -> None:
+    images, labels = digits()
+    examples = decant.Examples(images[:20], labels[:20], tuple("0123456789"))
+    splits = decant.Splits(examples, examples)
+    network = decant.Mlp(hidden=(8,))
+    module = decant.build(network, examples.shape, 10, seed=0).eval()
+    parent = decant.Checkpoint(network, examples.shape, examples.classes, module)
+    with pytest.raises(decant.DecantError, match=r"criterion: unknown kind 'magnitud'; did you mean"):
+        prune(parent, {"criterion": {"kind": "magnitud"}, "budget": {"sparsity": 0.5}}, splits)
+    with pytest.raises(
+        decant.DecantError, match=r"recipe for finetune is not valid:\n  training: is missing"
+    ):
+        finetune(parent, {}, splits)
+    with pytest.raises(decant.DecantError, match="changed nothing"):
+        prune(
+            prune(parent, {"criterion": {"kind": "magnitude"}, "budget": {"sparsity": 0.5}}, splits).model,
+            {"criterion": {"kind": "magnitude"}, "budget": {"sparsity": 0.5}},
+            splits,
+        )
+
+
+def run_python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *options, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    heavy = ("torch", "numpy", "pydantic", "onnx", "onnxruntime", "tqdm", "safetensors")
+    code = f"import sys, decant; print([name for name in {heavy} if name in sys.modules])"
+    assert run_python(code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ["decant", *(f"decant.{op}" for op in OPERATIONS)])
+def test_every_name_of_a_stub_is_there(package: str) -> None:
+    stub = ROOT.joinpath(*package.split("."), "__init__.pyi").read_text(encoding="utf-8")
+    names = [
+        alias.asname or alias.name
+        for node in ast.parse(stub).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert names == sorted(names, key=names.index)
+    code = (
+        f"import {package} as found; print(dir(found));"
+        f"assert all(callable(getattr(found, name)) for name in {names!r})"
+    )
+    assert set(names) <= set(ast.literal_eval(run_python(code).stdout))
+
+
+def test_names_on_the_page_are_there() -> None:
+    for name in set(re.findall(r"\bdecant\.([A-Za-z_]\w*)\b", DOCS)):
+        if name not in OPERATIONS:
+            assert hasattr(decant, name), name
+    for module, name in re.findall(r"from (decant\.\w+) import (\w+)", DOCS):
+        assert run_python(f"from {module} import {name}; assert callable({name})").returncode == 0
