@@ -1,4 +1,4 @@
-"""What every stage does around its main: arguments, exit status, outputs that are whole or absent."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON that is the same bytes for the same content: keys in the given order, no time stamp, no NaN.
 
     Raises:
-        ValueError: A number is NaN or infinite; strict JSON has no word for them.
+        ValueError: A number is NaN or infinite; strict JSON cannot hold them.
     """
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Recipes from Python: the same words as a block of params.yaml, checked in the same way."""
+"""Recipes from Python: the same keys as in a block of params.yaml, checked in the same way."""
 
 from __future__ import annotations
 

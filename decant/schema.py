@@ -1,4 +1,4 @@
-"""Sections of params.yaml: their base class, reading one, and errors that name the place in the file."""
+"""The base class of all recipes, and errors that name the place in the file and the nearest valid word."""
 
 from __future__ import annotations
 
@@ -47,8 +47,10 @@ class Section(BaseModel):
         try:
             section = read(value)
         except ValidationError as error:
-            told = {mistake.get("loc") for mistake in mistakes}
-            mistakes += [_told(cls, details) for details in error.errors() if details["loc"] not in told]
+            reported = {mistake.get("loc") for mistake in mistakes}
+            mistakes += [
+                _renamed(cls, details) for details in error.errors() if details["loc"] not in reported
+            ]
         if mistakes:
             raise ValidationError.from_exception_data(cls.__name__, mistakes)
         return section
@@ -88,21 +90,21 @@ def _switches(section: type[Section], value: Any) -> list[InitErrorDetails]:
     ]
 
 
-def _told(section: type[Section], details: ErrorDetails) -> InitErrorDetails:
-    """Return the mistake as it was, or an unknown key in words."""
+def _renamed(section: type[Section], details: ErrorDetails) -> InitErrorDetails:
+    """Return the mistake as it was, or a message of our own: for an unknown key, and from our validators."""
     if details["type"] == "extra_forbidden":
         *place, key = details["loc"]
         known = {field.alias or name for name, field in section.model_fields.items()}
-        words = f"unknown key {key!r}{did_you_mean(str(key), known)}"
-        return _mistake("unknown_key", words, tuple(place), details["input"])
+        message = f"unknown key {key!r}{did_you_mean(str(key), known)}"
+        return _mistake("unknown_key", message, tuple(place), details["input"])
     context = details.get("ctx", {})
-    if "words" in context:
-        return _mistake(details["type"], context["words"], details["loc"], details["input"])
+    if "message" in context:
+        return _mistake(details["type"], context["message"], details["loc"], details["input"])
     return {"type": details["type"], "loc": details["loc"], "input": details["input"], "ctx": context}
 
 
-def _mistake(kind: str, words: str, place: tuple[int | str, ...], value: Any) -> InitErrorDetails:
-    error = PydanticCustomError(kind, "{words}", {"words": words})
+def _mistake(kind: str, message: str, place: tuple[int | str, ...], value: Any) -> InitErrorDetails:
+    error = PydanticCustomError(kind, "{message}", {"message": message})
     return {"type": error, "loc": place, "input": value}
 
 
@@ -116,14 +118,14 @@ def _line(details: ErrorDetails, content: Any, place: str) -> str:
     """Return `models.a.bits: message` with only the parts of the location that stand in the file."""
     parts = [place] if place else []
     last = len(details["loc"]) - 1
-    entered = True  # into a mapping: the next part may be the tag that told which one of a union it is
+    entered = True  # into a mapping: the next part may be the tag that chose a member of a union
     for index, part in enumerate(details["loc"]):
         is_key = isinstance(content, dict) and part in content and not (entered and _is_tag(part, content))
         if is_key or (isinstance(content, list) and isinstance(part, int) and part < len(content)):
             content, entered = content[part], True
         elif index < last or details["type"] != "missing":
             entered = False
-            continue  # the tag of a union: a word of the schema, not of the file
+            continue  # the tag of a union: in the schema, not in the file
         parts.append(str(part))
     return f"{'.'.join(parts) or 'top level'}: {_message(details)}"
 
@@ -134,10 +136,10 @@ def _is_tag(part: int | str, content: dict[Any, Any]) -> bool:
 
 
 def _message(details: ErrorDetails) -> str:
-    """Return pydantic's message in the words of someone who writes YAML, and what was found."""
+    """Return pydantic's message as it helps someone who writes YAML, and what was found."""
     context, kind, found = details.get("ctx", {}), details["type"], _short(details["input"])
-    if "words" in context:
-        return context["words"]
+    if "message" in context:
+        return context["message"]
     match kind:
         case "union_tag_invalid":
             expected = [tag.strip().strip("'") for tag in str(context["expected_tags"]).split(",")]
@@ -168,5 +170,5 @@ def _message(details: ErrorDetails) -> str:
 
 
 def _short(value: Any) -> str:
-    words = repr(value)
-    return words if len(words) <= 60 else f"{words[:59]}…"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,4 +1,4 @@
-"""Part of what was tasks.params."""
+"""Seeds: one for each model, derived from the one in params.yaml and the model's name."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The operations of the pipeline, one folder each, and what they share: plain PyTorch, no Prefect, no DVC."""
+"""The stages of the pipeline, one folder each: they read files, call the library `decant` and write files."""

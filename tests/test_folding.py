@@ -1,4 +1,4 @@
-"""A folded network is the same function with fewer numbers, and what its weights satisfy is the same, scaled."""
+"""A folded network is the same function with fewer numbers; the constraints on its weights are scaled."""
 
 from dataclasses import replace
 

@@ -94,7 +94,7 @@ CASES: dict[str, tuple[Integer, tuple[int, ...], int]] = {
 
 
 def posed(kind: str, seed: int) -> tuple[Tensor, Constraints, InputHessian]:
-    """Return a weight with outliers, which take most of a range, and what it satisfies, by the case's name."""
+    """Return a weight with outliers, which take most of a range, and its constraints, by the case's name."""
     scheme, shape, groups = CASES[kind]
     weight = drawn(seed, *shape) ** 3
     mask = chance(seed, *shape) < 0.6 if kind == "masked" else None

@@ -20,8 +20,9 @@ def symmetric_levels(threshold: Tensor, bits: int, group: int | None = None) -> 
     """Return 2^bits - 1 integer levels from -threshold to threshold, so that zero is one of them.
 
     Args:
-        threshold: The largest level, not negative, float32: one [], one for each output channel [O, 1, ...], or
-            one for each group [O, G]. Where it is zero the step is 1: any step rounds zeros to zero.
+        threshold: The largest level, not negative, float32: one [], one for each output channel
+            [O, 1, ...], or one for each group [O, G]. Where it is zero the step is 1: any step rounds zeros
+            to zero.
         bits: Width of a code.
         group: How many neighbours of a row share a step, where `threshold` is by group.
     """

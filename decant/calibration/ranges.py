@@ -79,7 +79,7 @@ class Span(Section):
         group: int | None = None,
         axis: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Return where levels that are not symmetric should end: low <= 0 and high >= 0, shaped as `threshold`.
+        """Return the ends of levels that are not symmetric: low <= 0 and high >= 0, shaped as `threshold`.
 
         Never beyond the extremes, and the extremes where the range holds nothing but zero; widened to hold 0.
 
@@ -104,8 +104,8 @@ class Fitted(Span):
 class MinMax(Span):
     """From the least to the largest number: nothing is cut of what was seen.
 
-    For inputs, unseen images are cut to what the training images reached. Does not help below 8 bits on long
-    tails: one far number makes the step coarse for all others.
+    For inputs, unseen images are cut to the extremes of the training images. Does not help below 8 bits on
+    long tails: one far number makes the step coarse for all others.
 
     References:
         Jacob et al., 2017, section 3.1. https://arxiv.org/abs/1712.05877
@@ -192,10 +192,10 @@ class Deviation(Span):
 class Mse(Fitted):
     """Cut where rounding to `bits` leaves the least squared error, cutting and rounding together.
 
-    Tries the thresholds max|x| * k / 100 for k = 1 ... 100 around zero, rounds to the grid that a quantization
-    would use (symmetric for weights, affine for inputs) and takes the best, the widest among equals. Does not
-    help where a layer's few large numbers matter more than their share of the squared error, and not at 8
-    bits, where there is hardly anything to gain.
+    Tries the thresholds max|x| * k / 100 for k = 1 ... 100 around zero, rounds to the grid that a
+    quantization would use (symmetric for weights, affine for inputs) and takes the best, the widest among
+    equals. Does not help where a layer's few large numbers matter more than their share of the squared
+    error, and not at 8 bits, where there is hardly anything to gain.
 
     References:
         Sung et al., Resiliency of Deep Neural Networks under Quantization, 2015.
@@ -358,7 +358,7 @@ def _quantile(ordered: Tensor, share: float) -> float:
 
 
 def _sizes(weight: Tensor) -> Tensor:
-    """Return |w|, of numbers alone: NaN is larger than nothing, and would be masked without a word."""
+    """Return |w|, of numbers alone: NaN is larger than nothing, and would be masked unnoticed."""
     if not torch.isfinite(weight).all():
         raise ValueError("The weight holds NaN or infinity; there is nothing to compare")
     return weight.detach().abs()

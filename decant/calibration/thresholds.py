@@ -19,7 +19,10 @@ BINS, STRIDE = 2048, 16
 
 
 def least_error(sample: Sample, bits: int) -> float:
-    """Return the threshold, one of `THRESHOLD_CANDIDATES`, whose cutting and rounding err least; the widest among equals."""
+    """Return the threshold whose cutting and rounding err least, the widest among equals.
+
+    Tried are `THRESHOLD_CANDIDATES` of them.
+    """
     if sample.largest == 0:
         return 0.0
     thresholds = [sample.largest * k / THRESHOLD_CANDIDATES for k in range(THRESHOLD_CANDIDATES, 0, -1)]
@@ -27,7 +30,7 @@ def least_error(sample: Sample, bits: int) -> float:
 
 
 def least_divergence(sample: Sample, bits: int) -> float:
-    """Return the threshold at which merging the histogram to levels tells least; the widest among equals."""
+    """Return the threshold where merging the histogram to levels diverges least, the widest among equals."""
     if sample.largest == 0:
         return 0.0
     levels = 2**bits if sample.one_sided else 2 ** (bits - 1)

@@ -1,4 +1,4 @@
-"""Part of what was tasks.constraints."""
+"""The grids on which the inputs of layers are rounded, and the hooks that clamp and round them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class InputGrid:
         return torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero_point, 0, 2**self.bits - 1)
 
     def describe(self) -> str:
-        """Return the grid in a few words."""
+        """Return the grid as a short text."""
         return f"{self.bits} bits, step {self.scale:.3g}"
 
 
@@ -72,7 +72,7 @@ class DynamicGrid:
         return passed((codes - zero_point) * scale, inputs)
 
     def describe(self) -> str:
-        """Return the grid in a few words."""
+        """Return the grid as a short text."""
         return f"{self.bits} bits, range of each batch"
 
 

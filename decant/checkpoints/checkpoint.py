@@ -1,4 +1,4 @@
-"""Part of what was tasks.checkpoints."""
+"""A model in memory: its module, the constraints on its weights and inputs, and its lineage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Checkpoint:
         shape: One input [C, H, W].
         classes: The names of the classes.
         module: The network, its weights as deployed, in eval mode.
-        constraints: What each compressed weight satisfies, by its name.
+        constraints: Those of each compressed weight, by its name.
         grids: The grid on which a layer's inputs are rounded, by the layer's name.
         clamps: The range that a layer's inputs are cut to before they are rounded, by the layer's name.
         lineage: One entry for each step from the teacher to here, oldest first.
@@ -54,7 +54,7 @@ class Checkpoint:
         grids: Mapping[str, Grid] | None = None,
         clamps: Mapping[str, Range] | None = None,
     ) -> Checkpoint:
-        """Return a copy whose named weights satisfy `changes`, whose named layers clamp and round their inputs.
+        """Return a copy whose named weights satisfy `changes` and whose named layers clamp and round inputs.
 
         This checkpoint is untouched. A second clamp of a layer intersects with the first.
 

@@ -1,4 +1,4 @@
-"""What a compressed weight has to satisfy, and the projection onto it. Every operation's result is a constraint.
+"""Constraints on compressed weights, and the projection onto them. Every operation's result is a constraint.
 
 A weight is cut to a range, then rounded to levels, then masked, always in this order, so that the operations
 may come in any order: zero stays zero under a mask even where the levels (binary ones) have no zero.
@@ -88,7 +88,7 @@ class Range:
         return _tensor(self.low).min().item(), _tensor(self.high).max().item()
 
     def describe(self, form: str = ".3g") -> str:
-        """Return the range in words, its numbers in a format such as `.3g`."""
+        """Return the range as text, its numbers in a format such as `.3g`."""
         low, high = self.ends()
         scope = " per channel within" if self.per_channel else ""
         return f"range{scope} [{low:{form}}, {high:{form}}]"
@@ -195,7 +195,7 @@ class Constraints:
     mask: Tensor | None = None
 
     def project(self, weight: Tensor) -> Tensor:
-        """Return the nearest weight that satisfies; projecting twice changes nothing more, to the bit."""
+        """Return the nearest weight that satisfies all; projecting twice changes nothing more, to the bit."""
         if self.range is not None:
             weight = self.range.project(weight)
         if self.levels is not None:
@@ -224,7 +224,7 @@ class Constraints:
         )
 
     def broken_by(self, weight: Tensor, later: Constraints) -> list[str]:
-        """Return what a descendant's weight and constraints no longer hold of these, in words."""
+        """Return a sentence for each of these constraints that a descendant's weight no longer satisfies."""
         broken = []
         if self.mask is not None and (revived := int(torch.count_nonzero(weight[~self.mask]))):
             broken.append(f"{revived} of {int((~self.mask).sum())} masked weights are not zero")
@@ -239,22 +239,22 @@ class Constraints:
         return broken
 
     def describe(self) -> str:
-        """Return the constraints in a few words, for ledgers."""
-        words = []
+        """Return the constraints as a short text, for ledgers."""
+        parts = []
         if self.range is not None:
-            words.append(self.range.describe())
+            parts.append(self.range.describe())
         if self.levels is not None:
-            words.append(f"{len(self.levels.values)} levels per {self.levels.scope}")
+            parts.append(f"{len(self.levels.values)} levels per {self.levels.scope}")
         if self.mask is not None:
-            words.append(f"mask {1 - self.mask.float().mean().item():.2%} zero")
-        return ", ".join(words)
+            parts.append(f"mask {1 - self.mask.float().mean().item():.2%} zero")
+        return ", ".join(parts)
 
 
 FREE = Constraints()
 
 
 def project_(module: nn.Module, constraints: Mapping[str, Constraints]) -> None:
-    """Make the named weights satisfy, in place."""
+    """Project the named weights onto their constraints, in place."""
     with torch.no_grad():
         for name, constraint in constraints.items():
             weight = module.get_parameter(name)

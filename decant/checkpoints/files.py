@@ -69,7 +69,7 @@ def save(checkpoint: Checkpoint, folder: Path | str) -> None:
             described[name] = _encode(tensor, checkpoint.constraints[name], parts)
         else:
             parts.add_floats(tensor)
-    # One word each: as lists they would take most of a small model's description.
+    # One string each: as lists they would take most of a small model's description.
     shapes = {name: "x".join(map(str, shape)) for name, shape in altered(checkpoint).items()}
     weights = safetensors.torch.save(parts.tensors())
     content = {
@@ -95,7 +95,7 @@ def _terse(content: Mapping[str, Any]) -> str:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
     lines = [f"{text(key)}:{text(value)}" for key, value in content.items() if key != "weights"]
-    weights = ",\n".join(f"{text(name)}:{text(words)}" for name, words in content["weights"].items())
+    weights = ",\n".join(f"{text(name)}:{text(entry)}" for name, entry in content["weights"].items())
     return "{" + ",\n".join([*lines, f'"weights":{{{weights}}}']) + "}\n"
 
 
@@ -140,8 +140,8 @@ def _rebuild(
     channels, height, width = described["shape"]
     shape, classes = (channels, height, width), tuple(described["classes"])
     folded = described.get("folded", False)
-    words = described.get("shapes", {})
-    shapes = {name: [int(size) for size in word.split("x")] for name, word in words.items()}
+    written = described.get("shapes", {})
+    shapes = {name: [int(size) for size in sizes.split("x")] for name, sizes in written.items()}
     module = blank(architecture, shape, len(classes), folded=folded, shapes=shapes)
     parts = Parts.of(tensors)
     grids, clamps = _decode_inputs(described.get("inputs", {}), parts)
@@ -165,7 +165,7 @@ def _encode_inputs(checkpoint: Checkpoint, parts: Parts) -> dict[str, Any]:
     described: dict[str, Any] = {name: dict(vars(grid)) for name, grid in checkpoint.grids.items()}
     for name, clamp in checkpoint.clamps.items():
         described[name] = described.get(name, {}) | _encode_range(clamp, parts)
-    # The bounds lie in the order of the clamps, so it is theirs that is told.
+    # The bounds lie in the order of the clamps, so their order is the one that is written.
     return {name: described[name] for name in {**checkpoint.clamps, **checkpoint.grids}}
 
 

@@ -1,4 +1,4 @@
-"""Part of what was tasks.constraints."""
+"""Straight-through gradients: the value of a projection, with the gradient of the identity."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ class Parts:
         return _take(self._packed, count, "bytes").numpy()
 
     def check_empty(self) -> None:
-        """Hold that all was read.
+        """Check that all was read.
 
         Raises:
             ValueError: Something is left.

@@ -65,7 +65,7 @@ def clip_inputs(parent: Checkpoint, names: Sequence[str], block: ClipParams, tra
 
 
 def _added(parent: Checkpoint, name: str, cut: Span | Threshold | Sparsity) -> Constraints:
-    """Return what the weight satisfies in the parent, and the cut."""
+    """Return the constraints of the weight in the parent, and the cut."""
     earlier = parent.constraints.get(name, FREE)
     new = cut.constrain(parent.module.get_parameter(name), earlier.mask)
     return earlier.narrow(range=new.range, mask=new.mask)

@@ -31,7 +31,7 @@ def clip(
 
     Args:
         parent: The model to clip; untouched.
-        recipe: Where the cuts are, in the words of params.yaml.
+        recipe: Where the cuts are, with the keys of params.yaml.
         splits: Training images give the ranges of inputs, and decide where the best of several is asked for.
         teacher: Not used; every operation takes one.
         run: Not used; every operation takes one.

@@ -21,7 +21,7 @@ class Result:
         model: The new model; the parent is untouched.
         ledger: What happened to each parameter.
         curve: One row for each epoch of its training; empty where nothing was trained.
-        facts: What the lineage should tell beside the recipe.
+        facts: What the lineage should say beside the recipe.
         notes: What else its user should know.
     """
 
@@ -54,7 +54,7 @@ def finished(
         curve: Of the training, where there was one.
         tables: What was chosen for parameters, and what was tried.
         kept: What is left of the parent's tensors, where channels were removed.
-        facts: What the lineage should tell beside the recipe.
+        facts: What the lineage should say beside the recipe.
         note: What else its user should know.
 
     Raises:
@@ -63,7 +63,7 @@ def finished(
     child = settled(child)
     check_invariants(parent, child, kept)
     ledger = chosen(compare(parent, child, untouched, kept), tables or {})
-    notes = [words for words in (note, exact_sums(child)) if words]
+    notes = [message for message in (note, exact_sums(child)) if message]
     return Result(child, ledger, curve, facts or {}, notes)
 
 

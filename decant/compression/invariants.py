@@ -1,4 +1,4 @@
-"""Part of what was tasks.ledger."""
+"""The check that a model still satisfies the constraints of the model that it was made from."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from decant.errors import DecantError
 
 
 def check_invariants(parent: Checkpoint, child: Checkpoint, kept: Kept | None = None) -> None:
-    """Hold that whatever the parent's weights and inputs satisfied, the child's satisfy too, of what is left.
+    """Check that the child satisfies all constraints of the parent on what is left of weights and inputs.
 
     Raises:
         DecantError: An 80 % mask is no longer an 80 % mask, or the like; names the weight.
     """
     parent = removed(parent, kept) if kept else parent
     broken = [
-        f"{name}: {words}"
+        f"{name}: {reason}"
         for name, earlier in parent.constraints.items()
-        for words in earlier.broken_by(child.module.get_parameter(name), child.constraints.get(name, FREE))
+        for reason in earlier.broken_by(child.module.get_parameter(name), child.constraints.get(name, FREE))
     ]
     broken += [
         f"{name}: its inputs are no longer cut to the {clamp.describe()}"

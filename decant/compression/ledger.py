@@ -23,7 +23,7 @@ class Entry:
         weight: Whether it is a weight that compression works on, not a bias or a batch norm.
         changed: How many of its elements have another value than before.
         zeros: How many are zero now.
-        holds: The constraints that it satisfies from now on; empty where there are none.
+        holds: The constraints on it from now on; empty where there are none.
         untouched: Why the operation left it alone; empty where it did not.
         chosen: The kind that was taken where several were tried; empty where none were.
         tried: What each of them costs: the KL divergence, in nats, of the logits from the parent's on
@@ -66,7 +66,7 @@ def compare(
     left = removed(parent, kept) if kept else parent
     before, weights = dict(left.module.named_parameters()), compressible(child.module)
     changed = {name: int((p != before[name]).sum()) for name, p in child.module.named_parameters()}
-    told = {*(kept or {}), *(name for name, count in changed.items() if count and name not in weights)}
+    accounted = {*(kept or {}), *(name for name, count in changed.items() if count and name not in weights)}
     entries = [
         Entry(
             name=name,
@@ -75,7 +75,7 @@ def compare(
             changed=changed[name],
             zeros=int((parameter == 0).sum()),
             holds=_holds(child, name),
-            untouched="" if name in told else untouched.get(name, ""),
+            untouched="" if name in accounted else untouched.get(name, ""),
             removed=parent.module.get_parameter(name).numel() - parameter.numel(),
             channels=_channels(parent.module.get_parameter(name).shape, parameter.shape),
         )
@@ -182,10 +182,10 @@ def _channels(before: Sequence[int], after: Sequence[int]) -> str:
 
 
 def _holds(checkpoint: Checkpoint, name: str) -> str:
-    words = [checkpoint.constraints.get(name, FREE).describe()]
+    parts = [checkpoint.constraints.get(name, FREE).describe()]
     layer = name.removesuffix(".weight") if name.endswith(".weight") else ""
     if (clamp := checkpoint.clamps.get(layer)) is not None:
-        words.append(f"inputs in {clamp.describe()}")
+        parts.append(f"inputs in {clamp.describe()}")
     if (grid := checkpoint.grids.get(layer)) is not None:
-        words.append(f"inputs in {grid.describe()}")
-    return ", ".join(word for word in words if word)
+        parts.append(f"inputs in {grid.describe()}")
+    return ", ".join(part for part in parts if part)

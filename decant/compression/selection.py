@@ -1,4 +1,4 @@
-"""Part of what was tasks.ledger."""
+"""Which weights an operation works on, and why it leaves the other parameters alone."""
 
 from __future__ import annotations
 

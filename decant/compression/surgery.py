@@ -1,4 +1,4 @@
-"""Channels cut out of a model: of its tensors, and of all that they and its layers' inputs satisfy."""
+"""Channels removed from a model: from its tensors, their constraints, and the ranges of layers' inputs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""costs."""
+"""What a model costs: parameters, multiplications, bytes, and how far its logits move."""

@@ -1,4 +1,4 @@
-"""Part of what was tasks.metrics."""
+"""Counts of a network: its parameters, its zeros, and its multiplications for one input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part of what was tasks.losses."""
+"""The Kullback-Leibler divergence between the class probabilities of two networks."""
 
 from __future__ import annotations
 

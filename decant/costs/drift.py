@@ -1,4 +1,4 @@
-"""Part of what was tasks.prune.targets."""
+"""How far a model's logits are from those of a reference model."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class LayerShape:
         return replace(self, weight=weight, groups=weight[0] if self.each else self.groups)
 
     def describe(self) -> str:
-        """Return all that the time depends on in a few words, such as `64x32x3x3 on 14x14 stride 2 pad 1`."""
+        """Return all that the time depends on as text, such as `64x32x3x3 on 14x14 stride 2 pad 1`."""
         parts = [_times(self.weight)]
         if not self.stride:
             return f"{parts[0]} on {prod(self.size)} rows"
@@ -100,7 +100,7 @@ def _layer(name: str, layer: Any, inputs: Tensor, output: Tensor) -> LayerShape:
     places = output.numel() // weight[0]
     if not isinstance(layer, Conv):
         return LayerShape(name, weight, tuple(inputs.shape[1:-1]), places)
-    # The paddings stand from the last dimension on, twice each; words such as `same` are numbers there.
+    # The paddings stand from the last dimension on, twice each; strings such as `same` are numbers there.
     padding = tuple(layer._reversed_padding_repeated_twice[-2::-2])
     numbers = (tuple(layer.stride), padding, tuple(layer.dilation), layer.groups, depthwise(layer))
     return LayerShape(name, weight, tuple(inputs.shape[2:]), places, *numbers)

@@ -1,4 +1,4 @@
-"""Part of what was tasks.prune.targets."""
+"""The bytes that a model takes on disk."""
 
 from __future__ import annotations
 

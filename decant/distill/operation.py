@@ -29,7 +29,7 @@ def distill(
 
     Args:
         parent: The model that teaches; untouched.
-        recipe: The student, the loss and the training, in the words of params.yaml.
+        recipe: The student, the loss and the training, with the keys of params.yaml.
         splits: What it learns from, and what its curve is measured on.
         teacher: Not used, as the parent teaches; every operation takes one.
         run: Its name, its seed, and where an interrupted training is resumed from.

@@ -1,1 +1,1 @@
-"""export."""
+"""Deployment: checkpoints as ONNX models, checked and timed in ONNX Runtime."""

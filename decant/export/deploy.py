@@ -75,7 +75,7 @@ def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
 
 
 def check_same(name: str, checkpoint: Checkpoint, session: Any, images: Tensor) -> None:
-    """Hold that ONNX Runtime computes what PyTorch does on uint8 images [N, C, H, W].
+    """Check that ONNX Runtime computes what PyTorch does on uint8 images [N, C, H, W].
 
     Where no inputs are rounded, logits agree within float32's rounding, and so do all predictions but those
     between two classes that are as near to each other.

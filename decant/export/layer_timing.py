@@ -98,7 +98,7 @@ class OnnxRuntime:
 
     @property
     def processor(self) -> str:
-        """The processor's name; many have one name, the instructions tell them apart."""
+        """The processor's name and instructions: different processors share a name."""
         return f"{processor()} {torch.backends.cpu.get_cpu_capability()}".lower()
 
     @property

@@ -1,4 +1,4 @@
-"""Part of what was tasks.export."""
+"""Sessions of ONNX Runtime, with its option for exact integer sums where the processor needs it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def adds_in_16_bits(processor: Mapping[str, Any]) -> bool:
     """Say whether a processor, as torch describes it, adds two products of 8-bit integers up in 16 bits.
 
     So do those of x86-64 without VNNI. It is too little for weights beyond `integers.SAFE`: their sums are
-    cut without a word, and the logits wrong.
+    cut silently, and the logits wrong.
     """
     vnni = processor.get("avx512_vnni") or processor.get("avx_vnni")
     return processor["architecture"] == "x86_64" and not vnni

@@ -165,7 +165,7 @@ def _drop_idle_(graph: onnx.GraphProto) -> None:
 
 
 def _strip_(model: onnx.ModelProto) -> None:
-    """Remove, in place, what tells of this machine: stack traces with paths, the name of the build."""
+    """Remove, in place, what depends on this machine: stack traces with paths, the name of the build."""
     model.producer_name, model.producer_version, model.doc_string = "decant", "", ""
     graph = model.graph
     graph.name, graph.doc_string = "model", ""
@@ -179,7 +179,7 @@ def _strip_(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keep exporters from telling of libraries that are not used here, and from printing."""
+    """Keep exporters from warning of libraries that are not used here, and from printing."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -31,7 +31,7 @@ def finetune(
 
     Args:
         parent: The model to train; untouched.
-        recipe: The training and, where soft targets are wanted, the loss, in the words of params.yaml.
+        recipe: The training and, where soft targets are wanted, the loss, with the keys of params.yaml.
         splits: What it learns from, and what its curve is measured on.
         teacher: Whose soft targets `loss` takes; the parent where None.
         run: Its name, its seed, and where an interrupted training is resumed from.
@@ -57,5 +57,5 @@ def finetune(
         constraints=parent.constraints,
         title=run.name,
     )
-    words = warning(soft, parent.narrowest)
-    return finished(parent, child, {}, curve=curve, facts={"warning": words} if words else None)
+    message = warning(soft, parent.narrowest)
+    return finished(parent, child, {}, curve=curve, facts={"warning": message} if message else None)

@@ -22,7 +22,7 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
     """Return the same function without batch norms; the given checkpoint is untouched.
 
     With f = gamma / sqrt(variance + eps) for each output channel, the weight becomes f w and the bias
-    beta + (b - mean) f. What the weight satisfies goes with it: codes stay what they are, and their scale is
+    beta + (b - mean) f. The weight's constraints go with it: codes stay what they are, and their scale is
     multiplied by f instead; zeros stay zeros. The logits move by float32's rounding alone.
 
     Folding does not help what is trained afterwards: batch norms keep a training of few bits steady.
@@ -77,7 +77,7 @@ def _affine(layer: nn.Module, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(held: Constraints, factor: Tensor, shape: torch.Size) -> Constraints:
-    """Return what a weight satisfies once its channels are multiplied by `factor` [O, 1, 1, 1]."""
+    """Return a weight's constraints once its channels are multiplied by `factor` [O, 1, 1, 1]."""
     levels, bounds = held.levels, held.range
     if levels is not None:
         each = factor.flatten(1) if levels.group is not None else factor

@@ -1,4 +1,4 @@
-"""Weights and biases as the integers that processors multiply and add: the same numbers in other words."""
+"""Weights and biases as the integers that processors multiply and add: the same numbers in another form."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Whole:
 
 
 def whole(weight: Tensor, held: Constraints) -> Whole | None:
-    """Return a weight [O, ...] that satisfies as integers of 8 bits, with a positive scale per output channel.
+    """Return a constrained weight [O, ...] as integers of 8 bits, with a positive scale per output channel.
 
     A scale that folding made negative gives its sign to the codes. Codes of few bits are multiplied, and
     their scale divided, by a power of two, as far as they stay within `SAFE`: a bias, which is rounded to
@@ -159,7 +159,7 @@ def steps_of(weight: Tensor, held: Constraints, levels: Levels) -> Tensor:
 
 
 def risky(checkpoint: Checkpoint) -> list[str]:
-    """Return the layers whose integer products ONNX Runtime cuts short unless it is told not to.
+    """Return the layers whose integer products overflow in ONNX Runtime unless `EXACT_SUMS` is set.
 
     These have rounded inputs and codes beyond `SAFE` in int8: symmetric weights of 8 bits, and affine ones of
     7 bits whose channels lie on one side of zero. It does not concern weights in uint8, nor processors with

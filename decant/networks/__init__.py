@@ -1,1 +1,1 @@
-"""networks."""
+"""Networks: architectures, their layers and shapes, and running them reproducibly."""

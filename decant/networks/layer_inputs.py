@@ -1,4 +1,4 @@
-"""Part of what was tasks.moments."""
+"""What the layers of a network receive in one pass, and the patches that a convolution multiplies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part of what was tasks.models."""
+"""Layers of our architectures that torch does not have: normalization, additions, residual blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part of what was tasks.models."""
+"""What a network is made of: the weights to compress, and which batch norm follows which convolution."""
 
 from __future__ import annotations
 

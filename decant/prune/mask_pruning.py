@@ -37,12 +37,12 @@ COARSE = 64
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned model, and what is to be told of it.
+    """A pruned model, and what its ledger and lineage say of it.
 
     Attributes:
         model: The model.
         kept: What is left of the tensors of the model before, where channels were removed.
-        facts: What the lineage should tell beside the recipe.
+        facts: What the lineage should say beside the recipe.
         curve: Of the training, where there was one.
     """
 
@@ -96,9 +96,9 @@ class MaskPruning:
         chosen, _ = select(self.parent.module, self.block.skip)
         names, refused = split(self.structure, {n: self.parent.module.get_parameter(n) for n in chosen})
         if not names:
-            first, words = next(iter(refused.items()))
+            first, reason = next(iter(refused.items()))
             raise DecantError(
-                f"No layer can be pruned with structure {self.structure.kind}: {first}: {words}"
+                f"No layer can be pruned with structure {self.structure.kind}: {first}: {reason}"
             )
         return names
 
@@ -198,15 +198,15 @@ class MaskPruning:
         return Pruned(self.made(candidates, counts))
 
     def check(self, model: Checkpoint) -> None:
-        """Hold that the budget is met in the end, whatever a training did to what was free to move.
+        """Check that the budget is met in the end, whatever a training did to the free weights.
 
         Raises:
-            DecantError: It is not; tells by how much.
+            DecantError: It is not; says by how much.
         """
         if self.target is not None and not self.target.met_by(model):
             raise DecantError(
-                f"budget: {self.target.measure} {formatted(self.target.limit)} was met before the training and is not "
-                f"after it: {formatted(self.target.cost(model))}; ask for less"
+                f"budget: {self.target.measure} {formatted(self.target.limit)} was met before the training "
+                f"and is not after it: {formatted(self.target.cost(model))}; ask for less"
             )
 
     def made(self, candidates: Candidates, counts: Counts) -> Checkpoint:
@@ -239,7 +239,7 @@ class MaskPruning:
 
 
 def repaired(parent: Checkpoint, solved: Mapping[str, tuple[Tensor, Tensor]]) -> Checkpoint:
-    """Return the model with these masks and weights; what it satisfies already holds."""
+    """Return the model with these masks and weights; its earlier constraints hold."""
     child = masked(parent, {name: mask for name, (mask, _) in solved.items()})
     with torch.no_grad():
         for name, (_, weight) in solved.items():

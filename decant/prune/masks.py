@@ -117,7 +117,7 @@ def masks_of(parent: Checkpoint) -> Masks:
 
 
 def masked(parent: Checkpoint, masks: Mapping[str, Tensor]) -> Checkpoint:
-    """Return the model with these masks beside all that it satisfies already."""
+    """Return the model with these masks beside the constraints that it has already."""
     return parent.narrowed({n: parent.constraints.get(n, FREE).narrow(mask=m) for n, m in masks.items()})
 
 

@@ -32,7 +32,7 @@ def prune(
 
     Args:
         parent: The model to prune; untouched.
-        recipe: Criterion, allocation, structure, schedule and budget, in the words of params.yaml.
+        recipe: Criterion, allocation, structure, schedule and budget, with the keys of params.yaml.
         splits: What criteria look at, and what schedules train on.
         teacher: What budgets that are shares refer to, and whose soft targets a schedule takes; the parent
             where None.

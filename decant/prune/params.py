@@ -38,7 +38,7 @@ class PruneParams(Block):
     @model_validator(mode="after")
     def _fitting(self) -> PruneParams:
         """Refuse choices that do not go together, each with what to take instead."""
-        if wrong := [words for words in (self._budget(), self._criterion(), self._schedule()) if words]:
+        if wrong := [message for message in (self._budget(), self._criterion(), self._schedule()) if message]:
             raise ValueError("; ".join(wrong))
         return self
 

@@ -157,4 +157,4 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 def split(structure: Masked, weights: Mapping[str, Tensor]) -> tuple[list[str], dict[str, str]]:
     """Return the names of the weights that can be pruned so, and why each other one cannot."""
     refused = {name: structure.refuses(weight.shape) for name, weight in weights.items()}
-    return [n for n, words in refused.items() if not words], {n: w for n, w in refused.items() if w}
+    return [n for n, reason in refused.items() if not reason], {n: w for n, w in refused.items() if w}

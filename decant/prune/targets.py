@@ -79,13 +79,13 @@ def check_possible(target: Target, parent: Checkpoint, smallest: Checkpoint) -> 
     nearest, now = target.cost(smallest), target.cost(parent)
     if nearest > target.limit:
         raise DecantError(
-            f"budget: {target.measure} {formatted(target.limit)} cannot be met: the least that can be left has "
-            f"{formatted(nearest)}; ask for that or more, or skip fewer layers"
+            f"budget: {target.measure} {formatted(target.limit)} cannot be met: the least that can be left "
+            f"has {formatted(nearest)}; ask for that or more, or skip fewer layers"
         )
     if now <= target.limit:
         raise DecantError(
-            f"budget: {target.measure} {formatted(target.limit)} is met already: the model to prune has {formatted(now)}; "
-            "ask for less than that"
+            f"budget: {target.measure} {formatted(target.limit)} is met already: the model to prune has "
+            f"{formatted(now)}; ask for less than that"
         )
 
 

@@ -211,7 +211,7 @@ def _no_pair(bare: nn.Module, pair: Pair, inputs: Tensor) -> str:
 
 
 def _bound(checkpoint: Checkpoint, pair: Pair) -> str:
-    """Return what a pair satisfies that scaling would break; empty where there is nothing."""
+    """Return the constraint of a pair that scaling would break; empty where there is none."""
     for name in (pair.first, pair.second):
         held = checkpoint.constraints.get(name, FREE)
         if held.levels is not None or held.range is not None:

@@ -1,4 +1,4 @@
-"""Which scheme each weight has, and what it satisfies by it."""
+"""The scheme of each weight, and the constraints that follow from it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def best_of(schemes: Schemes) -> Best | None:
 
 
 def constrained(parent: Checkpoint, name: str, scheme: Scheme) -> Constraints:
-    """Return what the weight satisfies in the parent, and the levels of the scheme.
+    """Return the constraints of the weight in the parent, and the levels of the scheme.
 
     Raises:
         ValueError: The weight is NaN or infinite, or the scheme does not fit its shape.

@@ -30,7 +30,7 @@ def quantize(
 
     Args:
         parent: The model to quantize; untouched.
-        recipe: Scheme, activations, rounding and the rest, in the words of params.yaml.
+        recipe: Scheme, activations, rounding and the rest, with the keys of params.yaml.
         splits: Calibration and training look at `train`, the choice of widths at `validation`.
         teacher: What budgets that are shares refer to, and whose soft targets a training takes; the parent
             where None.
@@ -54,7 +54,7 @@ def quantize(
 
 
 def of_additions(model: Checkpoint) -> str:
-    """Return what is rounded beside weights and the inputs of layers, of which alone the ledger tells."""
+    """Return what is rounded beside weights and the inputs of layers, which are all that the ledger has."""
     layers = {name.removesuffix(".weight") for name in quantizable(model.module)}
     sides = [name for name in model.grids if name not in layers]
     return f"sides of residual additions are rounded to 8 bits as well: {', '.join(sides)}" if sides else ""

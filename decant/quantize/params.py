@@ -93,7 +93,7 @@ class QuantizeParams(Block):
     def _fitting(self) -> QuantizeParams:
         """Refuse choices that do not go together, each with what to take instead."""
         checks = (self._before(), self._searched(), self._training(), self._widths())
-        if wrong := [words for words in checks if words]:
+        if wrong := [message for message in checks if message]:
             raise ValueError("; ".join(wrong))
         return self
 

@@ -52,7 +52,7 @@ class Quantized:
         model: The child.
         untouched: Why other parameters were left alone.
         tables: What was tried for each weight, and taken.
-        facts: What else the lineage should tell.
+        facts: What else the lineage should say.
         curve: Of the training, where there was one.
     """
 
@@ -103,7 +103,7 @@ class Recipe:
         model = self._round({name: self._held(name, scheme) for name, scheme in schemes.items()})
         if self.block.correct_bias:
             model = corrected(model, self.before.module, self._images)
-        return self._told(self.before, model, self._untouched)
+        return self._quantized(self.before, model, self._untouched)
 
     def trained(self, run: Run) -> Quantized:
         """Return the model trained on its levels: batch norms live until the end, and are folded then."""
@@ -124,17 +124,17 @@ class Recipe:
             validation=self._validation,
             run=run,
         )
-        if words := warning(train.loss, child.narrowest):
-            self._facts["warning"] = words
+        if message := warning(train.loss, child.narrowest):
+            self._facts["warning"] = message
         if not self.block.fold:
-            return self._told(self.parent, child, {}, curve)
+            return self._quantized(self.parent, child, {}, curve)
         # Held here, as folding multiplies ranges and scales by what batch norms have become in the training.
         check_invariants(self.parent, child)
         masks = {name: Constraints(mask=held.mask) for name, held in self.before.constraints.items()}
-        return self._told(replace(self.before, constraints=masks), folded(child), {}, curve)
+        return self._quantized(replace(self.before, constraints=masks), folded(child), {}, curve)
 
     def _prepared(self) -> Checkpoint:
-        """Return the parent's function, folded and balanced, and hold that it is the same function."""
+        """Return the parent folded and balanced; check that it is the same function."""
         before, block = self.parent, self.block
         if block.fold and (count := len(followers(before.module))):
             before = folded(before)
@@ -147,7 +147,7 @@ class Recipe:
             self._show(before, "smoothed", f"{len(pairs)} pairs of layers")
         return before
 
-    def _show(self, before: Checkpoint, fact: str, words: str) -> None:
+    def _show(self, before: Checkpoint, fact: str, message: str) -> None:
         images = self._train.first(SHOWN).images
         gap, spread = moved(self.parent, before, images)
         if not math.isfinite(spread):
@@ -159,7 +159,7 @@ class Recipe:
                 f"{self.block.from_} is another function once {fact}: logits move by up to {gap:.3g}, their "
                 f"spread is {spread:.3g}; leave it out of the recipe"
             )
-        self._facts[fact] = f"{words}, logits move by at most {gap:.1g}"
+        self._facts[fact] = f"{message}, logits move by at most {gap:.1g}"
 
     def _calibrated(self) -> tuple[Mapping[str, Grid], Mapping[str, Choice]]:
         """Return the grids of inputs by layer: of as many bits as its weights have, at the wide ends."""
@@ -223,7 +223,7 @@ class Recipe:
                 start.module.get_parameter(name).copy_(shifted)
         return round_layers(start, held, self.block.rounding, self._images, self.before.module)
 
-    def _told(
+    def _quantized(
         self,
         before: Checkpoint,
         model: Checkpoint,

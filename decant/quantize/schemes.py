@@ -232,9 +232,9 @@ class PowerOfTwo(Stepped):
     """0 and +-2^-k for k = 0 ... 2^(b-1) - 2, times a scale that is a power of two: products are shifts.
 
     These are 2^b - 1 levels, as many as symmetric integers of b bits have. The largest is the power of two
-    that is nearest to the range's end, 2^floor(log2(4 threshold / 3)). Levels are dense around zero and far apart
-    at the ends, which suits weights of a bell's shape at 3 or 4 bits. Does not help from 5 bits up, as all
-    further levels are next to zero: half of the range has the two levels 1/2 and 1 at any width.
+    that is nearest to the range's end, 2^floor(log2(4 threshold / 3)). Levels are dense around zero and far
+    apart at the ends, which suits weights of a bell's shape at 3 or 4 bits. Does not help from 5 bits up, as
+    all further levels are next to zero: half of the range has the two levels 1/2 and 1 at any width.
 
     References:
         Zhou et al., Incremental Network Quantization, 2017, section 2.1. https://arxiv.org/abs/1702.03044

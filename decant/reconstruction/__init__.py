@@ -1,1 +1,1 @@
-"""reconstruction."""
+"""Least squares on layers: Hessians of their inputs, and the weights that fit their outputs best."""

@@ -108,8 +108,8 @@ def cholesky(matrix: Tensor) -> Tensor:
 def solve(problem: NormalEquations, mask: Tensor, start: Tensor | None = None) -> Tensor:
     """Return the rows [rows, d], float64, with the least error among those that are zero outside the mask.
 
-    Exact up to a size that depends on the mask's counts alone; beyond that, `STEPS` conjugate gradients from
-    `start`. Weights on dead inputs keep what they have.
+    Exact up to a size that depends on the mask's counts alone; beyond that, `CG_ITERATIONS` of conjugate
+    gradients from `start`. Weights on dead inputs keep what they have.
     """
     kept = mask.sum(1).double()
     if float(kept.pow(3).sum()) > FACTORED:

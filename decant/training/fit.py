@@ -72,7 +72,7 @@ class _Progress:
 
     @property
     def held(self) -> Mapping[str, Constraints]:
-        """What weights satisfy now: what they came with, and the masks of this step."""
+        """The constraints on weights now: those they came with, and the masks of this step."""
         if self.sparsifier is None:
             return self.constraints
         masked = {
@@ -118,10 +118,10 @@ def fit_(
 ) -> list[EpochMetrics]:
     """Train `module` in place and return its curve, one row an epoch.
 
-    Constrained weights satisfy in every forward pass; what is trained is the free weight behind each (straight
-    through), and the module ends with the constrained ones. With `average`, it ends with the moving average;
-    with `patience`, with the epoch of the lowest validation loss. A training that was interrupted goes on
-    from its last whole epoch, to the same bits.
+    Weights satisfy their constraints in every forward pass; what is trained is the free weight behind each
+    (straight through), and the module ends with the constrained ones. With `average`, it ends with the moving
+    average; with `patience`, with the epoch of the lowest validation loss. A training that was interrupted
+    goes on from its last whole epoch, to the same bits.
 
     Args:
         module: The network; ends in eval mode.

@@ -66,7 +66,7 @@ HOT = 2.0
 
 
 def warning(loss: SoftTargets | None, bits: int) -> str | None:
-    """Return, in words, that soft targets do not suit weights of so few bits; None where they do.
+    """Return a warning that soft targets do not suit weights of so few bits; None where they do.
 
     A student of few bits cannot follow all that a high temperature shows it: the one that was best for a
     float student (T = 5, 93.2 %) was the worst for a 3-bit one (80.0 %).

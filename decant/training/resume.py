@@ -1,4 +1,4 @@
-"""The state of an interrupted training, kept where DVC does not delete it and found by what it belongs to."""
+"""The state of an interrupted training: a file named by a hash of all that the training depends on."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Scratch:
         return loaded
 
     def write(self, content: Mapping[str, Any]) -> None:
-        """Replace the state by `content`: tensors, numbers, words, and lists and mappings of these."""
+        """Replace the state by `content`: tensors, numbers, strings, and lists and mappings of these."""
         with replacing(self.file) as temporary:
             torch.save(dict(content), temporary)
 
@@ -68,7 +68,7 @@ def scratch(folder: Path, recipe: Mapping[str, Any], files: Iterable[Path], code
         folder: The model's own.
         recipe: All that the training's bits depend on beside files and code.
         files: What it reads.
-        code: What tells this version of the code from another.
+        code: Identifies this version of the code.
     """
     digest = hashlib.sha256(json.dumps([torch.__version__, recipe, code], sort_keys=True).encode())
     for file in sorted(files):

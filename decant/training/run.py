@@ -11,7 +11,7 @@ from decant.training.resume import Scratch
 
 @dataclass(frozen=True)
 class Run:
-    """What tells one run of an operation from another.
+    """What distinguishes one run of an operation from another.
 
     Attributes:
         name: What progress bars say.

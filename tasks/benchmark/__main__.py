@@ -56,8 +56,8 @@ def main() -> None:
     if TEACHER in deployed:
         _measure({name: models[name] for name in deployed}, deployed, sessions, test.first(256), params)
     if failed:
-        words = "\n  ".join(failed)
-        raise DecantError(f"{len(failed)} of {len(models)} models are not in {ONNX}:\n  {words}")
+        reasons = "\n  ".join(failed)
+        raise DecantError(f"{len(failed)} of {len(models)} models are not in {ONNX}:\n  {reasons}")
 
 
 def _measure(

@@ -20,7 +20,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak_bytes(file: Path, batch: int, threads: int) -> int | None:
     """Return by how many bytes a process grows that opens the model and runs a batch.
 
-    None where the system does not tell a process's peak since a chosen moment, as Linux does.
+    None where the system does not report a process's peak since a chosen moment, as Linux does.
 
     Raises:
         DecantError: ONNX Runtime could not run the model.

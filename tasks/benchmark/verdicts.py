@@ -1,4 +1,4 @@
-"""What `benchmark/README.md` says: a table, ratios first, and for each model in words what it gained."""
+"""The page `benchmark/README.md`: a table, ratios first, and a sentence on what each model gained."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def verdict(numbers: Mapping[str, Any], checkpoint: Checkpoint, forms: Forms) ->
         forms: How the export has its layers multiplied, by name.
     """
     batches = numbers["onnxruntime"]
-    faster = [words for key, words in _BATCHES.items() if _clear(batches[key], 1)]
-    slower = [words for key, words in _BATCHES.items() if _clear(batches[key], -1)]
+    faster = [batch for key, batch in _BATCHES.items() if _clear(batches[key], 1)]
+    slower = [batch for key, batch in _BATCHES.items() if _clear(batches[key], -1)]
     smaller = numbers["size_ratio"] > 1
     size = "smaller" if smaller else "not smaller"
     if len(faster) == len(_BATCHES):
@@ -48,22 +48,22 @@ def verdict(numbers: Mapping[str, Any], checkpoint: Checkpoint, forms: Forms) ->
 def _reasons(checkpoint: Checkpoint, forms: Forms) -> list[str]:
     """Return what in the model makes it smaller on disk, or more exact to deploy, and saves no time here."""
     floats = [layer for layer, form in forms.items() if form is Form.FLOAT]
-    words = _unpacked(
+    reasons = _unpacked(
         {layer: levels for layer in floats if (levels := _levels(checkpoint, layer))}, checkpoint
     )
     if Form.UNROUNDED in forms.values():
-        words.append("integers whose sums nothing rounds are multiplied in float32")
+        reasons.append("integers whose sums nothing rounds are multiplied in float32")
     if Form.PACKED in forms.values():
-        words.append("linear layers of few bits are multiplied in float32, out of 4 bits a weight")
+        reasons.append("linear layers of few bits are multiplied in float32, out of 4 bits a weight")
     if any(constraints.mask is not None for constraints in checkpoint.constraints.values()):
-        words.append("its zeros are multiplied like other weights")
+        reasons.append("its zeros are multiplied like other weights")
     if Form.BATCH in forms.values():
-        words.append("the range of each batch is looked for first")
+        reasons.append("the range of each batch is looked for first")
     if any(layer in checkpoint.grids for layer in floats):
-        words.append("rounding the inputs of layers is work on top")
+        reasons.append("rounding the inputs of layers is work on top")
     if checkpoint.clamps:
-        words.append("cutting the inputs of layers is work on top")
-    return words
+        reasons.append("cutting the inputs of layers is work on top")
+    return reasons
 
 
 def _unpacked(layers: Mapping[str, Levels], checkpoint: Checkpoint) -> list[str]:
@@ -149,7 +149,7 @@ def readme(content: Mapping[str, Any], verdicts: Mapping[str, str]) -> str:
             "Of ONNX Runtime. Faster or slower is what differs by more than 5 % and by more than the spread "
             "of the rounds.",
             "",
-            *[f"- **{name}**: {words}." for name, words in verdicts.items()],
+            *[f"- **{name}**: {sentence}." for name, sentence in verdicts.items()],
             "",
         ]
     )

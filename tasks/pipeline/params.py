@@ -21,7 +21,7 @@ def read_yaml(path: Path = PARAMS) -> dict[str, Any]:
     """Return the whole of params.yaml, unvalidated.
 
     Raises:
-        DecantError: The file is missing or no YAML, a key is no word or stands twice, it is not a mapping.
+        DecantError: The file is missing or no YAML, a key is no string or stands twice, it is not a mapping.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
@@ -30,8 +30,8 @@ def read_yaml(path: Path = PARAMS) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise DecantError(f"Cannot read {path}: {error}; it must be a text file in UTF-8") from None
     except yaml.YAMLError as error:
-        words = str(error).replace('"<unicode string>"', str(path))
-        raise DecantError(f"{path} is not valid YAML: {words}") from None
+        message = str(error).replace('"<unicode string>"', str(path))
+        raise DecantError(f"{path} is not valid YAML: {message}") from None
     if not isinstance(content, dict):
         raise DecantError(f"{path} must hold named sections, found {type(content).__name__}")
     return content
@@ -61,10 +61,10 @@ def validate(content: Any, schema: Any, place: str = "", path: Path = PARAMS) ->
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML's own loader keeps the last of two equal keys without a word: a model would vanish unseen."""
+    """YAML's own loader keeps the last of two equal keys silently: a model would vanish unseen."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Return a mapping whose keys are words, each written once; what `<<` merges in may repeat them."""
+        """Return a mapping whose keys are strings, each written once; what `<<` merges in may repeat them."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -80,5 +80,5 @@ class _UniqueKeys(yaml.SafeLoader):
 _TAG = "tag:yaml.org,2002:"
 
 
-def _unreadable(words: str, key: yaml.Node) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, words, key.start_mark)
+def _unreadable(message: str, key: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, message, key.start_mark)

@@ -63,8 +63,8 @@ class _Silent(ast.NodeTransformer):
         return self._silenced(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        told = isinstance(node.returns, ast.Name) and node.returns.id == "Message"
-        return self._silenced(node) if told else self.generic_visit(node)
+        is_message = isinstance(node.returns, ast.Name) and node.returns.id == "Message"
+        return self._silenced(node) if is_message else self.generic_visit(node)
 
     def _silenced(self, node: ast.AST) -> ast.AST:
         before, self.raising = self.raising, True

@@ -12,7 +12,7 @@ from decant.errors import DecantError
 
 
 def run(main: Callable[..., None]) -> NoReturn:
-    """Call `main` with the command line's words and exit: 0 done, 1 a mistake, in words, 130 interrupted."""
+    """Call `main` with the command line's arguments; exit with 0, 1 after an error, 130 if interrupted."""
     names = list(inspect.signature(main).parameters)
     if len(sys.argv) - 1 != len(names):
         usage = " ".join(["python -m", main.__module__, *(f"<{name}>" for name in names)])
@@ -25,7 +25,7 @@ def run(main: Callable[..., None]) -> NoReturn:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Exit with 1 and a mistake's own words, or with 130 where a person interrupts, without a stack trace."""
+    """Exit with 1 and the error's message, or with 130 where a person interrupts, without a stack trace."""
     try:
         yield
     except DecantError as error:

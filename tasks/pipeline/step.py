@@ -1,4 +1,4 @@
-"""What stages do around an operation: read block, parent and images; call it; print and write the model."""
+"""What stages do around an operation: read block, parent and images, call it, print and write the model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Step(Generic[S]):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All that the result depends on beside files: what the lineage tells and the scratch is found by."""
+        """All that the result depends on beside files: what the lineage says and the scratch is found by."""
         block = self.block.model_dump(mode="json", by_alias=True)
         return {"name": self.name, "op": self.op, **block, "seed": self.seed, "threads": self.threads}
 

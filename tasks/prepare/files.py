@@ -158,7 +158,7 @@ def _download(url: str) -> bytes:
 def _from_apt(source: IdxSource, stems: Sequence[str]) -> Iterator[Found]:
     """Fetch Debian's package and unpack it, which needs neither root nor lists of packages that are there."""
     if source.package is None:
-        return  # `_from_debian` has told the reason
+        return  # `_from_debian` has given the reason
     absent = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if absent:
         raise Unavailable(f"apt-get download {source.package}: no {' and no '.join(absent)} on this machine")
@@ -176,7 +176,7 @@ def _from_apt(source: IdxSource, stems: Sequence[str]) -> Iterator[Found]:
 
 def _unpacked_package(package: str, folder: Path) -> Path:
     """Fetch a package with apt's state inside `folder`, unpack it, return where it was unpacked."""
-    # apt does not make these two itself when it is told of other folders than its own.
+    # apt does not make these two itself when it is given other folders than its own.
     for partial in ("lists/partial", "cache/archives/partial"):
         (folder / partial).mkdir(parents=True)
     settings = {
@@ -187,7 +187,7 @@ def _unpacked_package(package: str, folder: Path) -> Path:
         "Acquire::http::Timeout": int(TIMEOUT),
         "Acquire::https::Timeout": int(TIMEOUT),
     }
-    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
     _call(["apt-get", *options, "update"], folder, package)
     _call(["apt-get", *options, "download", package], folder, package)
     archives = sorted(folder.glob("*.deb"))
@@ -197,17 +197,18 @@ def _unpacked_package(package: str, folder: Path) -> Path:
     return folder / "tree"
 
 
-def _call(words: Sequence[str], folder: Path, package: str) -> None:
+def _call(command: Sequence[str], folder: Path, package: str) -> None:
     """Run a command in `folder`, with English messages.
 
     Raises:
         Unavailable: It failed; with the last line of what it said.
     """
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    step = f"apt-get download {package}: {words[0]} {words[-1] if words[0] == 'apt-get' else words[1]}"
+    action = command[-1] if command[0] == "apt-get" else command[1]
+    step = f"apt-get download {package}: {command[0]} {action}"
     try:
         subprocess.run(
-            words,
+            command,
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Splits as Parquet files that can be mapped into memory; `tasks.data.read` is the other end."""
+"""Splits as Parquet files that can be mapped into memory; `tasks.pipeline.splits` reads them."""
 
 from __future__ import annotations
 

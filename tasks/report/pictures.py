@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 from decant.outputs import replacing
 from tasks.report.rows import TEACHER, ModelRow
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; the marker differs too.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; the marker differs too.
 STYLES = (
     ("#0072b2", "o"),
     ("#d55e00", "s"),
@@ -187,20 +187,20 @@ def _labels(figure: Figure, panels: Sequence[Axes], rows: Sequence[ModelRow], fr
         taken = [box for row in inside for box in _marks(panel, row)] + _steps(panel, rows, front)
         coarse = panel is not panels[0]
         for row in sorted(inside, key=lambda row: (-row.metrics["accuracy"], row.name)):
-            words = f"{row.name}  {100 * row.metrics['accuracy']:.1f} %" if coarse else row.name
-            taken.append(_label(canvas, panel, row, words, taken, bold=row.name in front))
+            text = f"{row.name}  {100 * row.metrics['accuracy']:.1f} %" if coarse else row.name
+            taken.append(_label(canvas, panel, row, text, taken, bold=row.name in front))
 
 
 def _label(
-    canvas: FigureCanvasAgg, panel: Axes, row: ModelRow, words: str, taken: Sequence[Bbox], *, bold: bool
+    canvas: FigureCanvasAgg, panel: Axes, row: ModelRow, text: str, taken: Sequence[Bbox], *, bold: bool
 ) -> Bbox:
-    """Write the words at the best of many places around the point; return what they cover."""
+    """Write the text at the best of many places around the point; return what they cover."""
     point = (row.metrics["size_bytes"] / 1000, 100 * row.metrics["accuracy"])
     frame = panel.get_window_extent()
     best: tuple[float, Annotation] | None = None
     for rank, (place, alignment) in enumerate(_places()):
         label = panel.annotate(
-            words,
+            text,
             point,
             xytext=place,
             textcoords="offset points",
@@ -227,7 +227,7 @@ def _label(
 
 
 def _places() -> Iterator[tuple[tuple[float, float], str]]:
-    """Yield offsets in points from near to far, with the alignment that makes the words grow away."""
+    """Yield offsets in points from near to far, with the alignment that makes the text grow away."""
     for distance in (9, 16, 26, 38, 52):
         for dx, dy in product((1, -1, 0), (0, 1, -1)):
             if (dx, dy) == (0, 0):
@@ -258,7 +258,7 @@ def _steps(panel: Axes, rows: Sequence[ModelRow], front: Collection[str]) -> lis
 
 
 def _text_box(label: Annotation, canvas: FigureCanvasAgg) -> Bbox:
-    """Return what the words cover, in pixels, without the line that leads to them."""
+    """Return what the text covers, in pixels, without the line that leads to them."""
     label.update_positions(canvas.get_renderer())
     box = Text.get_window_extent(label, canvas.get_renderer())
     return Bbox.from_extents(box.x0 - 1, box.y0, box.x1 + 1, box.y1)

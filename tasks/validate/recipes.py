@@ -104,7 +104,7 @@ def _unprunable(name: str, block: Any, network: nn.Module, chosen: list[str]) ->
     fitting, refused = split(block.structure, {n: network.get_parameter(n) for n in chosen})
     if fitting:
         return []
-    reasons = "; ".join(f"{weight}: {words}" for weight, words in refused.items())
+    reasons = "; ".join(f"{weight}: {reason}" for weight, reason in refused.items())
     return [f"models.{name}.structure: no layer can be pruned so: {reasons}"]
 
 

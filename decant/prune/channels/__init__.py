@@ -1,1 +1,1 @@
-"""channels."""
+"""Pruning of whole channels, which are removed from the network."""

@@ -1,4 +1,4 @@
-"""A network with as many channels as a budget allows: the loop around the removal, and the check after it."""
+"""The network with the most channels that a budget allows, found among networks inside one another."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ChannelPlan:
 
     @cached_property
     def kept(self) -> Kept:
-        """What is left of each tensor, for `tasks.surgery` and for the ledger."""
+        """What is left of each tensor, for `compression.surgery` and for the ledger."""
         return kept_of(self.parent.module, self.groups, self.gone)
 
     @property
@@ -70,14 +70,14 @@ class ChannelPlan:
         return zeroed(self.parent.module, self.groups, self.gone)
 
     def check(self, images: Tensor) -> None:
-        """Hold that the cut network computes what the one with zeros does, on uint8 images [N, C, H, W].
+        """Check that the cut network computes what the one with zeros does, on uint8 images [N, C, H, W].
 
         Logits agree within float32's rounding, and the answers wherever two are not equal up to that. Where
         inputs are rounded, the last bit may become a step of the grid; there the mean difference has to be
         small beside the logits' spread.
 
         Raises:
-            DecantError: They differ; tells by how much.
+            DecantError: They differ; says by how much.
         """
         expected, found = predict(self.masked, images), predict(self.model.module, images)
         tolerance = TOLERANCE * max(expected.abs().max().item(), 1e-6)
@@ -200,9 +200,9 @@ def shrink(ladder: Ladder, cost: PlanCost, limit: float, measure: str) -> Channe
     last = len(ladder.steps)
     if (nearest := cost(ladder.plan(0))) > limit:
         raise DecantError(
-            f"budget: {measure} {formatted(limit)} cannot be met: with the fewest channels that may be left there "
-            f"is {formatted(nearest)}, the nearest possible; ask for that or more, lower minimum or round_to, or "
-            "skip fewer layers"
+            f"budget: {measure} {formatted(limit)} cannot be met: with the fewest channels that may be left "
+            f"there is {formatted(nearest)}, the nearest possible; ask for that or more, lower minimum or "
+            "round_to, or skip fewer layers"
         )
     if (now := cost(ladder.plan(last))) <= limit:
         raise DecantError(
@@ -231,8 +231,8 @@ def shrink_to_drift(ladder: Ladder, drift: PlanCost, limit: float) -> ChannelPla
     if fitting == last:
         nearest = drift(ladder.plan(last - 1))
         raise DecantError(
-            f"budget: drift {formatted(limit)} allows no removal: the least important channels already move the "
-            f"logits by {formatted(nearest)} nats, the nearest possible"
+            f"budget: drift {formatted(limit)} allows no removal: the least important channels already move "
+            f"the logits by {formatted(nearest)} nats, the nearest possible"
         )
     return ladder.plan(fitting)
 

@@ -129,7 +129,7 @@ def read_table(folder: Path = TIMINGS, measuring: Instrument | None = None) -> T
     Raises:
         DecantError: The file cannot be read.
     """
-    # Many processors have one name; the instructions tell them apart.
+    # Different processors share a name; their instructions differ.
     measuring = measuring or instrument()
     return _read(folder / f"{re.sub('[^a-z0-9]+', '-', measuring.processor).strip('-')}.json", measuring)
 
@@ -179,7 +179,7 @@ def shrink_to_latency(
     """Return a network that runs in at most `limit` of the teacher's time, and in not much less.
 
     Two networks around the limit are measured as a whole, at first the smallest and the largest; between
-    them the sum of the layers' times tells where to look next, and what is found there is measured in turn.
+    them the sum of the layers' times says where to look next, and what is found there is measured in turn.
 
     Args:
         ladder: Where to look.
@@ -226,8 +226,8 @@ def check_latency(
     """
     if (nearest := table.ratio(smallest, teacher, batch)) > limit:
         raise DecantError(
-            f"budget: latency {formatted(limit)} cannot be met: with the fewest channels that may be left it is "
-            f"{formatted(nearest)} of the teacher's, the nearest possible; ask for that or more"
+            f"budget: latency {formatted(limit)} cannot be met: with the fewest channels that may be left it "
+            f"is {formatted(nearest)} of the teacher's, the nearest possible; ask for that or more"
         )
     if (now := table.ratio(parent, teacher, batch)) <= limit:
         raise DecantError(

@@ -1,1 +1,1 @@
-"""mixed_precision."""
+"""Mixed precision: a bit width for each layer, under a budget for all."""

@@ -28,10 +28,10 @@ FLOAT = 32
 """Bits of a weight, or of an input, that is not rounded."""
 
 LONGEST = 1.1754943508222875e-38
-"""The step of a grid that takes the most digits to tell; one that is learned later may have as many."""
+"""The step of a grid that takes the most digits to write; one that is learned later may have as many."""
 
 Options = Mapping[str, Mapping[int, Constraints]]
-"""What each weight would satisfy at each width that it may have, by its name and the bits."""
+"""The constraints on each weight at each width that it may have, by its name and the bits."""
 
 Rounded = Callable[[Mapping[str, Constraints]], Checkpoint]
 """Returns the start with the named weights rounded to levels, by the recipe's own method."""
@@ -68,8 +68,8 @@ class WidthAllocation:
                 f"mixed.budget: the model has {used:,} {unit} and {self.limit:,} are allowed; "
                 f"lower the budget by {used - self.limit:,}"
             )
-        words = f"{used:,} of {self.limit:,} {unit}"
-        return {"budget": f"{words}, every layer at its widest" if self.widest else words}
+        message = f"{used:,} of {self.limit:,} {unit}"
+        return {"budget": f"{message}, every layer at its widest" if self.widest else message}
 
 
 def allocate(

@@ -27,7 +27,7 @@ from decant.training.recipe import Training
 
 
 class Trainer(Section):
-    """What all ways share: the recipe, and what a layer does that they have no word for.
+    """What all ways share: the recipe, and the default for a layer that they do not treat specially.
 
     Attributes:
         training: Recipe of the training, which begins from the float weights. Weight decay pulls the free
@@ -215,7 +215,7 @@ Train = Annotated[Ste | Lsq | Pact | Ttq | ErrorDecay | Centroids, Field(discrim
 
 
 def check_pairing(train: Train, scheme: Scheme, activations_given: bool) -> str:
-    """Return why the weights of a scheme cannot be trained so, in words; nothing where they can."""
+    """Return why the weights of a scheme cannot be trained so; empty where they can."""
     kinds: tuple[type[Trainer], ...] = get_args(get_args(Train)[0])
     fitting = [
         str(kind.model_fields["kind"].default)

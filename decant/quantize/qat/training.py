@@ -52,7 +52,7 @@ def train_rounded(
         run: Its name, its seed, and where an interrupted training is resumed from.
 
     Returns:
-        The model, in eval mode, with its weights on their levels, of which its constraints tell, and with
+        The model, in eval mode, with its weights on the levels of its constraints, and with
         the grids as learned; and the curve.
 
     Raises:

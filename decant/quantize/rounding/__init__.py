@@ -1,1 +1,1 @@
-"""rounding."""
+"""Rounding methods: to which of its levels each weight goes."""

@@ -1,4 +1,4 @@
-"""What roundings by a layer's outputs share: the problem is posed once, and ranges are tried on it."""
+"""What roundings by a layer's outputs share: the normal equations, and the search for a range."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class ByOutputs(Section):
     needs_moments: ClassVar[bool] = True
 
     kind: str
-    # Not told where nothing is searched for: recipes that are older than it keep their lineage to the byte.
+    # Left out where nothing is searched for: recipes that are older than it keep their lineage to the byte.
     search: Annotated[PositiveInt, Field(exclude_if=lambda count: count == 1)] = 1
 
     def fitted(
         self, weight: Tensor, held: Constraints, moments: InputHessian | None
     ) -> tuple[Tensor, Constraints]:
-        """Return the weight on levels whose range was searched for, and what it satisfies by that.
+        """Return the weight on levels whose range was searched for, and its constraints then.
 
         Args:
             weight: Output channels first, as in a linear layer or a convolution.
@@ -75,7 +75,7 @@ class ByOutputs(Section):
 
         Args:
             weight: Output channels first, as in a linear layer or a convolution.
-            held: Levels, and maybe a mask and a range, that it satisfies afterwards.
+            held: Levels, and maybe a mask and a range, that it has to satisfy.
             moments: Of the layer's inputs, with a group for each of the layer's.
 
         Returns:

@@ -1,4 +1,4 @@
-"""A weight as rows [O, d]: what each of its elements satisfies, and how far each row's outputs are off."""
+"""A weight as rows [O, d]: constraints for each element, and the error of each row's outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def per_element(held: Constraints, shape: torch.Size) -> Constraints:
     be taken in any order, and projecting a column is projecting its part of the weight, to the bit.
 
     Args:
-        held: What a weight of this shape satisfies; it has levels.
+        held: The constraints on a weight of this shape; levels are among them.
         shape: The weight's, output channels first.
 
     Raises:

@@ -39,7 +39,7 @@ class Nearest(Section):
     def fitted(
         self, weight: Tensor, held: Constraints, moments: InputHessian | None
     ) -> tuple[Tensor, Constraints]:
-        """Return the same, and what it satisfies by that: the range is the scheme's."""
+        """Return the same, and its constraints then, which are those given."""
         return self.rounded(weight, held, moments), held
 
 
@@ -62,7 +62,7 @@ def round_layers(
 
     Args:
         parent: The network, its weights not rounded yet, its input grids attached; it is untouched.
-        held: All that each weight has to satisfy, the parent's constraints included, by the weight's name.
+        held: All constraints on each weight, the parent's included, by the weight's name.
         rounding: How.
         images: Pixels [N, C, H, W], uint8, without labels; some ten rows of patches for each input of the
             widest layer. Not read where the rounding needs no moments.
@@ -95,7 +95,7 @@ def _fitted(
     images: Tensor,
     reference: nn.Module,
 ) -> tuple[Tensor, Constraints]:
-    """Return one layer's weight on its levels, and what it satisfies, given the network as rounded so far."""
+    """Return one layer's weight on its levels, and its constraints, given the network as rounded so far."""
     weight, layer = module.get_parameter(name), module.get_submodule(name.removesuffix(".weight"))
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return Nearest().fitted(weight, held, None)
