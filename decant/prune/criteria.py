@@ -135,7 +135,7 @@ class Fisher(Scoring):
     """Score w^2 * E[(dL/dw)^2] / 2: the second-order change of the loss, with the Fisher diagonal as Hessian.
 
     The square is of each image's own gradient, at its label, averaged over the first `images` training
-    images. Does not help where weights lean on each other: the diagonal cannot see it; `obs` does.
+    images. Does not help where weights depend on each other: the diagonal cannot see it; `obs` does.
 
     References:
         Theis et al., Faster Gaze Prediction with Dense Networks and Fisher Pruning, 2018.

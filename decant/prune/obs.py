@@ -2,7 +2,7 @@
 
 The error of a layer is the mean square of what its outputs change, over images and positions. It is a
 quadratic form of the weights, so the best survivors, and what removing one more weight costs, are closed
-forms. Rows (output channels) do not lean on each other.
+forms. Rows (output channels) are independent of each other.
 
 References:
     Hassibi and Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, 1992.
