@@ -27,12 +27,9 @@ from decant.quantize.params import QuantizeParams
 from decant.quantize.recipe import Recipe
 from decant.quantize.schemes import Integer
 from tasks.pipeline.params import validate
+from tests.drawn import drawn
 from tests.nets import NETS, Looped, net
 from tests.nets import images as pictures
-
-
-def drawn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def photos(count: int = 12, side: int = 8, seed: int = 3) -> Tensor:

@@ -30,6 +30,7 @@ from decant.lowering.integers import (
 )
 from decant.networks.structure import compressible, followers
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
+from tests.drawn import drawn
 from tests.nets import NETS, net
 
 WHOLE: dict[str, Quantizer] = {
@@ -40,10 +41,6 @@ WHOLE: dict[str, Quantizer] = {
     "ternary": Ternary(),
     "binary": Binary(),
 }
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def turned() -> Checkpoint:
@@ -58,9 +55,7 @@ def turned() -> Checkpoint:
 def quantized(scheme: Quantizer, *, masked: bool = False) -> Checkpoint:
     """Return that network on levels and folded, its inputs on grids of 8 bits that are drawn."""
     model = turned()
-    masks = {
-        n: drawn(*w.shape, seed=5) > -0.5 if masked else None for n, w in compressible(model.module).items()
-    }
+    masks = {n: drawn(5, *w.shape) > -0.5 if masked else None for n, w in compressible(model.module).items()}
     held = {
         name: Constraints(levels=scheme.levels(weight.detach(), masks[name]), mask=masks[name])
         for name, weight in compressible(model.module).items()
@@ -94,7 +89,7 @@ def test_the_integers_are_the_weight_to_the_bit(scheme: Quantizer, masked: bool)
 
 @pytest.mark.parametrize("bits", range(2, 8))
 def test_few_bits_fill_the_codes_that_16_bits_can_add(bits: int) -> None:
-    weight = drawn(6, 40)
+    weight = drawn(0, 6, 40)
     weight[2] = 0
     found = whole(weight, Constraints(levels=Integer(bits=bits).levels(weight)))
     assert found is not None
@@ -106,12 +101,12 @@ def test_few_bits_fill_the_codes_that_16_bits_can_add(bits: int) -> None:
 @pytest.mark.parametrize(
     ("weight", "levels"),
     [
-        (drawn(4, 32), None),
-        (drawn(4, 32), Codebook(entries=5).levels(drawn(4, 32))),
-        (drawn(4, 32), PowerOfTwo(bits=4).levels(drawn(4, 32))),
-        (drawn(4, 32), Integer(bits=4, group=16).levels(drawn(4, 32))),
-        (drawn(4, 6, 1, 1), Integer(bits=8).levels(drawn(4, 6, 1, 1), axis=1)),
-        (drawn(4, 32), Levels(torch.tensor([-200.0, 0.0, 7.0]), torch.tensor(0.01))),
+        (drawn(0, 4, 32), None),
+        (drawn(0, 4, 32), Codebook(entries=5).levels(drawn(0, 4, 32))),
+        (drawn(0, 4, 32), PowerOfTwo(bits=4).levels(drawn(0, 4, 32))),
+        (drawn(0, 4, 32), Integer(bits=4, group=16).levels(drawn(0, 4, 32))),
+        (drawn(0, 4, 6, 1, 1), Integer(bits=8).levels(drawn(0, 4, 6, 1, 1), axis=1)),
+        (drawn(0, 4, 32), Levels(torch.tensor([-200.0, 0.0, 7.0]), torch.tensor(0.01))),
     ],
     ids=["free", "codebook", "powers of two", "groups", "input channels", "more than 8 bits"],
 )
@@ -185,10 +180,10 @@ def test_settling_moves_biases_by_half_a_step_and_nothing_else(scheme: Quantizer
 @given(st.integers(0, 1000), st.integers(2, 8), st.floats(-6, 1), st.floats(-6, 0), st.floats(-6, 3))
 @settings(max_examples=200)
 def test_twice_is_as_good_as_once(seed: int, bits: int, step: float, scale: float, bias: float) -> None:
-    held = Constraints(levels=Integer(bits=bits).levels(drawn(8, 20, seed=seed) * 10**scale))
-    weight = whole(held.project(drawn(8, 20, seed=seed) * 10**scale), held)
+    held = Constraints(levels=Integer(bits=bits).levels(drawn(seed, 8, 20) * 10**scale))
+    weight = whole(held.project(drawn(seed, 8, 20) * 10**scale), held)
     assert weight is not None
-    first = with_bias(weight, drawn(8, seed=seed + 1) * 10**bias, 10**step)
+    first = with_bias(weight, drawn(seed + 1, 8) * 10**bias, 10**step)
     if first is None:
         return
     once = first[1] * unit(first[0].scale, 10**step)
@@ -211,7 +206,7 @@ def test_what_no_integer_kernel_takes_is_left_alone() -> None:
     model = quantized(Integer(bits=8))
     layer = "stages.0.conv1"
     grids = {name: grid for name, grid in model.grids.items() if name != layer}
-    book = {f"{layer}.weight": Constraints(levels=Codebook(entries=5).levels(drawn(6, 6, 3, 3)))}
+    book = {f"{layer}.weight": Constraints(levels=Codebook(entries=5).levels(drawn(0, 6, 6, 3, 3)))}
     for other in (
         replace(model, grids=grids),
         replace(model, grids={layer: DynamicGrid(8)}),

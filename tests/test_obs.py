@@ -21,10 +21,7 @@ from decant.prune.obs import channel_order, prune, reconstruct, refit, saliencie
 from decant.prune.structures import Blocks, NOfM, Weights, lowest
 from decant.reconstruction import least_squares as squares
 from decant.reconstruction.hessians import moments, norms
-
-
-def drawn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.drawn import drawn
 
 
 def inputs_of(seed: int, rows: int, width: int) -> Tensor:

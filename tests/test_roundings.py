@@ -34,6 +34,7 @@ from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Schem
 from decant.reconstruction.hessians import InputHessian, moments
 from decant.reconstruction.least_squares import normal_equations
 from tasks.pipeline.params import validate
+from tests.drawn import drawn
 from tests.nets import NETS, net
 from tests.nets import images as pictures
 
@@ -52,10 +53,6 @@ SCHEMES: tuple[Scheme, ...] = (
     Codebook(entries=5),
     PowerOfTwo(bits=3),
 )
-
-
-def drawn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def chance(seed: int, *shape: int) -> Tensor:

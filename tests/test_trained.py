@@ -59,6 +59,7 @@ from decant.training.losses import Softmax, Temperature, warning
 from decant.training.recipe import Adamw, Augmentation, Cosine, Sgd, Training
 from decant.training.resume import Scratch
 from tasks.pipeline.params import validate
+from tests.drawn import drawn
 from tests.nets import striped
 
 TRAINERS: tuple[type[Trainer], ...] = get_args(get_args(Train)[0])
@@ -73,10 +74,6 @@ SCHEMES: tuple[Scheme, ...] = (
     Codebook(entries=5),
     PowerOfTwo(bits=3),
 )
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def half(shape: tuple[int, ...]) -> Tensor:
@@ -141,7 +138,7 @@ def learners(weight: Tensor, held: Constraints) -> dict[str, WeightLearner]:
 @pytest.mark.parametrize("shape", [(6, 5), (6, 3, 3, 3), (6, 4, 5)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_exam(shape: tuple[int, ...], masked: bool) -> None:
-    weight = drawn(*shape)
+    weight = drawn(0, *shape)
     held = Constraints(mask=half(shape) if masked else None)
     for name, learner in learners(weight, held).items():
         before = weight.clone()
@@ -152,7 +149,7 @@ def test_exam(shape: tuple[int, ...], masked: bool) -> None:
         assert torch.equal(satisfies.project(value), value), name
         assert torch.equal(learner(weight), value), name
         assert torch.equal(weight, before), name
-        free, own = gradients(learner, weight, drawn(*shape, seed=1)) if name != "entries" else (None, {})
+        free, own = gradients(learner, weight, drawn(1, *shape)) if name != "entries" else (None, {})
         assert all(torch.isfinite(gradient).all() for gradient in own.values()), name
         if free is not None:
             assert torch.isfinite(free).all(), name
@@ -168,7 +165,7 @@ def test_exam(shape: tuple[int, ...], masked: bool) -> None:
 
 
 def test_a_weights_range_holds_before_its_levels() -> None:
-    weight, held = drawn(4, 20), Constraints(range=Range(-0.5, 0.4))
+    weight, held = drawn(0, 4, 20), Constraints(range=Range(-0.5, 0.4))
     levels = Integer(bits=4).levels(weight)
     for learner in (
         Steps(levels, held, weight.shape),
@@ -178,7 +175,7 @@ def test_a_weights_range_holds_before_its_levels() -> None:
 
 
 def test_scales_of_signs_follow_the_weight_and_calibrated_steps_stay() -> None:
-    weight = drawn(3, 8)
+    weight = drawn(0, 3, 8)
     follow = Straight(Binary(), weight, Constraints(), follows=True)
     stay = Straight(Integer(bits=4), weight, Constraints(), follows=False)
     assert torch.equal(follow.levels(2 * weight).scale, 2 * follow.levels(weight).scale)
@@ -189,7 +186,7 @@ def test_scales_of_signs_follow_the_weight_and_calibrated_steps_stay() -> None:
 
 
 def test_straight_gradients_pass_unchanged_but_for_the_mask() -> None:
-    weight, upstream, mask = drawn(4, 6), drawn(4, 6, seed=1), half((4, 6))
+    weight, upstream, mask = drawn(0, 4, 6), drawn(1, 4, 6), half((4, 6))
     for scheme in SCHEMES:
         learner = Straight(scheme, weight, Constraints(mask=mask), follows=isinstance(scheme, Binary))
         free, own = gradients(learner, weight, upstream)
@@ -232,7 +229,7 @@ def naive_steps(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shrink", [1.01, 0.5])
 def test_step_gradients_are_the_papers(scheme: Scheme, masked: bool, shrink: float) -> None:
-    weight, upstream = drawn(5, 37), drawn(5, 37, seed=1)
+    weight, upstream = drawn(0, 5, 37), drawn(1, 5, 37)
     mask = half((5, 37)) if masked else None
     learner = Steps(scheme.levels(weight, mask), Constraints(mask=mask), weight.shape)
     with torch.no_grad():
@@ -249,7 +246,7 @@ def test_step_gradients_are_the_papers(scheme: Scheme, masked: bool, shrink: flo
 
 @given(st.integers(2, 8), st.floats(0.05, 3.0))
 def test_learned_steps_are_always_the_levels_they_tell(bits: int, factor: float) -> None:
-    weight = drawn(3, 21)
+    weight = drawn(0, 3, 21)
     learner = Steps(Integer(bits=bits).levels(weight), Constraints(), weight.shape)
     with torch.no_grad():
         learner.step.factor.fill_(factor)
@@ -258,7 +255,7 @@ def test_learned_steps_are_always_the_levels_they_tell(bits: int, factor: float)
 
 
 def test_a_learned_step_finds_the_one_of_least_error() -> None:
-    weight = drawn(1, 4000)
+    weight = drawn(0, 1, 4000)
     learner = Steps(Integer(bits=3, per_channel=False).levels(weight), Constraints(), weight.shape)
     optimizer = torch.optim.Adam(learner.parameters(), 0.01)
     for _ in range(300):
@@ -300,7 +297,7 @@ def test_two_scales_of_weights_on_one_side_or_all_zero() -> None:
 @pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("balanced", [False, True])
 def test_decaying_gradients_against_a_loop(progress: float, balanced: bool) -> None:
-    weight, upstream, mask = drawn(3, 12) + 0.3, drawn(3, 12, seed=1), half((3, 12))
+    weight, upstream, mask = drawn(0, 3, 12) + 0.3, drawn(1, 3, 12), half((3, 12))
     learner = Decaying(Binary(balanced=balanced), Constraints(mask=mask), first=0.1, last=10.0)
     learner.progress = progress
     free, _ = gradients(learner, weight, upstream)
@@ -316,7 +313,7 @@ def test_decaying_gradients_against_a_loop(progress: float, balanced: bool) -> N
 
 
 def test_the_decaying_gradient_is_that_of_the_papers_function() -> None:
-    weight = drawn(1, 40).requires_grad_()
+    weight = drawn(0, 1, 40).requires_grad_()
     learner = Decaying(Binary(), Constraints(), first=0.1, last=10.0)
     for learner.progress in (0.0, 0.5, 1.0):
         t = 0.1 * 100**learner.progress
@@ -362,7 +359,7 @@ GRIDS = [InputGrid(8, 0.02, 0), InputGrid(4, 0.2, 5), InputGrid(2, 0.4, 1), Inpu
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_a_learned_step_of_inputs_begins_as_the_grid_to_the_bit(grid: InputGrid) -> None:
     grid = InputGrid(grid.bits, torch.tensor(grid.scale).item(), grid.zero_point)
-    learner, inputs = InputStep(grid), drawn(4, 3, 5, 5)
+    learner, inputs = InputStep(grid), drawn(0, 4, 3, 5, 5)
     assert learner.grid() == grid
     assert torch.equal(learner(inputs), grid(inputs))
     with torch.no_grad():
@@ -374,7 +371,7 @@ def test_a_learned_step_of_inputs_begins_as_the_grid_to_the_bit(grid: InputGrid)
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_a_learned_step_of_inputs_has_the_papers_gradients(grid: InputGrid) -> None:
-    inputs, upstream = drawn(4, 6), drawn(4, 6, seed=1)
+    inputs, upstream = drawn(0, 4, 6), drawn(1, 4, 6)
     learner = InputStep(grid)
     free, own = gradients(learner, inputs, upstream)
     low, high = -grid.zero_point, 2**grid.bits - 1 - grid.zero_point
@@ -404,7 +401,7 @@ def test_a_learned_clip_is_the_papers_formula(bits: int) -> None:
     learner = InputClip(InputGrid(bits, 2.0 / (2**bits - 1), 0))
     with torch.no_grad():
         learner.clip.factor.fill_(0.6)
-    x, alpha, top = drawn(50).abs() * 2, 1.2, 2**bits - 1
+    x, alpha, top = drawn(0, 50).abs() * 2, 1.2, 2**bits - 1
     clipped = 0.5 * (x.abs() - (x - alpha).abs() + alpha)
     torch.testing.assert_close(learner(x), torch.round(clipped * top / alpha) * alpha / top)
     assert torch.equal(learner(x), learner.grid()(x))
@@ -416,7 +413,7 @@ def test_a_learned_clip_is_the_papers_formula(bits: int) -> None:
 def test_learners_are_parts_of_layers_and_leave_no_trace() -> None:
     module = build(Resnet(widths=(4, 8), blocks=(1, 1)), (1, 8, 8), 3, seed=1)
     before, shapes = list(module.state_dict()), {name: w.shape for name, w in compressible(module).items()}
-    inputs = drawn(2, 1, 8, 8).abs()
+    inputs = drawn(0, 2, 1, 8, 8).abs()
     plain = module.eval()(inputs)
     weights: dict[str, WeightLearner] = {
         name: Steps(Integer(bits=3).levels(w.detach()), Constraints(), w.shape)

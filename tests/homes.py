@@ -1,0 +1,54 @@
+"""A folder in which stages run: the current one, with tables of images and params.yaml where they are given."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tasks.prepare import tables
+from tasks.prepare.sources import SOURCES
+from tasks.prepare.splits import Split
+
+
+@contextmanager
+def home(
+    folder: Path, splits: Mapping[str, Split] | None = None, params: Mapping[str, Any] | None = None
+) -> Iterator[Path]:
+    """Work in `folder`; afterwards folder, threads and determinism are what they were before.
+
+    Args:
+        folder: It exists.
+        splits: Written to data/, as a data set with the classes of the digits.
+        params: The content of params.yaml.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        if splits:
+            tables.write(splits, Path("data"), SOURCES["digits"])
+        if params:
+            write_params(params)
+        yield folder
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def write_params(content: Mapping[str, Any]) -> None:
+    """Write params.yaml of the current folder."""
+    Path("params.yaml").write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
+
+
+def noise(shape: tuple[int, int, int], **counts: int) -> dict[str, Split]:
+    """Return splits of these numbers of images [C, H, W] that show nothing, ten classes in turn."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    return {
+        name: Split(
+            generator.integers(0, 256, (count, *shape), np.uint8), (np.arange(count) % 10).astype(np.uint8)
+        )
+        for name, count in counts.items()
+    }
