@@ -42,7 +42,7 @@ test-slow: $(STAMP) ## run the tests that take minutes
 check: $(STAMP) ## check format, style and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m mypy tasks flows
+	$(PYTHON) -m mypy decant tasks flows .ci
 
 # Finds a Python 3.11 as `python3.11` or as `python3`.
 FIND_PYTHON = for name in python3.11 python3; do \
@@ -60,15 +60,11 @@ $(STAMP):
 	$(PYTHON) -m pip install --requirement requirements.lock
 	@touch $@
 
-# The local part of a version (torch 2.13.0+cpu) is left out: each machine then gets the build that it offers.
-# So are the CUDA libraries that torch brings on some machines; torch itself names their exact versions.
+# UPGRADE=<package> or UPGRADE=all: newer versions; without it each package keeps the version that it has.
 lock: ## write requirements.lock anew from pyproject.toml
 	@set -e; $(FIND_PYTHON); \
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	"$$found" -m venv "$$folder/venv"; \
-	"$$folder/venv/bin/python" -m pip install '.[dev]'; \
-	"$$folder/venv/bin/python" -m pip check; \
-	{ echo "# Written by \`make lock\` from pyproject.toml; change that and run it again."; \
-	"$$folder/venv/bin/python" -m pip freeze --all --exclude pip --exclude decant \
-	| sed -E -e '/^(nvidia|cuda|triton)/d' -e '/==/!d' -e 's/\+[a-z0-9.]+$$//'; } > "$$folder/lock"; \
-	mv "$$folder/lock" requirements.lock; rm -rf build decant.egg-info
+	"$$folder/venv/bin/python" -m pip install --quiet --constraint requirements.lock packaging; \
+	"$$folder/venv/bin/python" .ci/lock.py $(UPGRADE); \
+	rm -rf build decant.egg-info

@@ -1,1 +1,5 @@
 """The stages of the pipeline, one folder each: they read files, call the library `decant` and write files."""
+
+from tasks.pipeline.environment import explain_missing_packages
+
+explain_missing_packages()
