@@ -1,4 +1,4 @@
-"""What DVC knows of a stage, in plain words and values."""
+"""What DVC knows of a stage, as plain strings and values."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
 
 def reasons(status: list[Any]) -> list[str]:
-    """Return DVC's status of a stage as words, such as `modified tasks/fit.py`."""
-    words = []
+    """Return why DVC takes a stage for changed, such as `modified data/code/prune`."""
+    found = []
     for entry in status:
         if isinstance(entry, str):
-            words.append(entry)
+            found.append(entry)
             continue
         for changes in entry.values():
             for path, change in changes.items():
                 if isinstance(change, dict):  # params, by file and name
-                    words += [f"{how} {path}:{name}" for name, how in change.items()]
+                    found += [f"{how} {path}:{name}" for name, how in change.items()]
                 else:
-                    words.append(f"{change} {path}")
-    return words
+                    found.append(f"{change} {path}")
+    return found
 
 
 def threads(stage: PipelineStage) -> int:

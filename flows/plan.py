@@ -36,12 +36,12 @@ class Limits:
             DecantError: A value has the wrong type or is negative.
         """
         found: dict[str, Any] = {}
-        for name, (kind, words) in _KINDS.items():
+        for name, (kind, expected) in _KINDS.items():
             if (value := meta.get(name)) is None:
                 continue
             value = int(value) if name == "gpu" and value is True else value
             if not isinstance(value, kind) or (kind is not bool and (isinstance(value, bool) or value < 0)):
-                raise DecantError(f"dvc.yaml, {stage}, meta.{name}: expected {words}, found {value!r}")
+                raise DecantError(f"dvc.yaml, {stage}, meta.{name}: expected {expected}, found {value!r}")
             found[name] = value
         return cls(**found)
 
@@ -63,7 +63,7 @@ class Stage:
         name: Its address, such as `compress@int8`.
         command: What it runs.
         upstream: The stages that it depends on.
-        stale: Why it must run, in DVC's words; empty where nothing that it knows of has changed.
+        stale: Why it must run, as DVC says it; empty where nothing that it knows of has changed.
         threads: How many threads its recipe says; 0 where it says nothing.
         code: A sum over the code that it depends on; empty where it is not stale.
         limits: From its `meta`.
@@ -82,9 +82,9 @@ class Stage:
     @property
     def operation(self) -> str:
         """Return the module of `python -m tasks.<operation>`, else the stage's name without its member."""
-        words = self.command.split()
-        if words[:2] == ["python", "-m"] and len(words) > 2:
-            return words[2].rpartition(".")[2]
+        parts = self.command.split()
+        if parts[:2] == ["python", "-m"] and len(parts) > 2:
+            return parts[2].rpartition(".")[2]
         return self.name.rpartition(":")[2].partition("@")[0]
 
     @property
@@ -129,7 +129,7 @@ class Plan:
         return [name for name in self.stages if name in found]
 
     def reason(self, name: str) -> str:
-        """Return why a stage is to run, in a few words."""
+        """Return why a stage is to run, in short."""
         stale = self.stages[name].stale
         if not stale:
             return "comes after others that run"

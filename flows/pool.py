@@ -118,12 +118,12 @@ class Watched:
                     self._watchdog.stdin.close()
         self._watchdog.wait()
 
-    def _tell(self, words: str) -> None:
+    def _tell(self, message: str) -> None:
         with self._lock:
             if self.stopped:
                 raise StageError("stopped")
             assert self._watchdog.stdin is not None
-            self._watchdog.stdin.write(f"{words}\n".encode())
+            self._watchdog.stdin.write(f"{message}\n".encode())
             self._watchdog.stdin.flush()
 
 
@@ -272,7 +272,7 @@ def lines(stream: IO[bytes], chunk: int = 65536) -> Iterator[tuple[str, bool]]:
 
 
 def ending(status: int) -> str:
-    """Return how a process ended, in words."""
+    """Return how a process ended, as a phrase."""
     if status == -9:
         return "killed by signal 9; often the machine was out of memory"
     return f"killed by signal {-status}" if status < 0 else f"exit code {status}"

@@ -67,14 +67,14 @@ def serve(watched: Watched, port: int) -> NoReturn:
         processes["the server"] = watched.start(prefect(command), stdout=subprocess.DEVNULL, env=settings)
     os.environ |= {"PREFECT_API_URL": url, "DECANT_HOME": str(Path.cwd())}
     wait_for(url, processes)
-    for words in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
-        _say(f"prefect {' '.join(words)}")
-        done = watched.start(prefect(["--no-prompt", *words]), stdout=subprocess.DEVNULL)
+    for arguments in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
+        _say(f"prefect {' '.join(arguments)}")
+        done = watched.start(prefect(["--no-prompt", *arguments]), stdout=subprocess.DEVNULL)
         done.wait()
         watched.end(done)
         if done.returncode:
             raise DecantError(
-                f"`prefect {' '.join(words)}` failed; run it yourself with PREFECT_API_URL={url}"
+                f"`prefect {' '.join(arguments)}` failed; run it yourself with PREFECT_API_URL={url}"
             )
     if "the server" in processes:
         with temporary_settings({PREFECT_API_URL: url}):
@@ -114,9 +114,9 @@ def close_lost_runs() -> None:
             client.set_flow_run_state(run.id, Crashed(message="Its process was gone when the server started"))
 
 
-def prefect(words: list[str]) -> list[str]:
+def prefect(arguments: list[str]) -> list[str]:
     """Return the command line of `prefect …` with this Python."""
-    return [sys.executable, "-m", "prefect", *words]
+    return [sys.executable, "-m", "prefect", *arguments]
 
 
 def require_free(port: int) -> None:

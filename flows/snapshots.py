@@ -136,15 +136,15 @@ def _mapping(text: str, name: str) -> dict[str, Any]:
     return content
 
 
-def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     try:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, check=False)
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False)
     except FileNotFoundError:
         raise CannotCompare(f"Needs the command git on PATH and the folder {folder.resolve()}") from None
 
 
 def _why(done: subprocess.CompletedProcess[bytes]) -> str:
-    """Return Git's own last words."""
+    """Return the last line that Git printed."""
     lines = done.stderr.decode(errors="replace").strip().splitlines()
     return lines[-1].removeprefix("fatal: ") if lines else f"git exited with {done.returncode}"
 

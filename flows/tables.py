@@ -55,7 +55,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def cells(change: Change) -> tuple[str, ...]:
-    """Return one change in words, as `HEADS` has them without the model."""
+    """Return the cells of one change, as `HEADS` has them without the model."""
     verdict = f"{MARKS[change.verdict][0]} {change.verdict.value}".strip()
     if change.verdict is Verdict.NOISE and change.noise is not None:
         verdict += f" (±{change.noise:.2g})"

@@ -88,7 +88,7 @@ def main() -> None:
         try:
             answer = {"ok": getattr(workspace, request.pop("do"))(**request)}
         except Exception as error:  # whatever it is, the flow has to tell it
-            answer = {"error": _words(error), "kind": type(error).__name__}
+            answer = {"error": _messages(error), "kind": type(error).__name__}
         _answer(answer)
 
 
@@ -256,16 +256,16 @@ def _answer(content: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _words(error: BaseException) -> str:
+def _messages(error: BaseException) -> str:
     """Return what an error and its causes say, each once."""
-    words: list[str] = []
+    messages: list[str] = []
     current: BaseException | None = error
     while current is not None:
         text = str(current) or type(current).__name__
-        if text not in words:
-            words.append(text)
+        if text not in messages:
+            messages.append(text)
         current = current.__cause__
-    return ": ".join(words)
+    return ": ".join(messages)
 
 
 if __name__ == "__main__":

@@ -53,22 +53,22 @@ def root_of(folder: Path) -> Path:
     return Path(git(folder, "rev-parse", "--show-toplevel").strip())
 
 
-def git(folder: Path, *words: str) -> str:
+def git(folder: Path, *arguments: str) -> str:
     """Return what `git …` prints.
 
     Raises:
         DecantError: It failed.
     """
-    return _run(folder, ["git", *words])
+    return _run(folder, ["git", *arguments])
 
 
-def dvc(folder: Path, *words: str) -> str:
+def dvc(folder: Path, *arguments: str) -> str:
     """Return what `dvc …` prints.
 
     Raises:
         DecantError: It failed.
     """
-    return _run(folder, [sys.executable, "-m", "dvc", *words])
+    return _run(folder, [sys.executable, "-m", "dvc", *arguments])
 
 
 def _run(folder: Path, command: list[str]) -> str:
