@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 from decant.calibration.ranges import CANDIDATES
@@ -27,16 +25,16 @@ from decant.export.deploy import check_same, to_onnx
 from decant.export.runtime import open_session
 from decant.lowering.folding import folded
 from decant.lowering.integers import settled
-from decant.networks.architectures import Resnet, build, fit_normalization_
+from decant.networks.architectures import Resnet, build
 from decant.networks.execution import predict
+from decant.networks.layers import fit_normalization_
 from decant.networks.structure import compressible
 from decant.schema import Section
 from tasks.pipeline import step as steps
 from tasks.pipeline.models import load_model
 from tasks.pipeline.splits import read
-from tasks.prepare import tables as tables
-from tasks.prepare.sources import SOURCES
-from tasks.prepare.splits import Split
+from tests import homes
+from tests.homes import noise, write_params
 from tests.imports import OPERATIONS
 
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -108,20 +106,10 @@ ORDERS = [
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with two tables and a teacher of fresh weights."""
-    folder = tmp_path_factory.mktemp("home")
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        generator = np.random.Generator(np.random.PCG64(0))
-        splits = {}
-        for name, count in (("train", 64), ("validation", 20)):
-            labels = (np.arange(count) % 10).astype(np.uint8)
-            splits[name] = Split(generator.integers(0, 256, (count, 1, 8, 8), np.uint8), labels)
-        tables.write(splits, Path("data"), SOURCES["digits"])
+    splits = noise((1, 8, 8), train=64, validation=20)
+    with homes.home(tmp_path_factory.mktemp("home"), splits) as folder:
         teach()
         yield folder
-    torch.set_num_threads(before[0])
-    torch.use_deterministic_algorithms(before[1])
 
 
 def teach() -> None:
@@ -131,7 +119,7 @@ def teach() -> None:
     for _ in range(20):
         module(images.float() / 255)  # statistics of the batch norms
     teacher = Checkpoint(architecture, (1, 8, 8), tuple("0123456789"), module.eval())
-    Path("params.yaml").write_text("seed: 1\nthreads: {teacher: 1}\nteacher: {}\n")
+    write_params({"seed": 1, "threads": {"teacher": 1}, "teacher": {}})
     step = steps.begin("teacher", "teacher", "teacher", _Nothing)
     written_by("teacher", lambda: steps.write(step, teacher, created(teacher)))
 
@@ -168,9 +156,7 @@ def apply(kinds: list[str], **changes: dict[str, Any]) -> list[Checkpoint]:
         name: {**BLOCKS[kind], **changes.get(name.replace("-", "_"), {}), "from": parent}
         for name, kind, parent in zip(names, kinds, ["teacher", *names], strict=False)
     }
-    Path("params.yaml").write_text(
-        yaml.safe_dump({"seed": 1, "threads": dict.fromkeys(OPERATIONS, 1), "models": models})
-    )
+    write_params({"seed": 1, "threads": dict.fromkeys(OPERATIONS, 1), "models": models})
     checkpoints = []
     for name in names:
         main = importlib.import_module(f"tasks.{models[name]['op']}.__main__").main
@@ -485,9 +471,7 @@ def test_the_teacher_is_read_and_never_written(home: Path) -> None:
 
 def test_a_missing_parent_says_what_to_do(home: Path) -> None:
     model = BLOCKS["prune"] | {"from": "nobody"}
-    Path("params.yaml").write_text(
-        yaml.safe_dump({"seed": 1, "threads": {"prune": 1}, "models": {"m": model}})
-    )
+    write_params({"seed": 1, "threads": {"prune": 1}, "models": {"m": model}})
     main = importlib.import_module("tasks.prune.__main__").main
     with pytest.raises(DecantError, match=r"No model at models/nobody/model\.json; run `dvc repro`"):
         main("m")

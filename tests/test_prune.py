@@ -239,14 +239,14 @@ def test_n_of_m_keeps_n_of_every_m_inputs(seed: int, pattern: tuple[int, int], k
 
 
 def test_layers_that_a_structure_does_not_fit_are_named_with_the_reason() -> None:
-    weights = {"stem": torch.zeros(8, 1, 3, 3), "next": torch.zeros(8, 8, 3, 3)}
-    names, refused = split(NOfM(), weights)
+    shapes = {"stem": (8, 1, 3, 3), "next": (8, 8, 3, 3)}
+    names, refused = split(NOfM(), shapes)
     assert names == ["next"]
     assert refused == {"stem": "1 input channels are no multiple of 4"}
-    assert split(Blocks(rows=1, columns=4), weights)[1] == {
+    assert split(Blocks(rows=1, columns=4), shapes)[1] == {
         "stem": "8 x 9 weights are no whole number of 1 x 4 blocks"
     }
-    assert split(Weights(), weights) == (["stem", "next"], {})
+    assert split(Weights(), shapes) == (["stem", "next"], {})
 
 
 # --- allocations

@@ -29,7 +29,8 @@ from decant.quantize.rounding import gptq as gptq
 from decant.quantize.rounding.adaround import EDGE, AdaRound, exponent, neighbours, pull, rectified, steepness
 from decant.quantize.rounding.elementwise import better, errors, optimum, per_element, select_elements
 from decant.quantize.rounding.gptq import Gptq
-from decant.quantize.rounding.methods import Nearest, Rounding, round_layers
+from decant.quantize.rounding.layers import round_layers
+from decant.quantize.rounding.methods import Nearest, Rounding
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Scheme, Ternary
 from decant.reconstruction.hessians import InputHessian, moments
 from decant.reconstruction.least_squares import normal_equations

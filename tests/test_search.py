@@ -20,7 +20,8 @@ from decant.quantize.params import QuantizeParams
 from decant.quantize.quantizable import quantizable
 from decant.quantize.rounding.adaround import AdaRound
 from decant.quantize.rounding.gptq import Gptq
-from decant.quantize.rounding.methods import Nearest, round_layers
+from decant.quantize.rounding.layers import round_layers
+from decant.quantize.rounding.methods import Nearest
 from decant.quantize.schemes import Integer
 from decant.reconstruction.hessians import InputHessian, moments
 from tasks.pipeline.params import validate

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from decant.checkpoints.activations import InputGrid
 from decant.checkpoints.constraints import Levels
+from decant.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decant.checkpoints.activations import InputGrid
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 
@@ -61,6 +64,8 @@ def affine_grid(low: float, high: float, bits: int) -> InputGrid:
     References:
         Jacob et al., 2017, section 2.1. https://arxiv.org/abs/1712.05877
     """
+    from decant.checkpoints.activations import InputGrid
+
     if not (torch.isfinite(torch.tensor([low, high])).all() and low <= high):
         raise ValueError(f"A range of inputs must be finite and ordered, got [{low}, {high}]")
     low, high = min(low, 0.0), max(high, 0.0)

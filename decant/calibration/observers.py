@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from decant.checkpoints.constraints import Range
+from decant.lazy import torch
 from decant.networks.execution import predict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 KEPT = 2**18
 """How many of a layer's inputs are kept, at most, over all its channels and images."""

@@ -7,17 +7,19 @@ weight, or each input channel of a layer, bounds of its own.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-from torch import Tensor
 
 from decant.calibration.grids import Bits
 from decant.calibration.observers import Sample, Samples, of_weight
 from decant.calibration.thresholds import LAWS, least_divergence, least_error
 from decant.checkpoints.constraints import Constraints, Range
+from decant.lazy import torch
 from decant.schema import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BITS = 8
 """The width that a range is for where neither it nor a quantization says one."""

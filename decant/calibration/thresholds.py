@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from decant.calibration.observers import Sample
+from decant.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 THRESHOLD_CANDIDATES = 100
 """How many thresholds `least_error` tries, evenly from the largest size down."""

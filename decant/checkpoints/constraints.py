@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from decant.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,9 @@ class Range:
     def __post_init__(self) -> None:
         """Refuse a range with nothing in it, and two bounds that do not belong together."""
         low, high = _tensor(self.low), _tensor(self.high)
-        if low.shape != high.shape or isinstance(self.low, Tensor) != isinstance(self.high, Tensor):
+        if low.shape != high.shape or isinstance(self.low, torch.Tensor) != isinstance(
+            self.high, torch.Tensor
+        ):
             raise ValueError(f"Bounds of shapes {[*low.shape]} and {[*high.shape]} are no range")
         if bool((empty := ~(low <= high)).any()):
             at = int(empty.flatten().long().argmax())
@@ -59,11 +63,11 @@ class Range:
     @property
     def per_channel(self) -> bool:
         """Whether each channel has bounds of its own."""
-        return isinstance(self.low, Tensor)
+        return isinstance(self.low, torch.Tensor)
 
     def project(self, weight: Tensor) -> Tensor:
         """Return the weight cut to the range."""
-        if isinstance(self.low, Tensor) and isinstance(self.high, Tensor):
+        if isinstance(self.low, torch.Tensor) and isinstance(self.high, torch.Tensor):
             return torch.clamp(weight, self.low, self.high)
         return torch.clamp(weight, self.low, self.high)  # type: ignore[arg-type]  # both are numbers
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from decant.errors import DecantError
 from decant.networks.structure import compressible
 from decant.schema import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def select(
@@ -25,6 +27,18 @@ def select(
         DecantError: The recipe skips a layer that there is not, or all of them.
     """
     weights = list(compressible(module)) if weights is None else list(weights)
+    chosen = unskipped(weights, skip)
+    reasons = {name: "bias or batch norm, kept in float32" for name, _ in module.named_parameters()}
+    reasons |= dict.fromkeys(weights, "named in skip")
+    return chosen, {name: reason for name, reason in reasons.items() if name not in chosen}
+
+
+def unskipped(weights: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """Return the names of those weights whose layers a recipe does not skip.
+
+    Raises:
+        DecantError: The recipe skips a layer that there is not, or all of them.
+    """
     layers = [name.removesuffix(".weight") for name in weights]
     for layer in skip:
         if layer not in layers:
@@ -32,6 +46,4 @@ def select(
     chosen = [name for name in weights if name.removesuffix(".weight") not in skip]
     if not chosen:
         raise DecantError(f"skip names every layer there is: {', '.join(layers)}")
-    reasons = {name: "bias or batch norm, kept in float32" for name, _ in module.named_parameters()}
-    reasons |= dict.fromkeys(weights, "named in skip")
-    return chosen, {name: reason for name, reason in reasons.items() if name not in chosen}
+    return chosen

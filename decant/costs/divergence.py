@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING
+
+from decant.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -30,6 +34,6 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         raise ValueError(f"Logits differ in shape: student {[*student.shape]}, teacher {[*teacher.shape]}")
     if temperature <= 0:
         raise ValueError(f"Temperature must be positive, got {temperature}")
-    log_p = F.log_softmax(teacher.detach() / temperature, dim=1)
-    log_q = F.log_softmax(student / temperature, dim=1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+    log_p = torch.nn.functional.log_softmax(teacher.detach() / temperature, dim=1)
+    log_q = torch.nn.functional.log_softmax(student / temperature, dim=1)
+    return torch.nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, PositiveInt, model_validator
-from torch import Tensor, nn
 
 from decant.errors import DecantError
-from decant.networks.layers import Normalize, ResidualBlock
+from decant.lazy import torch
 from decant.schema import Section
 
+if TYPE_CHECKING:
+    from torch import nn
+
 Shape = tuple[int, int, int]
+
+WeightShapes = dict[str, tuple[int, ...]]
+"""The shapes of weights, by name."""
 
 
 class Resnet(Section):
@@ -41,32 +46,54 @@ class Resnet(Section):
             raise ValueError(f"widths has {len(self.widths)} entries and blocks {len(self.blocks)}")
         return self
 
+    def weights(self, shape: Shape, classes: int) -> WeightShapes:
+        """Return the shape of each weight of a convolution or linear layer that `build` makes, in order."""
+        found: WeightShapes = {"stem.0.weight": (self.widths[0], shape[0], 3, 3)}
+        for index, block in enumerate(self._blocks()):
+            for layer, size in _residual(*block).items():
+                found[f"stages.{index}.{layer}.weight"] = size
+        return found | {"head.weight": (classes, self._features(shape))}
+
     def build(self, shape: Shape, classes: int) -> nn.Module:
         """Return the network with fresh weights for images of `shape` [C, H, W]."""
-        stem = nn.Sequential(
-            nn.Conv2d(shape[0], self.widths[0], 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(self.widths[0]),
-            nn.ReLU(),
+        from decant.networks.layers import Normalize, ResidualBlock
+
+        stem = torch.nn.Sequential(
+            torch.nn.Conv2d(shape[0], self.widths[0], 3, stride=2, padding=1, bias=False),
+            torch.nn.BatchNorm2d(self.widths[0]),
+            torch.nn.ReLU(),
         )
-        stages: list[nn.Module] = []
-        channels, sides = self.widths[0], [_half(side) for side in shape[1:]]
-        for index, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
-            for block in range(count):
-                stride = 2 if index > 0 and block == 0 else 1
-                sides = [_half(side) for side in sides] if stride == 2 else sides
-                stages.append(ResidualBlock(channels, width, stride))
-                channels = width
-        height, width = (min(side, self.pool) for side in sides)
-        return nn.Sequential(
+        return torch.nn.Sequential(
             _named(
                 normalize=Normalize(shape[0]),
                 stem=stem,
-                stages=nn.Sequential(*stages),
-                pool=nn.AdaptiveAvgPool2d((height, width)),
-                flatten=nn.Flatten(),
-                head=nn.Linear(channels * height * width, classes),
+                stages=torch.nn.Sequential(*(ResidualBlock(*block) for block in self._blocks())),
+                pool=torch.nn.AdaptiveAvgPool2d(self._pooled(shape)),
+                flatten=torch.nn.Flatten(),
+                head=torch.nn.Linear(self._features(shape), classes),
             )
         )
+
+    def _blocks(self) -> list[tuple[int, int, int]]:
+        """Return the input channels, output channels and stride of each residual block."""
+        found, channels = [], self.widths[0]
+        for index, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
+            for block in range(count):
+                found.append((channels, width, 2 if index > 0 and block == 0 else 1))
+                channels = width
+        return found
+
+    def _pooled(self, shape: Shape) -> tuple[int, int]:
+        """Return height and width of what the last layer reads."""
+        height, width = (_half(side) for side in shape[1:])
+        for _, _, stride in self._blocks():
+            height, width = (height, width) if stride == 1 else (_half(height), _half(width))
+        return min(height, self.pool), min(width, self.pool)
+
+    def _features(self, shape: Shape) -> int:
+        """Return how many numbers the last layer reads."""
+        outputs = [self.widths[0], *(outputs for _, outputs, _ in self._blocks())]
+        return outputs[-1] * math.prod(self._pooled(shape))
 
 
 class Mlp(Section):
@@ -75,15 +102,29 @@ class Mlp(Section):
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[PositiveInt, ...] = Field(min_length=1)
 
+    def weights(self, shape: Shape, classes: int) -> WeightShapes:
+        """Return the shape of each weight of a convolution or linear layer that `build` makes, in order."""
+        sizes = enumerate(self._sizes(shape, classes))
+        return {f"layers.{2 * index}.weight": (outputs, inputs) for index, (inputs, outputs) in sizes}
+
     def build(self, shape: Shape, classes: int) -> nn.Module:
         """Return the network with fresh weights for images of `shape` [C, H, W]."""
-        widths = [math.prod(shape), *self.hidden, classes]
+        from decant.networks.layers import Normalize
+
         layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-        return nn.Sequential(
-            _named(normalize=Normalize(shape[0]), flatten=nn.Flatten(), layers=nn.Sequential(*layers[:-1]))
+        for inputs, outputs in self._sizes(shape, classes):
+            layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
+        return torch.nn.Sequential(
+            _named(
+                normalize=Normalize(shape[0]),
+                flatten=torch.nn.Flatten(),
+                layers=torch.nn.Sequential(*layers[:-1]),
+            )
         )
+
+    def _sizes(self, shape: Shape, classes: int) -> Iterable[tuple[int, int]]:
+        """Return how many numbers each layer reads and makes."""
+        return pairwise([math.prod(shape), *self.hidden, classes])
 
 
 class Lenet300100(Section):
@@ -94,6 +135,10 @@ class Lenet300100(Section):
     """
 
     kind: Literal["lenet-300-100"] = "lenet-300-100"
+
+    def weights(self, shape: Shape, classes: int) -> WeightShapes:
+        """Return the shape of each weight of a convolution or linear layer that `build` makes, in order."""
+        return Mlp(hidden=(300, 100)).weights(shape, classes)
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         """Return the network with fresh weights for images of `shape` [C, H, W]."""
@@ -108,28 +153,52 @@ class Lenet5(Section):
 
     kind: Literal["lenet-5"] = "lenet-5"
 
-    def build(self, shape: Shape, classes: int) -> nn.Module:
-        """Return the network with fresh weights for images of `shape` [C, H, W].
+    def weights(self, shape: Shape, classes: int) -> WeightShapes:
+        """Return the shape of each weight of a convolution or linear layer that `build` makes, in order.
 
         Raises:
             DecantError: The images are too small for two 5 x 5 convolutions with pooling.
         """
+        return {
+            "conv1.weight": (20, shape[0], 5, 5),
+            "conv2.weight": (50, 20, 5, 5),
+            "fc1.weight": (500, 50 * self._places(shape)),
+            "fc2.weight": (classes, 500),
+        }
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """Return the network with fresh weights for images of `shape` [C, H, W].
+
+        Raises:
+            DecantError: As `weights`.
+        """
+        from decant.networks.layers import Normalize
+
+        places = self._places(shape)
+        return torch.nn.Sequential(
+            _named(
+                normalize=Normalize(shape[0]),
+                conv1=torch.nn.Conv2d(shape[0], 20, 5),
+                pool1=torch.nn.MaxPool2d(2),
+                conv2=torch.nn.Conv2d(20, 50, 5),
+                pool2=torch.nn.MaxPool2d(2),
+                flatten=torch.nn.Flatten(),
+                fc1=torch.nn.Linear(50 * places, 500),
+                relu=torch.nn.ReLU(),
+                fc2=torch.nn.Linear(500, classes),
+            )
+        )
+
+    def _places(self, shape: Shape) -> int:
+        """Return how many pixels the second pooling leaves.
+
+        Raises:
+            DecantError: None.
+        """
         height, width = (((side - 4) // 2 - 4) // 2 for side in shape[1:])
         if min(height, width) < 1:
             raise DecantError(f"lenet-5 needs images of at least 16 x 16, these are {shape[1]} x {shape[2]}")
-        return nn.Sequential(
-            _named(
-                normalize=Normalize(shape[0]),
-                conv1=nn.Conv2d(shape[0], 20, 5),
-                pool1=nn.MaxPool2d(2),
-                conv2=nn.Conv2d(20, 50, 5),
-                pool2=nn.MaxPool2d(2),
-                flatten=nn.Flatten(),
-                fc1=nn.Linear(50 * height * width, 500),
-                relu=nn.ReLU(),
-                fc2=nn.Linear(500, classes),
-            )
-        )
+        return height * width
 
 
 Architecture = Annotated[Resnet | Mlp | Lenet300100 | Lenet5, Field(discriminator="kind")]
@@ -142,13 +211,11 @@ def build(architecture: Architecture, shape: Shape, classes: int, seed: int) -> 
         return architecture.build(shape, classes)
 
 
-def fit_normalization_(module: nn.Module, inputs: Tensor) -> None:
-    """Set the network's mean and deviation, in place, to those of `inputs` [N, C, H, W] per channel."""
-    normalize = module.get_submodule("normalize")
-    if isinstance(normalize, Normalize):
-        normalize.mean.copy_(inputs.mean((0, 2, 3)).reshape(-1, 1, 1))
-        # A constant channel has deviation 0; dividing by it would make every logit NaN.
-        normalize.deviation.copy_(inputs.std((0, 2, 3)).clamp(min=1e-6).reshape(-1, 1, 1))
+def _residual(inputs: int, outputs: int, stride: int) -> WeightShapes:
+    """Return the shapes of a residual block's weights by layer, in order."""
+    convolutions = {"conv1": (outputs, inputs, 3, 3), "conv2": (outputs, outputs, 3, 3)}
+    shortcut = {} if (stride, inputs) == (1, outputs) else {"shortcut.0": (outputs, inputs, 1, 1)}
+    return {**convolutions, **shortcut}
 
 
 def _half(side: int) -> int:

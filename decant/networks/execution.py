@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from decant.examples import pixels
+from decant.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def predict(module: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 250) -> Tensor:

@@ -53,3 +53,12 @@ class ResidualBlock(nn.Module):
         """Return [N, outputs, H / stride, W / stride] of inputs [N, inputs, H, W]."""
         hidden = F.relu(self.norm1(self.conv1(inputs)))
         return F.relu(self.branch(self.norm2(self.conv2(hidden))) + self.carried(self.shortcut(inputs)))
+
+
+def fit_normalization_(module: nn.Module, inputs: Tensor) -> None:
+    """Set the network's mean and deviation, in place, to those of `inputs` [N, C, H, W] per channel."""
+    normalize = module.get_submodule("normalize")
+    if isinstance(normalize, Normalize):
+        normalize.mean.copy_(inputs.mean((0, 2, 3)).reshape(-1, 1, 1))
+        # A constant channel has deviation 0; dividing by it would make every logit NaN.
+        normalize.deviation.copy_(inputs.std((0, 2, 3)).clamp(min=1e-6).reshape(-1, 1, 1))

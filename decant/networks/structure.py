@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from decant.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def compressible(module: nn.Module) -> dict[str, Tensor]:
@@ -16,7 +19,7 @@ def compressible(module: nn.Module) -> dict[str, Tensor]:
     return {
         f"{name}.weight": layer.weight
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+        if isinstance(layer, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d | torch.nn.Linear)
     }
 
 
@@ -26,13 +29,15 @@ def followers(module: nn.Module) -> dict[str, tuple[str, nn.BatchNorm2d]]:
     What follows is what is registered next, as in every architecture here.
     """
     layers = [
-        (n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+        (n, m)
+        for n, m in module.named_modules()
+        if isinstance(m, torch.nn.Conv2d | torch.nn.Linear | torch.nn.BatchNorm2d)
     ]
     return {
         f"{name}.weight": (after, norm)
         for (name, layer), (after, norm) in pairwise(layers)
-        if isinstance(layer, nn.Conv2d)
-        and isinstance(norm, nn.BatchNorm2d)
+        if isinstance(layer, torch.nn.Conv2d)
+        and isinstance(norm, torch.nn.BatchNorm2d)
         and norm.num_features == layer.out_channels  # else it is that of several layers, joined
     }
 
@@ -44,11 +49,11 @@ def drop_norms_(module: nn.Module) -> None:
     """
     for name, (after, _) in followers(module).items():
         layer = module.get_submodule(name.removesuffix(".weight"))
-        assert isinstance(layer, nn.Conv2d)
+        assert isinstance(layer, torch.nn.Conv2d)
         if layer.bias is None:
-            layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
+            layer.bias = torch.nn.Parameter(torch.zeros(layer.out_channels))
         path, _, last = after.rpartition(".")
-        setattr(module.get_submodule(path), last, nn.Identity())
+        setattr(module.get_submodule(path), last, torch.nn.Identity())
 
 
 def filters(module: nn.Module) -> dict[str, Tensor]:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor
 
+from decant.lazy import torch
 from decant.prune.structures import lowest
 from decant.schema import Section
 
-Scores = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Scores: TypeAlias = "Mapping[str, Tensor]"
 Counts = dict[str, int]
 
 Probe = Callable[[Mapping[str, int]], float]

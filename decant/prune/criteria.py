@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn import functional as F
 
 from decant.errors import DecantError
 from decant.examples import Examples, pixels
+from decant.lazy import torch
 from decant.networks.structure import compressible, normalized_by
-from decant.prune.channels.coupling import ChannelGroup
-from decant.prune.channels.scores import ChannelScores, by_drift, by_reconstruction
-from decant.prune.obs import saliencies
-from decant.reconstruction.hessians import norms
 from decant.schema import Section
 
-Scores = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from decant.prune.channels.coupling import ChannelGroup
+    from decant.prune.channels.scores import ChannelScores
+
+Scores: TypeAlias = "dict[str, Tensor]"
 """Importance of each weight, by name, in the weight's shape; what scores least is removed first."""
 
 
@@ -108,7 +107,7 @@ class Taylor(Scoring):
         seen = _seen(self.kind, examples, self.images)
         gradients: Scores = {}
         for inputs, labels in _batches(seen, 250):
-            loss = F.cross_entropy(module(inputs), labels, reduction="sum") / len(seen)
+            loss = torch.nn.functional.cross_entropy(module(inputs), labels, reduction="sum") / len(seen)
             weights = compressible(module)
             for name, part in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
                 gradients[name] = gradients[name] + part if name in gradients else part
@@ -152,10 +151,10 @@ class Fisher(Scoring):
         squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
         def loss(free: dict[str, Tensor], inputs: Tensor, label: Tensor) -> Tensor:
-            logits: Tensor = functional_call(module, free, (inputs[None],))
-            return F.cross_entropy(logits, label[None])
+            logits: Tensor = torch.func.functional_call(module, free, (inputs[None],))
+            return torch.nn.functional.cross_entropy(logits, label[None])
 
-        each: Callable[..., dict[str, Tensor]] = vmap(grad(loss), in_dims=(None, 0, 0))
+        each: Callable[..., dict[str, Tensor]] = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
         for inputs, labels in _batches(seen, 50):
             for name, gradient in each(weights, inputs, labels).items():
                 squares[name] += gradient.detach().square().sum(0)
@@ -179,6 +178,8 @@ class Wanda(Scoring):
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return |w| * ||x|| per weight."""
+        from decant.reconstruction.hessians import norms
+
         seen = _seen(self.kind, examples, self.images)
         sizes = norms(module, seen.images)
         return {
@@ -234,6 +235,8 @@ class Obs(Scoring):
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return w^2 / [H^-1] per weight: the rise of its layer's mean squared output error."""
+        from decant.prune.obs import saliencies
+
         seen = _seen(self.kind, examples, self.images)
         return saliencies(module, seen.images, self.damping)
 
@@ -279,6 +282,8 @@ class Reconstruction(OfChannels):
         self, module: nn.Module, groups: Sequence[ChannelGroup], examples: Examples
     ) -> ChannelScores:
         """Return the error of the layers that read each channel, as shares of their outputs' squares."""
+        from decant.prune.channels.scores import by_reconstruction
+
         seen = _seen(self.kind, examples, self.images)
         return by_reconstruction(module, groups, seen.images, self.damping)
 
@@ -301,6 +306,8 @@ class Drift(OfChannels):
         self, module: nn.Module, groups: Sequence[ChannelGroup], examples: Examples
     ) -> ChannelScores:
         """Return the divergence in nats without each channel."""
+        from decant.prune.channels.scores import by_drift
+
         return by_drift(module, groups, _seen(self.kind, examples, self.images).images)
 
 

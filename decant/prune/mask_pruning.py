@@ -94,7 +94,7 @@ class MaskPruning:
             DecantError: The structure fits none of them.
         """
         chosen, _ = select(self.parent.module, self.block.skip)
-        names, refused = split(self.structure, {n: self.parent.module.get_parameter(n) for n in chosen})
+        names, refused = split(self.structure, {n: self.parent.module.get_parameter(n).shape for n in chosen})
         if not names:
             first, reason = next(iter(refused.items()))
             raise DecantError(
@@ -106,7 +106,7 @@ class MaskPruning:
     def untouched(self) -> dict[str, str]:
         """Why each other parameter is left alone."""
         chosen, untouched = select(self.parent.module, self.block.skip)
-        _, refused = split(self.structure, {n: self.parent.module.get_parameter(n) for n in chosen})
+        _, refused = split(self.structure, {n: self.parent.module.get_parameter(n).shape for n in chosen})
         return untouched | refused
 
     @property

@@ -8,7 +8,8 @@ from torch import nn
 from decant.checkpoints.checkpoint import Checkpoint, altered
 from decant.errors import DecantError
 from decant.examples import Examples, pixels
-from decant.networks.architectures import build, fit_normalization_
+from decant.networks.architectures import build
+from decant.networks.layers import fit_normalization_
 from decant.training.recipe import Training
 
 

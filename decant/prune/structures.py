@@ -6,15 +6,17 @@ Scores of weights that are removed already are minus infinity, so that they are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, PositiveInt, model_validator
-from torch import Tensor
 
+from decant.lazy import torch
 from decant.prune.channels.structure import Channels
 from decant.schema import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Weights(Section):
@@ -30,7 +32,7 @@ class Weights(Section):
         """Weights in one unit."""
         return 1
 
-    def refuses(self, shape: torch.Size) -> str:
+    def refuses(self, shape: Sequence[int]) -> str:
         """Return why a weight of this shape cannot be pruned so; empty where it can."""
         return ""
 
@@ -62,7 +64,7 @@ class Blocks(Section):
         """Weights in one unit."""
         return self.rows * self.columns
 
-    def refuses(self, shape: torch.Size) -> str:
+    def refuses(self, shape: Sequence[int]) -> str:
         """Return why a weight of this shape cannot be pruned so; empty where it can."""
         rows, columns = shape[0], math.prod(shape[1:])
         if rows % self.rows == 0 and columns % self.columns == 0:
@@ -111,7 +113,7 @@ class NOfM(Section):
         """Weights in one unit."""
         return 1
 
-    def refuses(self, shape: torch.Size) -> str:
+    def refuses(self, shape: Sequence[int]) -> str:
         """Return why a weight of this shape cannot be pruned so; empty where it can."""
         if shape[1] % self.m == 0:
             return ""
@@ -121,7 +123,7 @@ class NOfM(Section):
         """Return the scores [U] of single weights."""
         return score.flatten()
 
-    def fixed(self, shape: torch.Size) -> int:
+    def fixed(self, shape: Sequence[int]) -> int:
         """Return how many weights the pattern removes."""
         return math.prod(shape) // self.m * (self.m - self.n)
 
@@ -154,7 +156,7 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def split(structure: Masked, weights: Mapping[str, Tensor]) -> tuple[list[str], dict[str, str]]:
-    """Return the names of the weights that can be pruned so, and why each other one cannot."""
-    refused = {name: structure.refuses(weight.shape) for name, weight in weights.items()}
+def split(structure: Masked, shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the weights that can be pruned so, by their shapes, and why each other cannot."""
+    refused = {name: structure.refuses(shape) for name, shape in shapes.items()}
     return [n for n, reason in refused.items() if not reason], {n: w for n, w in refused.items() if w}

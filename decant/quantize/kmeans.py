@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from decant.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 KMEANS_ITERATIONS = 1000
 """Of Lloyd's iteration, at most; it stops by itself, as a rule after some dozens."""

@@ -30,7 +30,7 @@ from decant.quantize.mixed_precision.widths import WidthAllocation, allocate
 from decant.quantize.params import QuantizeParams
 from decant.quantize.qat.training import train_rounded
 from decant.quantize.quantizable import quantizable
-from decant.quantize.rounding.methods import round_layers
+from decant.quantize.rounding.layers import round_layers
 from decant.quantize.schemes import Scheme
 from decant.training.fit import EpochMetrics
 from decant.training.losses import against_teacher, warning

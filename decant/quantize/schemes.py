@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from decant.calibration.grids import Bits, affine_levels, symmetric_levels
 from decant.calibration.ranges import Best, Fitted, MinMax, Ranges
 from decant.checkpoints.constraints import Levels
+from decant.lazy import torch
 from decant.quantize.kmeans import cluster
 from decant.schema import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GroupSize = Annotated[int, Field(ge=16, le=128)]
 

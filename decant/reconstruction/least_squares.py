@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from decant.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 CHUNK = 2**24
 """Numbers of one batch of matrices: 64 MB in float32, so that thousands of rows do not fill the memory."""

@@ -8,7 +8,8 @@ from typing import Any
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, begun
 from decant.examples import Splits, pixels
-from decant.networks.architectures import Architecture, build, fit_normalization_
+from decant.networks.architectures import Architecture, build
+from decant.networks.layers import fit_normalization_
 from decant.training.fit import fit_
 from decant.training.recipe import Loss, Training
 from decant.training.run import Run

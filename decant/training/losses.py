@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from decant.costs.divergence import softened_kl
+from decant.lazy import torch
 from decant.schema import Fraction, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Softmax(Section):
@@ -31,7 +32,7 @@ class Softmax(Section):
         self, student: Tensor, teacher: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
         """Return `hard` times cross entropy plus the rest times the divergence; shape [], in nats."""
-        hard = F.cross_entropy(student, labels, label_smoothing=label_smoothing)
+        hard = torch.nn.functional.cross_entropy(student, labels, label_smoothing=label_smoothing)
         return self.hard * hard + (1 - self.hard) * softened_kl(student, teacher, 1.0)
 
 
@@ -53,7 +54,7 @@ class Temperature(Section):
         self, student: Tensor, teacher: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
         """Return `hard` times cross entropy plus the rest times the divergence; shape [], in nats."""
-        hard = F.cross_entropy(student, labels, label_smoothing=label_smoothing)
+        hard = torch.nn.functional.cross_entropy(student, labels, label_smoothing=label_smoothing)
         return self.hard * hard + (1 - self.hard) * softened_kl(student, teacher, self.temperature)
 
 

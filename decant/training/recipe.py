@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor
-from torch.nn import functional as F
 
+from decant.lazy import torch
 from decant.schema import Fraction, Section
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Loss: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
 """(inputs [N, C, H, W], logits [N, K], labels [N]) -> scalar, in nats."""
 
 
@@ -92,7 +93,7 @@ class Augmentation(Section):
         columns = torch.arange(width).expand(count, -1)
         columns = torch.where(flips[:, None], columns.flip(1), columns) + shifts[0]
         rows = torch.arange(height) + shifts[1]
-        padded = F.pad(images, [self.shift] * 4)
+        padded = torch.nn.functional.pad(images, [self.shift] * 4)
         picked = torch.arange(count)[:, None, None]
         return padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -122,7 +123,9 @@ class Training(Section):
 
     def hard_loss(self) -> Loss:
         """Return cross entropy against the labels, smoothed as the recipe says."""
-        return lambda _, logits, labels: F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return lambda _, logits, labels: torch.nn.functional.cross_entropy(
+            logits, labels, label_smoothing=self.label_smoothing
+        )
 
 
 def _half_cosine(progress: float) -> float:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
-from torch import nn
 
 from decant.clip.params import ClipParams
-from decant.compression.selection import select
+from decant.compression.selection import unskipped
 from decant.distill.params import DistillParams
 from decant.errors import DecantError
 from decant.finetune.params import FinetuneParams
+from decant.networks.architectures import WeightShapes
 from decant.prune.params import PruneParams
 from decant.prune.schedules import Rewind
 from decant.prune.structures import Masked, split
@@ -75,7 +74,7 @@ def check(content: dict[str, Any]) -> Recipes:
 
 def _impossible(recipes: Recipes) -> list[str]:
     """Return what would fail only when it is used, perhaps minutes later, behind the teacher."""
-    networks, wrong = _build_all(recipes)
+    networks, wrong = _weights_of_all(recipes)
     wrong += recipes.gates.strangers({TEACHER, *recipes.models})
     for name, block in recipes.models.items():
         line = _line_of(name, recipes)
@@ -87,7 +86,7 @@ def _impossible(recipes: Recipes) -> list[str]:
             )
         if line[-1] in networks:
             try:
-                chosen, _ = select(networks[line[-1]], getattr(block, "skip", ()))
+                chosen = unskipped(list(networks[line[-1]]), getattr(block, "skip", ()))
             except DecantError as error:
                 wrong.append(f"models.{name}.skip: {error}")
             else:
@@ -97,11 +96,11 @@ def _impossible(recipes: Recipes) -> list[str]:
     return wrong
 
 
-def _unprunable(name: str, block: Any, network: nn.Module, chosen: list[str]) -> list[str]:
+def _unprunable(name: str, block: Any, weights: WeightShapes, chosen: list[str]) -> list[str]:
     """Return that a structure fits no layer of the network, with the reason for each."""
     if not isinstance(block, PruneParams) or not isinstance(block.structure, Masked):
         return []
-    fitting, refused = split(block.structure, {n: network.get_parameter(n) for n in chosen})
+    fitting, refused = split(block.structure, {n: weights[n] for n in chosen})
     if fitting:
         return []
     reasons = "; ".join(f"{weight}: {reason}" for weight, reason in refused.items())
@@ -123,8 +122,8 @@ def _no_way_back(name: str, block: PruneParams, root: str, recipes: Recipes) -> 
     return wrong
 
 
-def _build_all(recipes: Recipes) -> tuple[dict[str, nn.Module], list[str]]:
-    """Return every network that is trained from fresh weights, and what keeps others from being built."""
+def _weights_of_all(recipes: Recipes) -> tuple[dict[str, WeightShapes], list[str]]:
+    """Return the weights of each network that is trained from fresh ones, and why others cannot be built."""
     source = SOURCES[recipes.data.source]
     architectures = {f"{TEACHER}.architecture": recipes.teacher.architecture} | {
         f"models.{name}.student": block.student
@@ -134,12 +133,11 @@ def _build_all(recipes: Recipes) -> tuple[dict[str, nn.Module], list[str]]:
     networks, wrong = {}, []
     for place, architecture in architectures.items():
         try:
-            with torch.device("meta"):  # shapes alone, no memory
-                network = architecture.build(source.shape, len(source.classes))
+            weights = architecture.weights(source.shape, len(source.classes))
         except DecantError as error:
             wrong.append(f"{place}: {error}")
         else:
-            networks[place.removeprefix("models.").rpartition(".")[0]] = network
+            networks[place.removeprefix("models.").rpartition(".")[0]] = weights
     return networks, wrong
 
 

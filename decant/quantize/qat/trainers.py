@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
-from torch import Tensor
 
-from decant.checkpoints.activations import InputGrid
-from decant.checkpoints.constraints import Constraints
-from decant.quantize.qat.learners import (
-    Decaying,
-    Entries,
-    InputClip,
-    InputLearner,
-    InputStep,
-    Steps,
-    Straight,
-    TwoScales,
-    WeightLearner,
-)
 from decant.quantize.schemes import Binary, Codebook, Integer, Scheme, Ternary
 from decant.schema import Section
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Training
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decant.checkpoints.activations import InputGrid
+    from decant.checkpoints.constraints import Constraints
+    from decant.quantize.qat.learners import InputLearner, WeightLearner
 
 
 class Trainer(Section):
@@ -57,6 +50,8 @@ class Trainer(Section):
         Raises:
             ValueError: The scheme finds no levels for the weight.
         """
+        from decant.quantize.qat.learners import Straight
+
         return Straight(scheme, weight, held, axis, follows=isinstance(scheme, Binary | Ternary))
 
     def inputs(self, grid: InputGrid) -> InputLearner | None:
@@ -98,12 +93,16 @@ class Lsq(Trainer):
 
     def weights(self, scheme: Scheme, weight: Tensor, held: Constraints, axis: int) -> WeightLearner:
         """Return steps that are learned, where the levels are integers."""
+        from decant.quantize.qat.learners import Steps
+
         if isinstance(scheme, Integer):
             return Steps(scheme.levels(weight, held.mask, axis), held, weight.shape)
         return super().weights(scheme, weight, held, axis)
 
     def inputs(self, grid: InputGrid) -> InputLearner | None:
         """Return a step that is learned."""
+        from decant.quantize.qat.learners import InputStep
+
         return InputStep(grid)
 
 
@@ -128,6 +127,8 @@ class Pact(Trainer):
 
     def inputs(self, grid: InputGrid) -> InputLearner | None:
         """Return a clip that is learned, where there is nothing below zero."""
+        from decant.quantize.qat.learners import InputClip
+
         return InputClip(grid) if grid.zero_point == 0 else None
 
 
@@ -152,6 +153,8 @@ class Ttq(Trainer):
 
     def weights(self, scheme: Scheme, weight: Tensor, held: Constraints, axis: int) -> WeightLearner:
         """Return two scales that are learned, where the levels are ternary."""
+        from decant.quantize.qat.learners import TwoScales
+
         if isinstance(scheme, Ternary):
             return TwoScales(self.threshold, weight, held)
         return super().weights(scheme, weight, held, axis)
@@ -186,6 +189,8 @@ class ErrorDecay(Trainer):
 
     def weights(self, scheme: Scheme, weight: Tensor, held: Constraints, axis: int) -> WeightLearner:
         """Return signs with the gradient that narrows, where the levels are signs."""
+        from decant.quantize.qat.learners import Decaying
+
         if isinstance(scheme, Binary):
             return Decaying(scheme, held, axis, first=self.first, last=self.last)
         return super().weights(scheme, weight, held, axis)
@@ -206,6 +211,8 @@ class Centroids(Trainer):
 
     def weights(self, scheme: Scheme, weight: Tensor, held: Constraints, axis: int) -> WeightLearner:
         """Return entries that are learned, where the levels are a codebook."""
+        from decant.quantize.qat.learners import Entries
+
         if isinstance(scheme, Codebook):
             return Entries(scheme.levels(weight, held.mask, axis), weight, held)
         return super().weights(scheme, weight, held, axis)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor
 
 from decant.checkpoints.constraints import Constraints
+from decant.lazy import torch
 from decant.quantize.rounding.by_outputs import ByOutputs
 from decant.reconstruction.least_squares import NormalEquations
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GAMMA, ZETA = -0.1, 1.1
 """How far the sigmoid is stretched beyond 0 and 1, so that it reaches both: section 3.2 of the paper."""

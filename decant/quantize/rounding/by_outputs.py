@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor
 
 from decant.checkpoints.constraints import Constraints
+from decant.lazy import torch
 from decant.quantize.rounding.elementwise import better, errors, per_element
-from decant.reconstruction.hessians import InputHessian
 from decant.reconstruction.least_squares import NormalEquations, normal_equations
 from decant.schema import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decant.reconstruction.hessians import InputHessian
 
 
 class ByOutputs(Section):

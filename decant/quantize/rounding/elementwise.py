@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from decant.checkpoints.constraints import Constraints, Levels, Range
+from decant.lazy import torch
 from decant.reconstruction.least_squares import NormalEquations, solve
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def per_element(held: Constraints, shape: torch.Size) -> Constraints:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from decant.checkpoints.constraints import Constraints
+from decant.lazy import torch
 from decant.quantize.rounding.by_outputs import ByOutputs
 from decant.quantize.rounding.elementwise import optimum, select_elements
 from decant.reconstruction.least_squares import NormalEquations, cholesky
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 128
 """Columns after which the rest of the rows is brought up to date, at once: a product in place of 128."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from decant.checkpoints.checkpoint import Checkpoint
-from decant.checkpoints.constraints import Constraints
-from decant.errors import DecantError
-from decant.examples import pixels
-from decant.networks.layer_inputs import received
-from decant.progress import progress_bar
 from decant.quantize.rounding.adaround import AdaRound
 from decant.quantize.rounding.gptq import Gptq
-from decant.reconstruction.hessians import InputHessian, moments
 from decant.schema import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decant.checkpoints.constraints import Constraints
+    from decant.reconstruction.hessians import InputHessian
 
 
 class Nearest(Section):
@@ -44,63 +40,3 @@ class Nearest(Section):
 
 
 Rounding = Annotated[Nearest | Gptq | AdaRound, Field(discriminator="kind")]
-
-
-def round_layers(
-    parent: Checkpoint,
-    held: Mapping[str, Constraints],
-    rounding: Rounding,
-    images: Tensor,
-    reference: nn.Module,
-) -> Checkpoint:
-    """Return the parent with the named weights on their levels, each layer making up for those before it.
-
-    Layers are rounded in the order in which they run: each on the inputs that the layers before, rounded
-    already, send it, clamped and rounded as the parent's layers do that, towards the outputs that its own
-    weight has on the reference's inputs. Layers of which no moments are taken, such as transposed
-    convolutions and embeddings, are rounded to nearest. Biases stay.
-
-    Args:
-        parent: The network, its weights not rounded yet, its input grids attached; it is untouched.
-        held: All constraints on each weight, the parent's included, by the weight's name.
-        rounding: How.
-        images: Pixels [N, C, H, W], uint8, without labels; some ten rows of patches for each input of the
-            widest layer. Not read where the rounding needs no moments.
-        reference: The network in float, in eval mode, whose layers receive what the parent's would: channels
-            in the same units, nothing rounded.
-
-    Raises:
-        DecantError: There are no images; the network does not run one of the layers, or it receives NaN; or
-            a weight cannot be rounded so. Names the layer.
-    """
-    child, satisfied = parent.narrowed({}), dict[str, Constraints]()
-    order = list(held)
-    if rounding.needs_moments and held:
-        if not len(images):
-            raise DecantError(f"{rounding.kind} reads images to round by, and there are none; ask for some")
-        order = list(received(child.module, order, pixels(images[:1])))
-    with torch.no_grad():
-        for name in progress_bar(order, "rounding", "layers"):
-            weight = child.module.get_parameter(name)
-            found, satisfied[name] = _fitted(child.module, name, held[name], rounding, images, reference)
-            weight.copy_(found)
-    return child.narrowed({name: satisfied[name] for name in held})
-
-
-def _fitted(
-    module: nn.Module,
-    name: str,
-    held: Constraints,
-    rounding: Rounding,
-    images: Tensor,
-    reference: nn.Module,
-) -> tuple[Tensor, Constraints]:
-    """Return one layer's weight on its levels, and its constraints, given the network as rounded so far."""
-    weight, layer = module.get_parameter(name), module.get_submodule(name.removesuffix(".weight"))
-    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return Nearest().fitted(weight, held, None)
-    seen = moments(module, [name], images, reference)[name] if rounding.needs_moments else None
-    try:
-        return rounding.fitted(weight, held, seen)
-    except ValueError as error:
-        raise DecantError(f"{name}: {error}") from None
