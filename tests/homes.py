@@ -1,4 +1,4 @@
-"""A folder in which stages run: the current one, with tables of images and params.yaml where they are given."""
+"""A folder in which stages run: tables of images, params.yaml, and the current folder while a test runs."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,6 +35,8 @@ from tasks.benchmark.params import BenchmarkParams
 from tasks.benchmark.verdicts import verdict
 from tasks.pipeline.params import validate
 from tasks.pipeline.stage import run
+from tests import homes
+from tests.homes import noise, write_params
 
 SHAPE = (1, 8, 8)
 CLASSES = tuple("abcde")
@@ -326,32 +326,19 @@ def flipping() -> Checkpoint:
 
 
 def write_inputs(*names: str) -> None:
-    lines = [f"  {name}: {{op: quantize, from: teacher}}\n" for name in names]
-    params = "benchmark: {threads: 1, rounds: 3, seconds: 0.1}\nmodels:\n" + "".join(lines)
-    Path("params.yaml").write_text(params)
+    models = {name: {"op": "quantize", "from": "teacher"} for name in names}
+    write_params({"benchmark": {"threads": 1, "rounds": 3, "seconds": 0.1}, "models": models})
     for name in ("teacher", *names):
         folder = Path("models", name)
         folder.mkdir(parents=True)
         save({**KINDS, "flipping": flipping}[name](), folder)
-    test = images(40)
-    table = pa.table(
-        {
-            "image": pa.array([bytes(image.flatten().tolist()) for image in test], pa.binary(64)),
-            "label": pa.array([0] * 40, pa.uint8()),
-        }
-    )
-    Path("data").mkdir()
-    metadata = {"shape": json.dumps(SHAPE), "classes": json.dumps(CLASSES)}
-    pq.write_table(table.replace_schema_metadata(metadata), "data/test.parquet")
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.chdir(tmp_path)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(stage, "peak_bytes", lambda *_: None)  # a process each; the last test has one
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
+    with homes.home(tmp_path, noise(SHAPE, test=40)) as folder:
+        yield folder
 
 
 def test_the_stage_writes_a_file_for_each_model_and_the_numbers_of_all(home: Path) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,9 +22,7 @@ from decant.quantize.schemes import Integer
 from tasks.pipeline import splits as data
 from tasks.pipeline.models import load_model
 from tasks.pipeline.step import Step, begin_model, finish, write
-from tasks.prepare import tables as tables
-from tasks.prepare.sources import SOURCES
-from tasks.prepare.splits import Split
+from tests.homes import home, noise
 
 FIRST, LAST = "layers.0.weight", "layers.2.weight"
 
@@ -218,22 +215,16 @@ def test_long_lists_are_cut_and_other_parameters_are_one_line(capsys: pytest.Cap
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    generator = np.random.Generator(np.random.PCG64(0))
-    splits = {
-        name: Split(generator.integers(0, 256, (12, 1, 2, 2), np.uint8), (np.arange(12) % 3).astype(np.uint8))
-        for name in ("train", "validation")
+def place(tmp_path: Path) -> Iterator[Path]:
+    small = {
+        "op": "prune",
+        "from": "teacher",
+        "criterion": {"kind": "magnitude"},
+        "budget": {"sparsity": 0.5},
     }
-    tables.write(splits, Path("data"), SOURCES["digits"])
-    Path("params.yaml").write_text(
-        "seed: 7\nthreads: {prune: 1}\nmodels:\n"
-        "  small: {op: prune, from: teacher, criterion: {kind: magnitude}, budget: {sparsity: 0.5}}\n"
-    )
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    params = {"seed": 7, "threads": {"prune": 1}, "models": {"small": small}}
+    with home(tmp_path, noise((1, 2, 2), train=12, validation=12), params) as folder:
+        yield folder
 
 
 def step() -> Step[PruneParams]:

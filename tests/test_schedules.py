@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from decant.checkpoints.checkpoint import Checkpoint, state
@@ -31,9 +30,9 @@ from decant.training.resume import Scratch
 from tasks.pipeline.models import load_model
 from tasks.pipeline.params import validate
 from tasks.pipeline.splits import TRAIN, VALIDATION, read
-from tasks.prepare import tables as tables
-from tasks.prepare.sources import SOURCES
 from tasks.prepare.splits import Split
+from tests import homes
+from tests.homes import write_params
 
 T = TypeVar("T")
 
@@ -60,23 +59,16 @@ def stripes(seed: int, count: int) -> Split:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with two tables and a teacher that was trained for two epochs."""
-    folder = tmp_path_factory.mktemp("home")
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        tables.write(
-            {"train": stripes(0, 160), "validation": stripes(1, 40)}, Path("data"), SOURCES["digits"]
-        )
+    splits = {"train": stripes(0, 160), "validation": stripes(1, 40)}
+    with homes.home(tmp_path_factory.mktemp("home"), splits) as folder:
         params({})
         importlib.import_module("tasks.teacher.__main__").main()
         yield folder
-    torch.set_num_threads(before[0])
-    torch.use_deterministic_algorithms(before[1])
 
 
 def params(models: dict[str, Any]) -> None:
-    content = {"seed": 1, "threads": {"teacher": 1, "prune": 1}, "teacher": TEACHER, "models": models}
-    Path("params.yaml").write_text(yaml.safe_dump(content))
+    threads = {"teacher": 1, "prune": 1}
+    write_params({"seed": 1, "threads": threads, "teacher": TEACHER, "models": models})
 
 
 def prune(name: str = "child", **changes: Any) -> Checkpoint:
