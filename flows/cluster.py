@@ -31,10 +31,12 @@ from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from decant.errors import DecantError
 from flows import worktrees
-from flows.local import Done, Local, gpus, labels
+from flows.described import CODE
+from flows.local import Done, Local, labels
+from flows.machine import gpus, wait_policy
 from flows.plan import Stage
 from flows.pool import Hold, Pool, StageError
-from flows.session import Session
+from flows.session import Session, record_code
 from flows.worktrees import git, root_of
 
 PATIENCE = "20s"
@@ -86,22 +88,26 @@ class Cluster:
         """Let go of all stages that still run: their workers see it and end them."""
         self._dask.__exit__(*exception)
 
-    def begin(self, stage: Stage, devices: Sequence[str], after: Sequence[PrefectFuture[Any]]) -> Any:
+    def begin(
+        self, stage: Stage, devices: Sequence[str], running: int, after: Sequence[PrefectFuture[Any]]
+    ) -> Any:
         """Have a stage run on some worker; return the future of its Prefect task.
 
         Args:
             stage: What to run.
             devices: As many GPUs must the worker have.
+            running: The threads of all stages that run anywhere; only here they share cores with this one.
             after: The tasks of the stages that it depends on; they have ended, and their files are here.
         """
         limits = stage.limits
-        if stage.frozen or not stage.command:
-            return self._local.begin(stage, devices, after)
-        told = task(**labels(stage))(carry_out)
+        if stage.frozen or not stage.command or stage.name == CODE:  # a worker records its own code
+            return self._local.begin(stage, devices, running, after)
+        remote = task(**labels(stage))(carry_out)
         order = {
             "stage": stage.name,
             "commit": self._commit,
             "inputs": self._inputs[stage.name],
+            "threads": stage.threads,
             "upstream": {name: self._entries[name] for name in stage.upstream},
             "force": self._force,
             "timeout": limits.timeout,
@@ -110,7 +116,7 @@ class Cluster:
         }
         self._session.begin(stage.name)
         with annotate(resources={"GPU": len(devices)} if devices else {}):
-            future = self._dask.submit(told, {"order": order})
+            future = self._dask.submit(remote, {"order": order})
         threading.Thread(target=self._await, args=(stage.name, future), daemon=True).start()
         return future
 
@@ -199,8 +205,8 @@ def carry_out(order: dict[str, Any]) -> State[Any]:
     """Run one stage in this worker's clone.
 
     Args:
-        order: What the coordinator says: the stage, its commit, the sums of its `inputs`, the entries of the
-            stages `upstream`, `force`, `timeout`, and the `topic` that lines go to.
+        order: What the coordinator says: the stage, its commit and `threads`, the sums of its `inputs`, the
+            entries of the stages `upstream`, `force`, `timeout`, and the `topic` that lines go to.
 
     Returns:
         A state whose data is the `outcome` and the stage's `entry` of dvc.lock.
@@ -221,9 +227,17 @@ def carry_out(order: dict[str, Any]) -> State[Any]:
         if (task_run.run_count or 1) > 1:
             pool.pause(order["retry_delay"])  # Prefect's own delay could not be cut short
         try:
+            record_code(pool)
             _require_same(order["inputs"], pool.ask({"do": "inputs", "stages": [stage]})[stage], folder)
             pool.ask({"do": "fetch", "entries": order["upstream"]})
-            outcome = pool.run(stage, force=order["force"], timeout=order["timeout"], pull=True, line=line)
+            outcome = pool.run(
+                stage,
+                force=order["force"],
+                environment=wait_policy(order["threads"], order["threads"]),
+                timeout=order["timeout"],
+                pull=True,
+                line=line,
+            )
             entry = pool.ask({"do": "send", "stage": stage})
         except StageError:
             if pool.stopped:

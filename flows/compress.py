@@ -57,8 +57,10 @@ class Place(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def begin(self, stage: Stage, devices: Sequence[str], after: Sequence[PrefectFuture[Any]]) -> Any:
-        """Begin a stage whose upstream is done; return the future of its Prefect task."""
+    def begin(
+        self, stage: Stage, devices: Sequence[str], running: int, after: Sequence[PrefectFuture[Any]]
+    ) -> Any:
+        """Begin a stage whose upstream is done, as one of `running` threads; return its Prefect future."""
 
 
 class StagesFailedError(DecantError):
@@ -106,6 +108,8 @@ def compress(
     folder, logger = folder.resolve(), get_run_logger()
     prepared = _prepared.pop(folder, None)
     with contextlib.nullcontext(prepared) if prepared else opened(folder, targets or [], force) as session:
+        for name, result in session.results.items():
+            logger.info("%s: %s in %.1f s, to plan by its records", name, result.state, result.seconds)
         for name in session.to_run:
             logger.info("%s: %s", name, "forced" if force else session.plan.reason(name))
         if dry_run:
@@ -155,7 +159,7 @@ def _run_all(
             while not schedule.finished:
                 for stage, devices in schedule.start():
                     after = [futures[above] for above in stage.upstream if above in futures]
-                    futures[stage.name] = place.begin(stage, devices, after)
+                    futures[stage.name] = place.begin(stage, devices, schedule.threads, after)
                 while True:
                     with contextlib.suppress(queue.Empty):
                         name = done.get(timeout=0.2)
@@ -164,7 +168,7 @@ def _run_all(
                         session.pool.stop()
                         return True
                 if not schedule.runs(name):
-                    continue  # told twice: by the stage that went well, and by Prefect
+                    continue  # heard twice: by the stage that went well, and by Prefect
                 result = session.results.get(name)
                 if result is None:  # neither well nor failed: a mistake of ours
                     futures[name].result()
@@ -286,8 +290,8 @@ def _command(session: Session, chosen: argparse.Namespace, console: Console) -> 
     counts: dict[str, int] = {}
     for row in session.rows():
         counts[row["state"]] = counts.get(row["state"], 0) + 1
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    console.print(f"{told} in {time.monotonic() - began:.0f} s", highlight=False)
+    counted = ", ".join(f"{count} {name}" for name, count in counts.items())
+    console.print(f"{counted} in {time.monotonic() - began:.0f} s", highlight=False)
     if not state.is_completed() and not session.failures():
         console.print(f"{state.name}: {state.message}", markup=False, highlight=False)
     return 0 if state.is_completed() else 1

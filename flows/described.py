@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    from dvc.dependency import Dependency
     from dvc.stage import PipelineStage
 
+CODE = "code"
+"""The stage that records our code: for each operation its files, each with a sum over what it does."""
 
-def reasons(status: list[Any]) -> list[str]:
-    """Return why DVC takes a stage for changed, such as `modified data/code/prune`."""
+
+@dataclass(frozen=True)
+class Outputs:
+    """The paths that the stages of a DAG write.
+
+    Attributes:
+        results: Of all stages but `code`.
+        records: Of the stage `code`: what depends on one of them depends on the code that it lists.
+    """
+
+    results: frozenset[str]
+    records: frozenset[str]
+
+    @classmethod
+    def of(cls, stages: Iterable[PipelineStage]) -> Self:
+        """Return what these stages write."""
+        results, records = set[str](), set[str]()
+        for stage in stages:
+            (records if stage.addressing == CODE else results).update(out.fs_path for out in stage.outs)
+        return cls(frozenset(results), frozenset(records))
+
+    def has_record(self, path: str) -> bool:
+        """Say whether a path is a record of code."""
+        return any(f"{path}/".startswith(f"{record}/") for record in self.records)
+
+    def overlap(self, path: str) -> bool:
+        """Say whether a path is a result, holds one or lies in one."""
+        return any(
+            f"{path}/".startswith(f"{out}/") or f"{out}/".startswith(f"{path}/") for out in self.results
+        )
+
+
+def reasons(stage: PipelineStage, status: list[Any], outputs: Outputs) -> list[str]:
+    """Return why DVC takes a stage for changed, such as `modified params.yaml:seed`.
+
+    A changed record of code stands for the source files that differ: `modified decant/prune/masks.py`.
+
+    Args:
+        stage: The stage.
+        status: What DVC's `status` says of it.
+        outputs: What all stages of the DAG write.
+    """
+    records = {str(file): file for file in _files(stage) if outputs.has_record(file.fs_path)}
     found = []
     for entry in status:
         if isinstance(entry, str):
@@ -20,6 +67,8 @@ def reasons(status: list[Any]) -> list[str]:
             for path, change in changes.items():
                 if isinstance(change, dict):  # params, by file and name
                     found += [f"{how} {path}:{name}" for name, how in change.items()]
+                elif change == "modified" and path in records:
+                    found += _changed_code(records[path])
                 else:
                     found.append(f"{change} {path}")
     return found
@@ -39,25 +88,22 @@ def threads(stage: PipelineStage) -> int:
     return max([0, *counts])
 
 
-def code(stage: PipelineStage, outs: set[str]) -> dict[str, str]:
-    """Return the sums of the deps that no stage writes: the code, as dvc.lock will have it after the run."""
-    from dvc.dependency import ParamsDependency
+def code(stage: PipelineStage, outputs: Outputs) -> dict[str, str]:
+    """Return the sums of the code that a stage depends on, by path.
 
-    return {
-        str(dependency): dependency.get_hash().value
-        for dependency in sorted(stage.deps, key=str)
-        if not isinstance(dependency, ParamsDependency)
-        if dependency.exists and not _overlaps(dependency.fs_path, outs)
-    }
-
-
-def _overlaps(path: str, outs: set[str]) -> bool:
-    """Say whether stages write a path, in whole or in part: it is an output, holds one or lies in one."""
-    return any(f"{path}/".startswith(f"{out}/") or f"{out}/".startswith(f"{path}/") for out in outs)
+    That is each dep that no stage writes, and each source file in the records that the stage `code` writes.
+    """
+    found: dict[str, str] = {}
+    for file in sorted(_files(stage), key=str):
+        if file.exists and outputs.has_record(file.fs_path):
+            found |= _sums(Path(file.fs_path)) or {str(file): file.get_hash().value}
+        elif file.exists and not outputs.overlap(file.fs_path):
+            found[str(file)] = file.get_hash().value
+    return found
 
 
-def inputs(stage: PipelineStage, outs: set[str]) -> dict[str, str]:
-    """Return all that a stage reads and no stage writes."""
+def inputs(stage: PipelineStage, outputs: Outputs) -> dict[str, str]:
+    """Return all that a stage reads and no stage computes: its command, its code and its params."""
     from dvc.dependency import ParamsDependency
 
     params = {
@@ -66,7 +112,7 @@ def inputs(stage: PipelineStage, outs: set[str]) -> dict[str, str]:
         if isinstance(dependency, ParamsDependency)
         for name, value in dependency.read_params().items()
     }
-    return {"its command": str(stage.cmd)} | code(stage, outs) | params
+    return {"its command": str(stage.cmd)} | code(stage, outputs) | params
 
 
 def one_sum(lines: dict[str, str]) -> str:
@@ -75,3 +121,37 @@ def one_sum(lines: dict[str, str]) -> str:
     for path, value in lines.items():
         digest.update(f"{path} {value}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _files(stage: PipelineStage) -> Iterator[Dependency]:
+    """Yield the files and folders that a stage depends on."""
+    from dvc.dependency import ParamsDependency
+
+    return (dependency for dependency in stage.deps if not isinstance(dependency, ParamsDependency))
+
+
+def _changed_code(record: Dependency) -> list[str]:
+    """Return how the source files in a record differ from those that its stage ran with last."""
+    if not record.hash_info:
+        return ["never ran"]
+    before = _sums(Path(record.cache.oid_to_path(record.hash_info.value)))
+    now = _sums(Path(record.fs_path))
+    if not before or not now:  # `dvc gc` has removed it, or it is not written as ours are
+        return ["its code changed"]
+    hows = {
+        file: "modified" if file in before else "new"
+        for file, found in now.items()
+        if found != before.get(file)
+    }
+    hows |= dict.fromkeys(before.keys() - now.keys(), "removed")
+    return [f"{hows[file]} {file}" for file in sorted(hows)]
+
+
+def _sums(record: Path) -> dict[str, str]:
+    """Return the source files of a record, one a line after its sum; nothing where it cannot be read so."""
+    if not record.is_file():
+        return {}
+    lines = [
+        line.split(maxsplit=1) for line in record.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
+    return {line[1]: line[0] for line in lines} if all(len(line) == 2 for line in lines) else {}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +15,13 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed
 
+from flows.machine import cores, gpus, wait_policy
 from flows.plan import Stage
 from flows.pool import StageError, StageTimeoutError
 from flows.session import Session
 
 Done = Callable[[str], None]
-"""Is told the name of a stage that ended, well or not; perhaps more than once."""
+"""Receives the name of a stage that ended, well or not; perhaps more than once."""
 
 
 class Local:
@@ -46,17 +44,23 @@ class Local:
     def __exit__(self, *_: object) -> None:
         """Leave the workers to the pool."""
 
-    def begin(self, stage: Stage, devices: Sequence[str], after: Sequence[PrefectFuture[Any]]) -> Any:
+    def begin(
+        self, stage: Stage, devices: Sequence[str], running: int, after: Sequence[PrefectFuture[Any]]
+    ) -> Any:
         """Begin a stage here and now; return the future of its Prefect task.
 
         Args:
             stage: What to run.
             devices: The GPUs that it has to itself.
+            running: The threads of all stages that run, this one included.
             after: The tasks of the stages that it depends on; they have ended.
         """
 
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+
         def attempt() -> Attempt:
-            return Attempt(self._session, stage, devices, self._force, self._done)
+            variables = environment | wait_policy(stage.threads, running)
+            return Attempt(self._session, stage, variables, self._force, self._done)
 
         limits, tries = stage.limits, [attempt()]
 
@@ -79,12 +83,11 @@ class Attempt:
     """
 
     def __init__(
-        self, session: Session, stage: Stage, devices: Sequence[str], force: bool, done: Done
+        self, session: Session, stage: Stage, environment: dict[str, str], force: bool, done: Done
     ) -> None:
         self._session, self._stage, self._done = session, stage, done
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._outcome: Future[str | None] = Future()
-        environment = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
         threading.Thread(target=self._run, args=(force, environment), daemon=True).start()
 
     def follow(self) -> State[Any]:
@@ -163,18 +166,3 @@ def _again(_: Any, __: Any, state: State[Any]) -> bool:
     """Say whether a failed stage is worth another try: what took too long once does so again."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, StageError) and not isinstance(error, StageTimeoutError)
-
-
-def cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def gpus() -> list[str]:
-    """Return the GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [device for device in visible.split(",") if device]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return [str(index) for index, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]

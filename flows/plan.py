@@ -169,6 +169,11 @@ class Schedule:
         """Say whether nothing waits and nothing runs."""
         return not self._waiting and not self._running
 
+    @property
+    def threads(self) -> int:
+        """Return the threads of all that runs, one for a stage that says nothing of them."""
+        return sum(max(1, self._stages[name].threads) for name in self._running)
+
     def start(self) -> list[tuple[Stage, tuple[str, ...]]]:
         """Take what may begin now out of those that wait; each with the GPUs that it has to itself."""
         begun = []

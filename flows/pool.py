@@ -150,6 +150,15 @@ class Pool(Watched):
         found: list[dict[str, Any]] = self.ask({"do": "plan", "targets": targets})
         return found
 
+    def has(self, stage: str) -> bool:
+        """Say whether dvc.yaml has a stage of this name.
+
+        Raises:
+            StageError: DVC could not tell.
+        """
+        found: bool = self.ask({"do": "has", "stage": stage})
+        return found
+
     def run(
         self,
         stage: str,

@@ -66,10 +66,10 @@ def scheduled(
         logger.info("Working on %s (%s) in %s", base, start, folder)
         compress(targets, jobs, force=force, folder=folder, base=start, runner=runner, scheduler=scheduler)
         commit = keep(folder, branch, f"Rebuilt {', '.join(targets) if targets else 'everything'} on {base}")
-        told = (
+        message = (
             f"{branch} is now {commit}" if commit else f"Nothing changed: {branch} is now the same as {base}"
         )
-        logger.info("%s; see: dvc metrics diff %s %s", told, base, branch)
+        logger.info("%s; see: dvc metrics diff %s %s", message, base, branch)
         try:
             comparison = compare(folder, start)
         except DecantError as error:
@@ -79,8 +79,10 @@ def scheduled(
         else:
             create_markdown_artifact(key="gates", markdown=markdown(comparison))
             if gate and not comparison.passed:
-                raise GateFailedError(f"{told}, and a gate failed against {base}; see the artifact `gates`")
-        return Completed(message=told)
+                raise GateFailedError(
+                    f"{message}, and a gate failed against {base}; see the artifact `gates`"
+                )
+        return Completed(message=message)
 
 
 def commit_of(repository: Path, base: str) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from decant.errors import DecantError
+from flows.described import CODE
 from flows.plan import Plan
 from flows.pool import Pool, StageError
 from flows.progress import Progress, Silent
@@ -69,35 +71,57 @@ class Session:
     def failures(self) -> list[str]:
         """Return for each stage that failed its last lines and the command that repeats it."""
         return [
-            "\n".join(
-                [
-                    f"{name} failed: {result.why}",
-                    *(f"    {line}" for line in self.tails.get(name, ())),
-                    f"  to repeat it: dvc repro --single-item {name}",
-                ]
-            )
+            _failure(name, result.why, self.tails.get(name, ()))
             for name, result in self.results.items()
             if result.state == "Failed"
         ]
 
 
+def _failure(stage: str, why: str, tail: Iterable[str]) -> str:
+    """Return how a stage failed, its last lines, and the command that repeats it."""
+    lines = [f"    {line}" for line in tail]
+    return "\n".join([f"{stage} failed: {why}", *lines, f"  to repeat it: dvc repro --single-item {stage}"])
+
+
 @contextlib.contextmanager
 def opened(folder: Path, targets: list[str], force: bool) -> Iterator[Session]:
-    """Take the workspace, check params.yaml, and plan.
+    """Take the workspace, record its code, check params.yaml, and plan.
 
     Raises:
-        DecantError: Another flow has the workspace, a target is unknown, or params.yaml or dvc.yaml is wrong.
+        DecantError: Another flow has the workspace, a target is unknown, params.yaml or dvc.yaml is wrong, or
+            the stage `code` fails.
     """
     with Pool(folder) as pool:
         try:
+            results = record_code(pool)
             plan = Plan.read(pool.plan(targets))
         except StageError as error:
-            check_params(folder)  # DVC's words about a wrong params.yaml are about its templates
+            check_params(folder)  # what DVC says of a wrong params.yaml is about its templates
             raise DecantError(f"DVC cannot plan: {error}") from None
         to_run = plan.to_run(force)
         if any(plan.stages[name].operation == "validate" for name in to_run):
             check_params(folder)
-        yield Session(folder, pool, plan, to_run)
+        yield Session(folder, pool, plan, to_run, results)
+
+
+def record_code(pool: Pool) -> dict[str, Result]:
+    """Bring the stage `code` up to date, if there is one; return what became of it where it was not.
+
+    Only its records say which stages an edit of our code reaches, so it comes before any plan. It takes a
+    second.
+
+    Raises:
+        StageError: DVC could not tell whether there is one.
+        DecantError: It failed.
+    """
+    if not pool.has(CODE):
+        return {}
+    tail, began = deque[str](maxlen=TAIL), time.monotonic()
+    try:
+        outcome = pool.run(CODE, line=lambda text, _: tail.append(text))
+    except StageError as error:
+        raise DecantError(_failure(CODE, str(error), tail)) from None
+    return {} if outcome == "UpToDate" else {CODE: Result(outcome, time.monotonic() - began)}
 
 
 def check_params(folder: Path) -> None:

@@ -6,7 +6,7 @@ which count processes, tell two of them apart. DVC is imported once, not once a 
 
 DVC promises nothing of what is used here, so tests/test_pool.py holds it: `Repo(_wait_for_lock=True)` with
 `lock`, `index`, `stage.collect` and `find_outs_by_path`; `Stage.status`, `Stage.changed`, `Stage.reproduce`,
-`Stage.run`, `Stage.dump`; and two messages of its log.
+`Stage.run`, `Stage.dump`; where the cache keeps a file (`oid_to_path`); and two messages of its log.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
+
+    from flows.described import Outputs
 
 MARK = "\x1e"
 """Begins the line of an answer (ASCII's record separator): no program prints it by chance."""
@@ -60,7 +62,7 @@ class Turn:
         return getattr(self._lock, name)
 
 
-class Heard(logging.Handler):
+class OutcomeHandler(logging.Handler):
     """Which way DVC took for the stage, by its log."""
 
     def __init__(self) -> None:
@@ -99,6 +101,11 @@ class Workspace:
         self._repo: Repo | None = None
         self._stages: dict[str, PipelineStage] = {}
 
+    def has(self, stage: str) -> bool:
+        """Say whether dvc.yaml has a stage of this name."""
+        self._open()
+        return stage in self._stages
+
     def plan(self, targets: list[str]) -> list[dict[str, Any]]:
         """Return the stages that the targets need, each after those it depends on.
 
@@ -107,6 +114,8 @@ class Workspace:
         """
         import networkx as nx
         from dvc.exceptions import DvcException
+
+        from flows.described import Outputs
 
         repo = self._open()
         with repo.lock:
@@ -121,8 +130,8 @@ class Workspace:
             )
             needed = set(chosen).union(*(nx.descendants(active, stage) for stage in chosen))
             order = list(nx.dfs_postorder_nodes(active.subgraph(needed)))
-            outs = {out.fs_path for stage in graph for out in stage.outs}
-            return [self._describe(stage, active, outs) for stage in order]
+            outputs = Outputs.of(graph)
+            return [self._describe(stage, active, outputs) for stage in order]
 
     def run(self, stage: str, force: bool, environment: dict[str, str], pull: bool = False) -> str:
         """Run one stage if it must run, record it in dvc.lock, and return which way DVC took.
@@ -133,8 +142,8 @@ class Workspace:
             environment: Variables for its command alone.
             pull: Take what the run cache knows out of the remote, too.
         """
-        heard, logger = Heard(), logging.getLogger("dvc")
-        logger.addHandler(heard)
+        handler, logger = OutcomeHandler(), logging.getLogger("dvc")
+        logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
@@ -146,13 +155,13 @@ class Workspace:
                 if _pulled(found, force) if pull else found.reproduce(force=force):
                     found.dump(update_pipeline=False)
         finally:
-            logger.removeHandler(heard)
+            logger.removeHandler(handler)
             for name, value in before.items():
                 if value is None:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
-        return heard.outcome
+        return handler.outcome
 
     def inputs(self, stages: list[str]) -> dict[str, dict[str, str]]:
         """Return for each stage what it reads and no stage writes: its command, code by sum, and params."""
@@ -160,8 +169,8 @@ class Workspace:
 
         repo = self._open()
         with repo.lock:
-            outs = {out.fs_path for stage in repo.index.graph for out in stage.outs}
-            return {name: described.inputs(self._stage(name), outs) for name in stages}
+            outputs = described.Outputs.of(repo.index.graph)
+            return {name: described.inputs(self._stage(name), outputs) for name in stages}
 
     def send(self, stage: str) -> dict[str, Any]:
         """Copy what a stage wrote to the remote; return its entry of dvc.lock."""
@@ -208,7 +217,7 @@ class Workspace:
             self._repo = repo
         return self._repo
 
-    def _describe(self, stage: PipelineStage, graph: Any, outs: set[str]) -> dict[str, Any]:
+    def _describe(self, stage: PipelineStage, graph: Any, outputs: Outputs) -> dict[str, Any]:
         from flows import described
 
         status = stage.status()
@@ -216,11 +225,11 @@ class Workspace:
             "name": stage.addressing,
             "command": stage.cmd if isinstance(stage.cmd, str) else "; ".join(stage.cmd or []),
             "upstream": sorted(other.addressing for other in graph.successors(stage)),
-            "stale": described.reasons(status.get(stage.addressing, [])),
+            "stale": described.reasons(stage, status.get(stage.addressing, []), outputs),
             "meta": stage.meta or {},
             "frozen": bool(stage.frozen),
             "threads": described.threads(stage),
-            "code": described.one_sum(described.code(stage, outs)) if status else "",
+            "code": described.one_sum(described.code(stage, outputs)) if status else "",
         }
 
 
