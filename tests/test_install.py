@@ -1,13 +1,17 @@
-"""What pip does not hold by itself: the lock fits pyproject.toml, and Prefect's server imports."""
+"""What pip does not hold by itself: the lock fits pyproject.toml and every machine, Prefect imports."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -17,11 +21,24 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+LOCKED_EXTRAS = ("pipeline", "flows", "dask", "dev")
 REQUIREMENTS = [
     Requirement(line)
-    for line in PROJECT["dependencies"] + EXTRAS["dask"] + EXTRAS["dev"]
+    for line in [*PROJECT["dependencies"], *(line for name in LOCKED_EXTRAS for line in EXTRAS[name])]
     if not line.startswith("decant[")
 ]
+
+
+def load_script() -> ModuleType:
+    """Return `.ci/lock.py`, which lies in no package."""
+    spec = importlib.util.spec_from_file_location("lock", ROOT / ".ci" / "lock.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+lock = load_script()
 
 
 def locked() -> dict[str, Version]:
@@ -42,6 +59,105 @@ def test_the_lock_is_for_every_machine() -> None:
     """No local version such as +cpu: another machine may offer another build of torch, or only PyPI's."""
     assert not [name for name, version in locked().items() if version.local]
     assert not [name for name in locked() if re.match("nvidia|cuda|triton", name)]
+
+
+def test_the_lock_holds_what_each_machine_needs() -> None:
+    """By the metadata of what is installed: markers may leave out here what another machine needs."""
+    packages = {
+        canonicalize_name(found.name): [Requirement(line) for line in found.requires or []]
+        for found in importlib.metadata.distributions()
+    }
+    packages["decant"] = [*REQUIREMENTS]
+    for machine in lock.MACHINES:
+        names = {name for name in lock.needed(packages, machine) if not lock.CUDA.match(name)}
+        assert sorted(names - set(locked())) == []
+
+
+def test_the_lock_says_where_it_was_written() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert re.search(r"^# Resolved by CPython 3\.11 on \w+ \w+", text, re.MULTILINE)
+
+
+def test_extras_build_on_one_another() -> None:
+    """The lock resolves `decant[dev]` alone, so that must ask for every other extra but the peers."""
+    reached, waiting = set(), ["dev"]
+    while waiting:
+        extra = waiting.pop()
+        reached.add(extra)
+        for line in EXTRAS[extra]:
+            if (requirement := Requirement(line)).name == "decant":
+                waiting += requirement.extras
+    assert reached == set(LOCKED_EXTRAS) == set(EXTRAS) - {"peers"}
+
+
+PINS = {"torch": "2.13.0", "ruff": "0.17.6", "pyyaml": "6.0.3"}
+
+
+@pytest.mark.parametrize(
+    ("direct", "upgraded", "kept"),
+    [
+        ([], set(), ["torch==2.13.0", "ruff==0.17.6", "pyyaml==6.0.3"]),
+        ([], {"PyYAML", "ruff"}, ["torch==2.13.0"]),
+        ([], {"all"}, []),
+        (["torch>=2.13", "ruff>=0.18", "new"], set(), ["torch==2.13.0", "pyyaml==6.0.3"]),
+    ],
+)
+def test_versions_stay_unless_they_may_not(direct: list[str], upgraded: set[str], kept: list[str]) -> None:
+    assert lock.constraints(PINS, [Requirement(line) for line in direct], upgraded) == kept
+
+
+def item(name: str, version: str, *requires: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "version": version, "requires_dist": [*requires]}}
+
+
+REPORT = {
+    "install": [
+        item("zeta", "1.0", 'greenlet>=1; platform_machine == "s390x"', 'left; extra == "unasked"'),
+        item("decant", "0.2.0", "torch", 'Alpha[fast]>=2; extra == "dev"', 'torchao; extra == "peers"'),
+        item("Alpha", "2.1", "zeta", 'apple<3; extra == "fast" and sys_platform == "darwin"'),
+        item("torch", "2.13.0+cpu", 'nvidia-nccl; platform_system == "Linux"', 'pywin32; os_name == "nt"'),
+        item("triton", "3.0"),
+        item("nvidia-cublas", "13.0"),
+    ]
+}
+
+
+def test_what_only_another_machine_needs_is_found() -> None:
+    """Not what Windows needs, for which there is no Makefile; not what nobody asks for; no CUDA packages."""
+    assert lock.missing_elsewhere(REPORT) == ["apple<3"]
+
+
+def test_the_file_has_no_local_versions_and_no_cuda() -> None:
+    text = lock.lock(REPORT)
+    assert [line for line in text.splitlines() if line[0] != "#"] == [
+        "Alpha==2.1",
+        "torch==2.13.0",
+        "zeta==1.0",
+    ]
+    assert lock.locked(text) == {"alpha": "2.1", "torch": "2.13.0", "zeta": "1.0"}
+    assert text.endswith("zeta==1.0\n")
+
+
+def test_resolving_goes_on_until_nothing_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def resolve(wanted: list[str], kept: list[str]) -> dict[str, Any]:
+        asked.append([*wanted])
+        assert kept == ["alpha==2.1"]
+        return {"install": REPORT["install"] + [item("apple", "2.9") for _ in wanted[1:]]}
+
+    (tmp_path / "requirements.lock").write_text("# old\nAlpha==2.1\n")
+    (tmp_path / "pyproject.toml").write_text("[project]\ndependencies = []\noptional-dependencies = {}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lock, "resolve", resolve)
+    lock.main(set())
+    assert asked == [[".[dev]"], [".[dev]", "apple<3"]]
+    assert lock.locked((tmp_path / "requirements.lock").read_text())["apple"] == "2.9"
+
+
+def test_a_lock_that_cannot_be_resolved_ends_in_a_sentence() -> None:
+    with pytest.raises(SystemExit, match="make lock UPGRADE="):
+        lock.resolve([f"nowhere @ {(ROOT / 'nowhere').as_uri()}"], [])
 
 
 def test_prefects_server_imports(tmp_path: Path) -> None:

@@ -45,12 +45,3 @@ PAGES = [
 def test_links_and_paths_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
-
-
-def test_the_workflow_of_the_docs_is_valid_and_lets_the_gate_decide() -> None:
-    text = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"((?:^    .*\n|^\n)+)", text[text.index("    name: models\n") :], re.MULTILINE)[:1]
-    workflow = yaml.safe_load(block)
-    steps = workflow["jobs"]["compare"]["steps"]
-    assert steps[0]["with"]["fetch-depth"] == 0
-    assert "steps.compare.outputs.code" in steps[-1]["run"]
