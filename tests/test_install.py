@@ -6,9 +6,11 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -170,5 +172,56 @@ def test_prefects_server_imports(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the wheel, built from a copy of the checkout so that nothing is left behind in it."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in ("decant", "tasks", "flows"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    code = f"from setuptools import build_meta; build_meta.build_wheel({str(built)!r})"  # as pip calls it
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, stdout=subprocess.DEVNULL)
+    (path,) = built.iterdir()
+    return path
+
+
+def test_the_wheel_holds_the_whole_library_and_nothing_else(wheel: Path) -> None:
+    packed = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
+    files = {path.relative_to(ROOT) for path in (ROOT / "decant").rglob("*") if path.is_file()}
+    files = {path for path in files if path.suffix in (".py", ".pyi") or path.name == "py.typed"}
+    assert {path for path in packed if not path.parts[0].endswith(".dist-info")} == files
+
+
+def test_the_wheel_asks_for_the_library_alone(wheel: Path) -> None:
+    """Pipeline, flows, dask, peers and dev are extras; whoever installs the wheel gets none of them."""
+    name, version, *_ = wheel.stem.split("-")
+    metadata = zipfile.ZipFile(wheel).read(f"{name}-{version}.dist-info/METADATA").decode()
+    asked = [Requirement(line) for line in re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)]
+    plain = {line.name for line in asked if line.marker is None}
+    assert plain == {Requirement(line).name for line in PROJECT["dependencies"]}
+    assert not plain & {"dvc", "prefect", "PyYAML", "pyyaml", "pyarrow", "matplotlib", "scikit-learn", "rich"}
+    assert "Requires-Python: >=3.11" in metadata
+
+
+def test_the_wheel_imports_without_the_pipelines_packages(wheel: Path, tmp_path: Path) -> None:
+    """Every module of it, from the wheel, where what only the pipeline needs cannot be imported."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    foreign = ["tasks", "flows", "dvc", "prefect", "yaml", "pyarrow", "matplotlib", "sklearn", "rich", "dask"]
+    code = (
+        "import importlib, pkgutil, sys\n"
+        f"sys.modules.update(dict.fromkeys({foreign}))\n"
+        "import decant\n"
+        f"assert decant.__file__.startswith({str(tmp_path)!r})\n"
+        "names = [found.name for found in pkgutil.walk_packages(decant.__path__, 'decant.')]\n"
+        "assert len(names) > 50\n"
+        "for name in names: importlib.import_module(name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
