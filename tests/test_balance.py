@@ -20,7 +20,7 @@ from decant.examples import Examples, pixels
 from decant.lowering.folding import folded
 from decant.networks.architectures import Mlp
 from decant.networks.structure import compressible
-from decant.quantize import bias_correction as biases
+from decant.quantize import bias_correction
 from decant.quantize.bias_correction import corrected, mean_outputs
 from decant.quantize.equalization import Pair, equalized, pairs_of, ranges, scale_, smoothed
 from decant.quantize.params import QuantizeParams
@@ -570,7 +570,7 @@ def test_mean_outputs_are_those_that_hooks_see(kind: str, monkeypatch: pytest.Mo
     inner = names(model)[1].removesuffix(".weight")
     model = model.narrowed({}, {inner: InputGrid(3, 0.3, 2)}, {inner: Range(-0.4, 0.9)})
     expected = hooked(model.module, shown(kind))
-    monkeypatch.setattr(biases, "BATCH", 25)  # 25, 25 and 14
+    monkeypatch.setattr(bias_correction, "BATCH", 25)  # 25, 25 and 14
     found = mean_outputs(model.module, names(model), shown(kind))
     assert list(found) == list(expected)
     for name, mean in found.items():

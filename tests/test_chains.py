@@ -16,10 +16,11 @@ from decant.calibration.ranges import CANDIDATES
 from decant.checkpoints.activations import InputGrid
 from decant.checkpoints.checkpoint import Checkpoint, state
 from decant.checkpoints.constraints import FREE
+from decant.checkpoints.files import save
+from decant.compression.finish import begun
 from decant.compression.invariants import check_invariants
-from decant.compression.ledger import created
 from decant.compression.surgery import Kept, removed
-from decant.costs import counts as metrics
+from decant.costs.counts import macs
 from decant.errors import DecantError
 from decant.export.deploy import check_same, to_onnx
 from decant.export.runtime import open_session
@@ -30,9 +31,9 @@ from decant.networks.execution import predict
 from decant.networks.layers import fit_normalization_
 from decant.networks.structure import compressible
 from decant.schema import Section
-from tasks.pipeline import step as steps
 from tasks.pipeline.models import load_model
 from tasks.pipeline.splits import read
+from tasks.pipeline.step import begin, write
 from tests import homes
 from tests.homes import noise, write_params
 from tests.imports import OPERATIONS
@@ -120,8 +121,8 @@ def teach() -> None:
         module(images.float() / 255)  # statistics of the batch norms
     teacher = Checkpoint(architecture, (1, 8, 8), tuple("0123456789"), module.eval())
     write_params({"seed": 1, "threads": {"teacher": 1}, "teacher": {}})
-    step = steps.begin("teacher", "teacher", "teacher", _Nothing)
-    written_by("teacher", lambda: steps.write(step, teacher, created(teacher)))
+    step = begin("teacher", "teacher", "teacher", _Nothing)
+    written_by("teacher", lambda: write(step, begun(teacher, [])))
 
 
 class _Nothing(Section):
@@ -132,13 +133,12 @@ def written_by(name: str, make: Callable[[], None]) -> Checkpoint:
     """Call `make` and return the checkpoint in memory that it wrote as `name`."""
     saved = []
 
-    def save(checkpoint: Checkpoint, folder: Path) -> None:
+    def watched(checkpoint: Checkpoint, folder: Path) -> None:
         saved.append(checkpoint)
-        original(checkpoint, folder)
+        save(checkpoint, folder)
 
-    original = steps.save
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "save", save)
+        patch.setattr("tasks.pipeline.step.save", watched)
         make()
     (checkpoint,) = saved
     assert Path("models", name).is_dir()
@@ -371,7 +371,7 @@ def test_channels_go_at_any_place_of_a_chain(
         lost.append(kept or {})
         check_invariants(parent, child, kept)
 
-    monkeypatch.setattr(steps, "check_invariants", check)
+    monkeypatch.setattr("decant.compression.finish.check_invariants", check)
     second = {"m3_thin": {"budget": {"macs": 0.4}}} if kinds.count("thin") == 2 else {}
     made = apply(kinds, **second)
     for index, (kind, model) in enumerate(zip(kinds, made, strict=True)):
@@ -383,7 +383,7 @@ def test_channels_go_at_any_place_of_a_chain(
         assert bool(kept) == (kinds[index] == "thin")
         if kept:
             parent = made[index - 1] if index else load_model("teacher")
-            assert metrics.macs(made[index].module, parent.shape) < metrics.macs(parent.module, parent.shape)
+            assert macs(made[index].module, parent.shape) < macs(parent.module, parent.shape)
             made[:index] = [removed(model, kept) for model in made[:index]]
     hold_all(made[:-1], made[-1])
 

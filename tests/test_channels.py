@@ -11,17 +11,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from decant.checkpoints.checkpoint import Checkpoint
-from decant.costs import counts as metrics
+from decant.costs import counts
 from decant.costs.layers import LayerShape, layers_of, macs
 from decant.errors import DecantError
-from decant.export import layer_timing as timings_layer_timing
-from decant.export.layer_timing import Calls, OnnxRuntime, stopwatch
+from decant.export.layer_timing import Calls, OnnxRuntime, layer_call, stopwatch
 from decant.networks.architectures import Lenet5, Resnet
 from decant.networks.execution import predict
-from decant.prune.channels import latency as timings_latency
 from decant.prune.channels.coupling import ChannelGroup, find_groups, groups_of, kept_of, zeroed
 from decant.prune.channels.ladder import ChannelPlan, Ladder, ladder_of, shrink, shrink_to_drift, smallest
-from decant.prune.channels.latency import CHANNEL_MULTIPLES, Table, best_step, read_table, shrink_to_latency
+from decant.prune.channels.latency import (
+    ATTEMPTS,
+    CHANNEL_MULTIPLES,
+    Table,
+    best_step,
+    read_table,
+    shrink_to_latency,
+)
 from decant.prune.structures import lowest
 from tests.nets import NETS, SHAPE, Looped, drawn, images, net
 
@@ -149,7 +154,7 @@ def test_zeros_and_no_channels_give_the_same_logits(kind: str, seed: int) -> Non
         name: tuple(t.shape) for name, t in plan.model.module.state_dict().items() if t.dim()
     } == plan.shapes
     layers = layers_of(plan.parent.module, SHAPE)
-    assert macs(layers, plan.shapes) == metrics.macs(plan.model.module, SHAPE)
+    assert macs(layers, plan.shapes) == counts.macs(plan.model.module, SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +172,7 @@ def test_parameters_by_hand(kind: str, count: object) -> None:
     for seed in range(3):
         plan = drawn(net(NETS[kind]), seed)
         assert callable(count)
-        assert metrics.parameters(plan.model.module) == count(*left(plan).values())
+        assert counts.parameters(plan.model.module) == count(*left(plan).values())
 
 
 def test_a_wrong_removal_is_noticed() -> None:
@@ -297,7 +302,7 @@ def test_no_budget_is_broken_and_more_never_leaves_fewer(
             assert f"{least:,.0f}" in str(error)
             widths.append({group.name: 0 for group in GROUPS})
             continue
-        assert metrics.macs(plan.model.module, SHAPE) == cost(plan) <= limit
+        assert counts.macs(plan.model.module, SHAPE) == cost(plan) <= limit
         for group in GROUPS:
             kept = left(plan)[group.name]
             assert kept == group.count or (kept % round_to == 0 and kept >= minimum)
@@ -344,7 +349,7 @@ def test_layers_tell_all_that_their_time_depends_on() -> None:
     assert last.describe() == "4x10 on 1 rows"
     assert [layer.macs for layer in (first, each, point, last)] == [144 * 25, 72 * 25, 80 * 25, 40]
     lenet = Lenet5().build((1, 28, 28), 10)
-    assert sum(layer.macs for layer in layers_of(lenet, (1, 28, 28))) == metrics.macs(lenet, (1, 28, 28))
+    assert sum(layer.macs for layer in layers_of(lenet, (1, 28, 28))) == counts.macs(lenet, (1, 28, 28))
     same = nn.Conv2d(2, 3, (3, 5), padding="same")
     assert layers_of(same, (2, 8, 8))[0].padding == (1, 2)
 
@@ -361,7 +366,7 @@ def test_layers_tell_all_that_their_time_depends_on() -> None:
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_layer_runs_alone(layer: LayerShape, batch: int) -> None:
     rows = batch * (7 if layer.name == "rows" else 1)
-    results = timings_layer_timing.layer_call(layer, batch)()
+    results = layer_call(layer, batch)()
     assert isinstance(results, list)
     assert all(result.shape[:2] == (rows, layer.weight[0]) for result in results)
 
@@ -441,7 +446,7 @@ class Affine(Table):
         return float(sum(layer.macs for layer in layers))
 
     def ratio(self, model: Checkpoint, other: Checkpoint, batch: int) -> float:
-        mine, its = (metrics.macs(m.module, m.shape) for m in (model, other))
+        mine, its = (counts.macs(m.module, m.shape) for m in (model, other))
         self.networks.setdefault(f"{mine}", 0.0)
         return self.of_macs(mine) / self.of_macs(its)
 
@@ -456,7 +461,7 @@ def test_a_latency_is_kept_and_nearly_used_up(limit: float, tmp_path: Path) -> N
     rungs = ladder(drawn_scores(0))
     plan, ratio = shrink_to_latency(rungs, table, PARENT, limit, 1)
     assert ratio == table.ratio(plan.model, PARENT, 1) <= limit
-    assert len(table.networks) <= timings_latency.ATTEMPTS + 2
+    assert len(table.networks) <= ATTEMPTS + 2
     assert plan.channels > rungs.plan(0).channels
     costs = [table.of_macs(macs(LAYERS, rungs.plan(rung).shapes)) for rung in range(len(rungs.steps) + 1)]
     whole = costs[-1]

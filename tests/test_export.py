@@ -24,7 +24,7 @@ from decant.checkpoints.activations import DynamicGrid, Grid, InputGrid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints, Levels, Range
 from decant.errors import DecantError
-from decant.export import trace as onnx_trace
+from decant.export import trace
 from decant.export.deploy import Deployed, check_same, deploy, to_onnx
 from decant.export.graph import Graph
 from decant.export.inputs import quantized, rounded
@@ -517,7 +517,7 @@ def test_exporting_leaves_the_checkpoint_alone() -> None:
 def test_the_same_bytes_twice_whole_and_nothing_of_this_machine(
     make: Callable[[], Checkpoint], domains: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_trace, "_graph", onnx_trace._graph.__wrapped__)  # traced twice
+    monkeypatch.setattr(trace, "_graph", trace._graph.__wrapped__)  # traced twice
     contents = [deploy(make()).content for _ in range(2)]
     assert contents[0] == contents[1]
     model = onnx.load_from_string(contents[0])
@@ -550,7 +550,7 @@ def test_nothing_is_said_on_the_way(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(onnx_trace, "_graph", onnx_trace._graph.__wrapped__)
+    monkeypatch.setattr(trace, "_graph", trace._graph.__wrapped__)
     model = static(NETS[kind])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

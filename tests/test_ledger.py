@@ -11,17 +11,18 @@ import torch
 from decant.checkpoints.activations import InputGrid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints, Range
+from decant.compression.finish import begun, finished
 from decant.compression.invariants import check_invariants
-from decant.compression.ledger import as_json, compare, created, show
+from decant.compression.ledger import as_json, compare, created, lines
 from decant.compression.selection import select
 from decant.errors import DecantError
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.structure import compressible
 from decant.prune.params import PruneParams
 from decant.quantize.schemes import Integer
-from tasks.pipeline import splits as data
 from tasks.pipeline.models import load_model
-from tasks.pipeline.step import Step, begin_model, finish, write
+from tasks.pipeline.splits import TRAIN, read
+from tasks.pipeline.step import Step, begin_model, write
 from tests.homes import home, noise
 
 FIRST, LAST = "layers.0.weight", "layers.2.weight"
@@ -183,11 +184,10 @@ def test_another_input_grid_is_a_lost_one() -> None:
 # --- print
 
 
-def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_printed() -> None:
     parent = checkpoint()
     chosen, untouched = select(parent.module, ["layers.2"])
-    show("small: prune", compare(parent, parent.narrowed({chosen[0]: masked(3)}), untouched))
-    assert capsys.readouterr().out.splitlines() == [
+    assert lines("small: prune", compare(parent, parent.narrowed({chosen[0]: masked(3)}), untouched)) == [
         "small: prune",
         "  layers.0.weight        12 of       20 changed   60.00% zero  mask 60.00% zero",
         "  untouched: 2 (8 parameters), bias or batch norm, kept in float32: layers.0.bias, layers.2.bias",
@@ -195,19 +195,17 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_long_lists_are_cut_and_other_parameters_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_lists_are_cut_and_other_parameters_are_one_line() -> None:
     architecture = Resnet(widths=(4, 8), blocks=(1, 1))
     module = build(architecture, (1, 8, 8), 3, seed=0)
     teacher = Checkpoint(architecture, (1, 8, 8), tuple("abc"), module)
-    show("teacher", created(teacher))
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + len(compressible(module)) + 1
+    text = lines("teacher", created(teacher))
+    assert len(text) == 1 + len(compressible(module)) + 1
     others = sum(p.numel() for name, p in module.named_parameters() if name not in compressible(module))
-    assert lines[-1].split() == f"biases and batch norms {others} of {others} changed".split()
+    assert text[-1].split() == f"biases and batch norms {others} of {others} changed".split()
     chosen, untouched = select(module, [])
     child = teacher.narrowed({chosen[0]: Constraints(range=Range(-0.01, 0.01))})
-    show("x", compare(teacher, child, untouched))
-    (last,) = capsys.readouterr().out.splitlines()[-1:]
+    last = lines("x", compare(teacher, child, untouched))[-1]
     assert last.endswith("float32: stem.1.weight, stem.1.bias, stages.0.norm1.weight …")
 
 
@@ -236,8 +234,10 @@ def test_a_step_writes_the_model_its_ledger_and_its_lineage(
 ) -> None:
     parent = replace(checkpoint(), lineage=({"op": "teacher", "name": "teacher"},))
     child = parent.narrowed({FIRST: masked(3)})
-    finish(step(), parent, child, {LAST: "because"})
-    assert capsys.readouterr().out.startswith("small: prune\n")
+    result = finished(parent, child, {LAST: "because"}, facts={"drawn": 3}, note="mind the step")
+    write(step(), result)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [*lines("small: prune", result.ledger), "  drawn 3", "  note: mind the step"]
     folder = place / "models/small"
     assert sorted(path.name for path in folder.iterdir()) == [
         "ledger.json",
@@ -256,6 +256,7 @@ def test_a_step_writes_the_model_its_ledger_and_its_lineage(
     assert (own["seed"], own["threads"]) == (step().seed, 1)
     assert own["data"].startswith("sha256:")
     assert own["versions"] == {"torch": torch.__version__}
+    assert own["drawn"] == 3
     assert list((place / "models").iterdir()) == [folder]
 
 
@@ -263,7 +264,7 @@ def test_the_same_step_writes_the_same_bytes(place: Path) -> None:
     parent = checkpoint()
     contents = []
     for _ in range(2):
-        finish(step(), parent, parent.narrowed({FIRST: masked(3)}), {})
+        write(step(), finished(parent, parent.narrowed({FIRST: masked(3)}), {}))
         folder = place / "models/small"
         contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert contents[0] == contents[1]
@@ -271,7 +272,7 @@ def test_the_same_step_writes_the_same_bytes(place: Path) -> None:
 
 def test_a_curve_is_written_where_there_is_one(place: Path) -> None:
     curve = [{"epoch": 1, "loss": 1 / 3}, {"epoch": 2, "loss": 0.25}]
-    write(step(), checkpoint(), created(checkpoint()), curve)
+    write(step(), begun(checkpoint(), curve))
     assert (place / "models/small/curve.csv").read_text() == "epoch,loss\n1.0,0.333333\n2.0,0.25\n"
 
 
@@ -280,17 +281,17 @@ def test_a_failed_step_leaves_what_was_there(place: Path, before: bool) -> None:
     parent = checkpoint()
     child = parent.narrowed({FIRST: masked(3)})
     if before:
-        finish(step(), parent, child, {})
+        write(step(), finished(parent, child, {}))
     content = sorted((path, path.read_bytes()) for path in place.glob("models/*/*"))
     with pytest.raises(DecantError, match="changed nothing"):
-        finish(step(), child, child, {})
+        write(step(), finished(child, child, {}))
     with pytest.raises(DecantError, match="broke what an earlier one did"):
-        finish(step(), child, parent, {})
+        write(step(), finished(child, parent, {}))
     broken = parent.narrowed({FIRST: masked(2)})
     with torch.no_grad():
         broken.module.get_parameter(LAST)[0, 0] = torch.nan
     with pytest.raises(DecantError, match="holds NaN"):
-        finish(step(), parent, broken, {})
+        write(step(), finished(parent, broken, {}))
     assert sorted((path, path.read_bytes()) for path in place.glob("models/*/*")) == content
     assert not list(place.glob("models/.*"))
 
@@ -305,6 +306,6 @@ def test_a_block_of_another_operation_is_sent_to_its_own(place: Path) -> None:
 
 
 def test_no_table_no_step(place: Path) -> None:
-    (place / data.TRAIN).unlink()
+    (place / TRAIN).unlink()
     with pytest.raises(DecantError, match=r"No data/train\.parquet; run `dvc repro prepare`"):
-        data.read(data.TRAIN)
+        read(TRAIN)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints
-from decant.costs import counts as metrics_counts
+from decant.costs import counts
 from decant.networks.architectures import Lenet5, Lenet300100, Mlp, build
-from tasks.evaluate import accuracy as metrics_accuracy
+from tasks.evaluate import accuracy
 from tasks.evaluate.measures import HEADLINE, headline, measure
 
 
@@ -33,8 +33,8 @@ def certain(confidences: list[float]) -> Tensor:
 
 def test_accuracy_by_hand() -> None:
     answers = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0], [5.0, -5.0]])
-    assert metrics_accuracy.accuracy(answers, torch.tensor([1, 0, 0, 1])) == 0.5
-    assert metrics_accuracy.accuracy(answers, torch.tensor([1, 0, 1, 0])) == 1.0
+    assert accuracy.accuracy(answers, torch.tensor([1, 0, 0, 1])) == 0.5
+    assert accuracy.accuracy(answers, torch.tensor([1, 0, 1, 0])) == 1.0
 
 
 @given(st.integers(0, 99), st.integers(1, 60))
@@ -44,35 +44,35 @@ def test_accuracy_is_exactly_hits_over_count(seed: int, count: int) -> None:
         max(range(4), key=row.__getitem__) == t
         for row, t in zip(answers.tolist(), truth.tolist(), strict=True)
     )
-    assert metrics_accuracy.accuracy(answers, truth) == pytest.approx(hits / count, abs=1e-15)
+    assert accuracy.accuracy(answers, truth) == pytest.approx(hits / count, abs=1e-15)
 
 
 def test_accuracy_of_many_is_not_rounded_to_float32() -> None:
     truth = torch.zeros(17_000_001, dtype=torch.int8)
     truth[0] = 1
     answers = torch.tensor([[1.0, 0.0]]).expand(len(truth), 2)
-    assert metrics_accuracy.accuracy(answers, truth) == 17_000_000 / 17_000_001
+    assert accuracy.accuracy(answers, truth) == 17_000_000 / 17_000_001
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 10), (9, 10), (81, 263), (9312, 10_000)])
 def test_wilson_s_interval_agrees_with_scipy(hits: int, count: int) -> None:
     reference = binomtest(hits, count).proportion_ci(0.95, "wilson")
-    found = metrics_accuracy.wilson_interval(hits / count, count)
+    found = accuracy.wilson_interval(hits / count, count)
     assert found == pytest.approx((reference.low, reference.high), rel=1e-12, abs=1e-12)
 
 
 def test_wilson_s_interval_is_the_published_one() -> None:
     # Newcombe, Two-sided confidence intervals for the single proportion, 1998, table I, method 3.
-    assert metrics_accuracy.wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert metrics_accuracy.wilson_interval(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert metrics_accuracy.wilson_interval(0 / 20, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert metrics_accuracy.wilson_interval(1 / 29, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert accuracy.wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert accuracy.wilson_interval(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert accuracy.wilson_interval(0 / 20, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert accuracy.wilson_interval(1 / 29, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1))
 def test_the_interval_holds_the_share_and_stays_in_range(count: int, part: float) -> None:
     share = round(part * count) / count
-    low, high = metrics_accuracy.wilson_interval(share, count)
+    low, high = accuracy.wilson_interval(share, count)
     assert -1e-15 <= low <= share + 1e-15
     assert share - 1e-15 <= high <= 1 + 1e-15
     assert high - low > 0
@@ -85,12 +85,12 @@ def test_the_likelihood_agrees_with_a_loop(seed: int) -> None:
         math.log(math.fsum(math.exp(z) for z in row)) - row[label]
         for row, label in zip(answers.tolist(), truth.tolist(), strict=True)
     ]
-    assert metrics_accuracy.nll(answers, truth) == pytest.approx(math.fsum(naive) / 12, rel=1e-12)
+    assert accuracy.nll(answers, truth) == pytest.approx(math.fsum(naive) / 12, rel=1e-12)
 
 
 def test_a_likelihood_by_hand_and_one_that_underflows() -> None:
-    assert metrics_accuracy.nll(torch.zeros(3, 10), torch.tensor([0, 4, 9])) == pytest.approx(math.log(10))
-    assert metrics_accuracy.nll(torch.tensor([[0.0, 2000.0]]), torch.tensor([0])) == 2000.0
+    assert accuracy.nll(torch.zeros(3, 10), torch.tensor([0, 4, 9])) == pytest.approx(math.log(10))
+    assert accuracy.nll(torch.tensor([[0.0, 2000.0]]), torch.tensor([0])) == 2000.0
 
 
 # --- calibration
@@ -101,7 +101,7 @@ def test_a_calibration_error_by_hand() -> None:
     answers = certain([0.62, 0.7, 0.92, 0.98])
     truth = torch.tensor([0, 1, 1, 0])
     by_hand = (2 * abs(0.5 - 0.66) + 2 * abs(0.5 - 0.95)) / 4
-    assert metrics_accuracy.calibration_error(answers, truth, bins=5) == pytest.approx(by_hand)
+    assert accuracy.calibration_error(answers, truth, bins=5) == pytest.approx(by_hand)
 
 
 def naive_calibration_error(confidences: list[float], hits: list[bool], bins: int) -> float:
@@ -122,21 +122,21 @@ def test_a_calibration_error_agrees_with_a_loop(seed: int, bins: int) -> None:
     answers, truth = logits(seed).double(), labels(seed + 1)
     confidence, predicted = answers.softmax(1).max(1)
     naive = naive_calibration_error(confidence.tolist(), (predicted == truth).tolist(), bins)
-    assert metrics_accuracy.calibration_error(answers, truth, bins) == pytest.approx(naive, abs=1e-12)
+    assert accuracy.calibration_error(answers, truth, bins) == pytest.approx(naive, abs=1e-12)
 
 
 def test_the_edges_of_confidence_are_counted() -> None:
     # Confidence 1 falls into the last bin, 1/2 (an edge of ten bins) into the fifth.
     sure = torch.tensor([[1000.0, 0.0]] * 3)
-    assert metrics_accuracy.calibration_error(sure, torch.tensor([0, 0, 1])) == pytest.approx(1 / 3)
-    assert metrics_accuracy.calibration_error(sure, torch.zeros(3).long()) == 0.0
+    assert accuracy.calibration_error(sure, torch.tensor([0, 0, 1])) == pytest.approx(1 / 3)
+    assert accuracy.calibration_error(sure, torch.zeros(3).long()) == 0.0
     edge = torch.zeros(4, 2)
-    assert metrics_accuracy.calibration_error(edge, torch.tensor([0, 0, 1, 1]), bins=10) == 0.0
+    assert accuracy.calibration_error(edge, torch.tensor([0, 0, 1, 1]), bins=10) == 0.0
     both = torch.cat([edge, certain([0.6] * 4)])
     truth = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1])
     # In one bin the gaps +0.5 and -0.35 would cancel; in two bins they do not.
-    assert metrics_accuracy.calibration_error(both, truth, bins=10) == pytest.approx((4 * 0.5 + 4 * 0.35) / 8)
-    assert metrics_accuracy.calibration_error(both, truth, bins=1) == pytest.approx(abs(5 / 8 - 0.55))
+    assert accuracy.calibration_error(both, truth, bins=10) == pytest.approx((4 * 0.5 + 4 * 0.35) / 8)
+    assert accuracy.calibration_error(both, truth, bins=1) == pytest.approx(abs(5 / 8 - 0.55))
 
 
 def test_a_calibrated_model_errs_little_and_an_overconfident_one_much() -> None:
@@ -144,15 +144,15 @@ def test_a_calibrated_model_errs_little_and_an_overconfident_one_much() -> None:
     confidences = [random.uniform(0.5, 1) for _ in range(20_000)]
     truth = torch.tensor([0 if random.random() < c else 1 for c in confidences])
     answers = certain(confidences)
-    assert metrics_accuracy.calibration_error(answers, truth) < 0.02
-    assert metrics_accuracy.calibration_error(5 * answers, truth) > 0.1
+    assert accuracy.calibration_error(answers, truth) < 0.02
+    assert accuracy.calibration_error(5 * answers, truth) > 0.1
 
 
 def test_agreement_by_hand() -> None:
     one = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 1.0]])
     other = torch.tensor([[9.0, 8.0], [0.0, 0.1], [0.0, 1.0]])
-    assert metrics_accuracy.agreement(one, other.argmax(1)) == pytest.approx(2 / 3)
-    assert metrics_accuracy.agreement(one, one.argmax(1)) == 1.0
+    assert accuracy.agreement(one, other.argmax(1)) == pytest.approx(2 / 3)
+    assert accuracy.agreement(one, one.argmax(1)) == 1.0
 
 
 # --- counts
@@ -164,9 +164,9 @@ def test_zeros_are_counted_to_the_weight() -> None:
         module.get_parameter("layers.0.weight")[0] = 0  # 4 of the 35 weights
         module.get_parameter("layers.2.weight")[1, 2] = -0.0
         module.get_parameter("layers.0.bias")[:] = 0
-    assert metrics_counts.parameters(module) == 43
-    assert metrics_counts.nonzeros(module) == 43 - 4 - 1 - 5
-    assert metrics_counts.sparsity(module) == 5 / 35
+    assert counts.parameters(module) == 43
+    assert counts.nonzeros(module) == 43 - 4 - 1 - 5
+    assert counts.sparsity(module) == 5 / 35
 
 
 @pytest.mark.parametrize(
@@ -179,26 +179,26 @@ def test_multiplications_of_a_convolution_by_hand(
     layer = nn.Conv2d(4, 8, 3, stride, padding, dilation, groups)
     side = (11 + 2 * padding - dilation * 2 - 1) // stride + 1
     outputs, inputs_of_each = 8 * side * side, 4 // groups * 3 * 3
-    assert metrics_counts.macs(nn.Sequential(layer), (4, 11, 11)) == outputs * inputs_of_each
+    assert counts.macs(nn.Sequential(layer), (4, 11, 11)) == outputs * inputs_of_each
 
 
 def test_multiplications_of_published_networks() -> None:
     assert (
-        metrics_counts.macs(build(Lenet300100(), (1, 28, 28), 10, seed=0), (1, 28, 28))
+        counts.macs(build(Lenet300100(), (1, 28, 28), 10, seed=0), (1, 28, 28))
         == 784 * 300 + 300 * 100 + 1000
     )
     by_hand = 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10
-    assert metrics_counts.macs(build(Lenet5(), (1, 28, 28), 10, seed=0).eval(), (1, 28, 28)) == by_hand
+    assert counts.macs(build(Lenet5(), (1, 28, 28), 10, seed=0).eval(), (1, 28, 28)) == by_hand
 
 
 def test_a_layer_that_is_used_twice_counts_twice() -> None:
     layer = nn.Linear(6, 6, bias=False)
-    assert metrics_counts.macs(nn.Sequential(nn.Flatten(), layer, layer), (1, 2, 3)) == 72
+    assert counts.macs(nn.Sequential(nn.Flatten(), layer, layer), (1, 2, 3)) == 72
 
 
 def test_counting_leaves_no_hook_behind() -> None:
     module = build(Mlp(hidden=(5,)), (1, 2, 2), 3, seed=0)
-    metrics_counts.macs(module, (1, 2, 2))
+    counts.macs(module, (1, 2, 2))
     assert not any(layer._forward_hooks for layer in module.modules())
 
 

@@ -17,10 +17,9 @@ from decant.networks.architectures import (
     Resnet,
     Shape,
     build,
-    fit_normalization_,
 )
 from decant.networks.execution import predict
-from decant.networks.layers import Normalize
+from decant.networks.layers import Normalize, fit_normalization_
 from decant.networks.structure import compressible
 from tasks.pipeline.params import read_section, validate
 

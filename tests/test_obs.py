@@ -16,10 +16,10 @@ from decant.examples import pixels
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.layer_inputs import patches, received
 from decant.networks.structure import compressible
-from decant.prune import obs as obs
+from decant.prune import obs
 from decant.prune.obs import channel_order, prune, reconstruct, refit, saliencies, saliency
 from decant.prune.structures import Blocks, NOfM, Weights, lowest
-from decant.reconstruction import least_squares as squares
+from decant.reconstruction import least_squares
 from decant.reconstruction.hessians import moments, norms
 from tests.drawn import drawn
 
@@ -115,7 +115,7 @@ def test_cross_moments_pair_what_two_networks_send(monkeypatch: pytest.MonkeyPat
     assert torch.allclose(found.hessian[0], now.mT @ now / 300, rtol=1e-5, atol=1e-7)
     assert found.cross is not None
     assert torch.allclose(found.cross[0], now.mT @ then / 300, rtol=1e-5, atol=1e-7)
-    monkeypatch.setattr("tasks.moments.FLOATS", 100)
+    monkeypatch.setattr("decant.reconstruction.hessians.FLOATS", 100)
     parts = moments(first, ["layers.2.weight"], images, second)["layers.2.weight"]
     assert torch.allclose(parts.hessian, found.hessian, rtol=1e-6)
 
@@ -243,7 +243,7 @@ def test_saliency_is_the_rise_of_the_error(seed: int, width: int, sparsity: floa
 
 
 def test_both_closed_forms_say_the_same() -> None:
-    problem = squares.normal_equations(drawn(1, 40, 30), hessian_of(inputs_of(0, 500, 30)), None, 0.01)
+    problem = least_squares.normal_equations(drawn(1, 40, 30), hessian_of(inputs_of(0, 500, 30)), None, 0.01)
     mask = (
         torch.rand(40, 30, generator=torch.Generator().manual_seed(0)) > torch.linspace(0.05, 1, 40)[:, None]
     )
@@ -322,7 +322,7 @@ def test_rounds_of_large_layers_lose_little_against_exact_ones(monkeypatch: pyte
     exact = error(inputs, weight, prune(weight, hessian, zeros, whole_layer)[1])
     monkeypatch.setattr(obs, "EXACT", 0)
     thinned = error(inputs, weight, prune(weight, hessian, zeros, whole_layer)[1])
-    monkeypatch.setattr(squares, "FACTORED", 0)
+    monkeypatch.setattr(least_squares, "FACTORED", 0)
     unsolved = error(inputs, weight, prune(weight, hessian, zeros, whole_layer)[1])
     kept = whole_layer(weight.abs(), zeros)
     magnitude = error(inputs, weight, torch.where(kept, weight, 0.0))
@@ -338,8 +338,8 @@ def test_rows_of_one_mask_share_their_factorization(monkeypatch: pytest.MonkeyPa
     mask = columns.repeat_interleave(4, dim=0)
     each = torch.cat([refit(weight[row : row + 1], mask[row : row + 1], hessian) for row in range(8)])
     calls: list[torch.Size] = []
-    real = squares.cholesky
-    monkeypatch.setattr(squares, "cholesky", lambda m: calls.append(m.shape) or real(m))
+    real = least_squares.cholesky
+    monkeypatch.setattr(least_squares, "cholesky", lambda m: calls.append(m.shape) or real(m))
     assert torch.allclose(refit(weight, mask, hessian), each, atol=1e-6)
     assert len(calls) == 2
 
@@ -348,10 +348,10 @@ def test_a_factor_that_fails_in_single_precision_is_found_in_double() -> None:
     matrix = torch.full((3, 3), 1.0, dtype=torch.double) + 1e-9 * torch.eye(3, dtype=torch.double)
     assert torch.linalg.cholesky_ex(matrix.float())[1].item() > 0
     with pytest.raises(ValueError, match="take more images, or more damping"):
-        squares.cholesky(torch.full((2, 2), 1.0))
+        least_squares.cholesky(torch.full((2, 2), 1.0))
     close = torch.tensor([[1.0, 1 - 2**-24], [1 - 2**-24, 1.0]])
-    assert torch.isfinite(squares.cholesky(close)).all()
-    assert torch.isfinite(squares.cholesky(matrix)).all()
+    assert torch.isfinite(least_squares.cholesky(close)).all()
+    assert torch.isfinite(least_squares.cholesky(matrix)).all()
 
 
 def test_arguments_are_checked() -> None:

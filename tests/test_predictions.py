@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from decant.errors import DecantError
-from tasks.evaluate import predictions as predictions
+from tasks.evaluate import predictions
 
 
 def test_what_was_written_is_read_at_one_byte_an_image(tmp_path: Path) -> None:

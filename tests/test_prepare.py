@@ -19,13 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from decant.errors import DecantError
-from tasks.pipeline import splits as data
 from tasks.pipeline.params import validate
+from tasks.pipeline.splits import TEST, TRAIN, VALIDATION, read
 from tasks.prepare import __main__ as stage
-from tasks.prepare import files as files
-from tasks.prepare import idx as idx
-from tasks.prepare import splits as splits
-from tasks.prepare import tables as tables
+from tasks.prepare import files, idx, splits, tables
 from tasks.prepare.params import PrepareParams
 from tasks.prepare.sources import (
     SOURCES,
@@ -159,13 +156,12 @@ def test_data_reads_what_tables_wrote(tmp_path: Path, contents: dict[str, bytes]
     drawn = splits.draw(toy, 5, seed=0)
     tables.write(drawn, tmp_path / "data", toy)
     for name, split in drawn.items():
-        examples = data.read(tmp_path / "data" / f"{name}.parquet")
+        examples = read(tmp_path / "data" / f"{name}.parquet")
         assert (examples.images.numpy() == split.images).all()
         assert (examples.labels.numpy() == split.labels).all()
         assert examples.classes == toy.classes
         assert examples.shape == (1, 2, 3)
-    read = (data.TRAIN, data.VALIDATION, data.TEST)
-    assert [str(path) for path in read] == [f"data/{name}.parquet" for name in SPLITS]
+    assert [str(path) for path in (TRAIN, VALIDATION, TEST)] == [f"data/{name}.parquet" for name in SPLITS]
 
 
 def test_a_table_is_plain_and_in_one_piece(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from decant.lowering.integers import settled
 from decant.networks.architectures import Resnet, build
 from decant.networks.layers import Summand
 from decant.networks.structure import compressible
-from decant.quantize import recipe as quantized
+from decant.quantize import recipe
 from decant.quantize.params import QuantizeParams
 from decant.quantize.schemes import Binary, Integer
 from tasks.pipeline.models import MODELS, load_model
@@ -292,7 +292,7 @@ def test_steps_count_as_learned_where_a_training_follows(
     def asked(*_: Any, learned: bool, **__: Any) -> None:
         raise DecantError(f"learned: {learned}")
 
-    monkeypatch.setattr(quantized, "allocate", asked)
+    monkeypatch.setattr(recipe, "allocate", asked)
     more = {"mixed": {"budget": {"bytes": 0.2}}, "activations": {}} | ({"train": train} if train else {})
     with pytest.raises(DecantError, match=f"learned: {train is not None}"):
         made(images, monkeypatch, **more)
@@ -333,7 +333,7 @@ def test_the_rest_of_a_model_is_trained_and_the_levels_that_were_there_hold(
         unfolded.append(checkpoint)
         return folded(checkpoint)
 
-    monkeypatch.setattr(quantized, "folded", seen)
+    monkeypatch.setattr(recipe, "folded", seen)
     skip = [name.removesuffix(".weight") for name in kept]
     model, _, _ = made(images, monkeypatch, "rest", **{"from": "partly"}, skip=skip, train=TRAIN)
     child = unfolded[-1]
@@ -363,7 +363,7 @@ def test_what_is_rounded_already_is_refused_and_what_was_there_stays(
 
 
 def test_another_function_after_folding_is_refused(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "moved", lambda *_: (0.002, 1.0))
+    monkeypatch.setattr(recipe, "moved", lambda *_: (0.002, 1.0))
     with pytest.raises(DecantError, match=r"teacher is another function once folded: .*0\.002, their spread"):
         made(images, monkeypatch)
 
@@ -372,7 +372,7 @@ def test_balanced_signs_are_those_of_the_shifted_weights(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, _, _ = made(images, monkeypatch, scheme={"kind": "binary", "balanced": True})
-    teacher = quantized.folded(load_model("teacher"))
+    teacher = folded(load_model("teacher"))
     name = "stages.1.conv2.weight"
     shifted = Binary(balanced=True).shifted(teacher.module.get_parameter(name).detach(), None, 0)
     assert torch.equal(model.module.get_parameter(name) > 0, shifted >= 0)

@@ -24,8 +24,7 @@ from decant.prune.structures import lowest
 from decant.quantize.params import QuantizeParams
 from decant.quantize.quantizable import quantizable
 from decant.quantize.recipe import Recipe
-from decant.quantize.rounding import adaround as adaround
-from decant.quantize.rounding import gptq as gptq
+from decant.quantize.rounding import adaround, gptq
 from decant.quantize.rounding.adaround import EDGE, AdaRound, exponent, neighbours, pull, rectified, steepness
 from decant.quantize.rounding.elementwise import better, errors, optimum, per_element, select_elements
 from decant.quantize.rounding.gptq import Gptq

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from decant.calibration import observers as sampling
+from decant.calibration import observers
 from decant.calibration.observers import of_inputs
 from decant.calibration.range_search import held_out
 from decant.calibration.ranges import Best, Deviation, MinMax, Percentile
@@ -88,7 +88,7 @@ def test_moments_and_extremes_are_those_of_all_inputs(per_channel: bool) -> None
 @given(st.floats(-1e4, 1e4), st.floats(0.01, 100), st.integers(1, 4))
 def test_the_deviation_keeps_its_digits_far_from_zero(middle: float, spread: float, batches: int) -> None:
     values = torch.randn(batches * 250, 1, generator=torch.Generator().manual_seed(0)) * spread + middle
-    watched = sampling._Watched("layer", len(values), per_channel=False)
+    watched = observers._Watched("layer", len(values), per_channel=False)
     for batch in values.split(250):
         watched.record(nn.Identity(), (batch,))
     (sample,) = watched.samples().each
@@ -104,7 +104,7 @@ def test_few_inputs_are_all_kept_and_many_are_drawn_the_same_way_each_time(
     module = network()
     (whole,) = of_inputs(module, ["0"], IMAGES)["0"].each
     assert torch.equal(whole.values.sort().values, (IMAGES.float() / 255).flatten().double().sort().values)
-    monkeypatch.setattr(sampling, "KEPT", 3000)
+    monkeypatch.setattr(observers, "KEPT", 3000)
     (drawn,) = of_inputs(module, ["0"], IMAGES)["0"].each
     (again,) = of_inputs(module, ["0"], IMAGES)["0"].each
     assert torch.equal(drawn.values, again.values)

@@ -15,21 +15,21 @@ from torch import nn
 
 from decant.checkpoints.checkpoint import Checkpoint, state
 from decant.checkpoints.files import size_bytes
-from decant.costs import counts as metrics
+from decant.costs.counts import macs, nonzeros, parameters
 from decant.errors import DecantError
 from decant.networks.architectures import Resnet, build
 from decant.networks.execution import predict
 from decant.networks.structure import compressible, filters
 from decant.prune.mask_pruning import MaskPruning
+from decant.prune.origins import fresh
 from decant.prune.params import PruneParams
-from decant.prune.schedule_runs import fresh
-from decant.training import fit as fit
+from decant.training import fit
 from decant.training.fit import group_norms
 from decant.training.recipe import Training
 from decant.training.resume import Scratch
 from tasks.pipeline.models import load_model
 from tasks.pipeline.params import validate
-from tasks.pipeline.splits import TRAIN, VALIDATION, read
+from tasks.pipeline.splits import TRAIN, VALIDATION, read, read_splits
 from tasks.prepare.splits import Split
 from tests import homes
 from tests.homes import write_params
@@ -123,7 +123,7 @@ def test_every_schedule_meets_its_budget_and_holds_its_masks(
     if "sparsity" in budget:
         assert zeros(model) == round(0.7 * total(model))
     else:
-        assert 690 <= metrics.nonzeros(model.module) <= 700
+        assert 690 <= nonzeros(model.module) <= 700
     for name, weight in compressible(model.module).items():
         mask = model.constraints[name].mask
         assert mask is not None
@@ -208,15 +208,13 @@ def test_fresh_weights_are_those_that_the_teacher_began_with(
     began = watched(monkeypatch, lambda progress: {n: t.clone() for n, t in state(progress.module).items()})
     importlib.import_module("tasks.teacher.__main__").main()
     assert Path("models/teacher/model.safetensors").read_bytes() == before
-    drawn = state(fresh(load_model("teacher")))
+    drawn = state(fresh(load_model("teacher"), read(TRAIN)))
     assert all(torch.equal(tensor, began[0][name]) for name, tensor in drawn.items())
 
 
 def test_rewinding_without_pruning_anything_would_be_the_teacher_s_training(home: Path) -> None:
     # One weight of all is removed: the curve of the last epoch is nearly the teacher's own.
-    prune(
-        budget={"nonzeros": metrics.nonzeros(load_model("teacher").module) - 1}, schedule=SCHEDULES["rewind"]
-    )
+    prune(budget={"nonzeros": nonzeros(load_model("teacher").module) - 1}, schedule=SCHEDULES["rewind"])
     own = Path("models/teacher/curve.csv").read_text().splitlines()
     again = Path("models/child/curve.csv").read_text().splitlines()
     rate = own[0].split(",").index("learning_rate")
@@ -282,7 +280,7 @@ def test_impossible_budgets_name_the_nearest(budget: dict[str, float], words: st
 def test_a_training_that_breaks_the_budget_is_told(home: Path) -> None:
     teacher = load_model("teacher")
     block = validate(BLOCK | {"budget": {"nonzeros": 700}}, PruneParams)
-    pruning = MaskPruning(block, teacher, teacher, 1, lambda: teacher.module)
+    pruning = MaskPruning(block, teacher, teacher, read_splits(), 1)
     pruning.check(pruning.pruned().model)
     with pytest.raises(DecantError, match="nonzeros 700 was met before the training and is not after it"):
         pruning.check(teacher)
@@ -294,7 +292,7 @@ def test_the_nearest_possible_budget_is_possible(home: Path) -> None:
     nearest = int(str(told.value).split("has ")[1].split(";")[0].replace(",", ""))
     # One weight in each layer is the least, which only an allocation that knows leaves everywhere.
     model = prune(budget={"nonzeros": nearest}, allocation={"kind": "lamp"})
-    assert metrics.nonzeros(model.module) == nearest
+    assert nonzeros(model.module) == nearest
 
 
 @pytest.mark.parametrize("schedule", ["one-shot", "gradual", "surgery", "rewind"])
@@ -344,12 +342,12 @@ CHANNELS = {"structure": {"kind": "channels", "minimum": 2}, "allocation": {"kin
 def test_channels_are_gone_and_the_budget_is_met(kind: str, home: Path) -> None:
     teacher = load_model("teacher")
     model = prune(**CHANNELS, criterion={"kind": kind}, budget={"macs": 0.5})
-    assert metrics.macs(model.module, model.shape) <= 0.5 * metrics.macs(teacher.module, teacher.shape)
-    assert metrics.parameters(model.module) < 0.6 * metrics.parameters(teacher.module)
+    assert macs(model.module, model.shape) <= 0.5 * macs(teacher.module, teacher.shape)
+    assert parameters(model.module) < 0.6 * parameters(teacher.module)
     ledger = json.loads(Path("models/child/ledger.json").read_text())
-    assert sum(entry.get("removed", 0) for entry in ledger) == metrics.parameters(
-        teacher.module
-    ) - metrics.parameters(model.module)
+    assert sum(entry.get("removed", 0) for entry in ledger) == parameters(teacher.module) - parameters(
+        model.module
+    )
     again = load_model("child")
     images = read(VALIDATION).images
     assert torch.equal(predict(again.module, images), predict(model.module, images))
@@ -367,7 +365,7 @@ def test_channels_to_every_budget(budget: dict[str, float], home: Path) -> None:
         widths = [layer.num_features for layer in model.module.modules() if isinstance(layer, nn.BatchNorm2d)]
         assert widths[0] < 8
     elif measure == "nonzeros":
-        assert metrics.nonzeros(model.module) <= amount * metrics.nonzeros(teacher.module)
+        assert nonzeros(model.module) <= amount * nonzeros(teacher.module)
     elif measure == "bytes":
         assert size_bytes(Path("models/child")) <= amount * size_bytes(Path("models/teacher"))
     else:
@@ -387,7 +385,7 @@ def test_channels_with_schedules_that_train(schedule: str, home: Path) -> None:
         prune(**CHANNELS, budget={"macs": 0.5}, schedule=SCHEDULES[schedule]),
         load_model("teacher"),
     )
-    assert metrics.macs(model.module, model.shape) <= 0.5 * metrics.macs(teacher.module, teacher.shape)
+    assert macs(model.module, model.shape) <= 0.5 * macs(teacher.module, teacher.shape)
     assert Path("models/child/curve.csv").exists()
 
 

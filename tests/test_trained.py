@@ -1,11 +1,9 @@
 """Rounding that learns: values to the bit, gradients against loops, and trainings that hold and resume."""
 
 import copy
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -20,6 +18,8 @@ from decant.checkpoints.constraints import Constraints, Levels, Range
 from decant.checkpoints.files import load, save
 from decant.compression.invariants import check_invariants
 from decant.errors import DecantError
+from decant.examples import Splits
+from decant.finetune.operation import finetune
 from decant.finetune.params import FinetuneParams
 from decant.lowering.folding import folded
 from decant.networks.architectures import Mlp, Resnet, build
@@ -58,6 +58,7 @@ from decant.training.fit import EpochMetrics
 from decant.training.losses import Softmax, Temperature, warning
 from decant.training.recipe import Adamw, Augmentation, Cosine, Sgd, Training
 from decant.training.resume import Scratch
+from decant.training.run import Run
 from tasks.pipeline.params import validate
 from tests.drawn import drawn
 from tests.nets import striped
@@ -510,9 +511,7 @@ def run(
         loss=train.training.hard_loss(),
         examples=TRAIN,
         validation=VALIDATION,
-        scratch=Scratch(folder, "id"),
-        seed=5,
-        title="test",
+        run=Run("test", 5, lambda: Scratch(folder, "id")),
     )
 
 
@@ -574,15 +573,13 @@ def test_what_comes_out_is_what_was_trained(way: str, average: float, tmp_path: 
 def test_the_hardened_network_answers_to_the_bit_as_with_learners(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from decant.quantize.qat import training as trained
-
     with_learners: list[Tensor] = []
 
     def first_ask(module: nn.Module) -> None:
         with_learners.append(predict(module.eval(), VALIDATION.images))
         take_out_(module)
 
-    monkeypatch.setattr(trained, "take_out_", first_ask)
+    monkeypatch.setattr("decant.quantize.qat.training.take_out_", first_ask)
     for way, (scheme, make, bits) in WAYS.items():
         child, _ = run(tmp_path / way, start(), scheme, make(training(epochs=1)), bits)
         assert torch.equal(predict(child.module, VALIDATION.images), with_learners.pop()), way
@@ -683,9 +680,7 @@ def test_weights_with_levels_keep_them_and_are_not_rounded_twice(tmp_path: Path)
         loss=recipe.training.hard_loss(),
         examples=TRAIN,
         validation=VALIDATION,
-        scratch=Scratch(tmp_path, "id"),
-        seed=5,
-        title="test",
+        run=Run("test", 5, lambda: Scratch(tmp_path, "id")),
     )
     check_invariants(parent, child)
     assert not torch.equal(
@@ -771,26 +766,28 @@ def test_high_temperatures_are_warned_of_where_bits_are_few(temperature: float, 
 def test_finetuning_few_bits_on_a_high_temperature_is_told(
     bits: int, temperature: float, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = importlib.import_module("tasks.finetune.__main__")
     parent = start()
     for name, width in (("head.weight", 8), ("stages.0.conv1.weight", bits)):
         levels = Integer(bits=width).levels(parent.module.get_parameter(name).detach())
         parent = parent.narrowed({name: Constraints(levels=levels)})
-    block = {"op": "finetune", "from": "some", "training": {"epochs": 1}}
-    soft = {"loss": {"kind": "temperature", "temperature": temperature}}
-    scratch = SimpleNamespace(clear=lambda: None)
-    step = SimpleNamespace(
-        block=validate(block | soft, FinetuneParams), seed=1, name="few", scratch=lambda *_: scratch
+    recipe = FinetuneParams.model_validate(
+        {
+            "op": "finetune",
+            "from": "some",
+            "training": {"epochs": 1},
+            "loss": {"kind": "temperature", "temperature": temperature},
+        }
     )
-    facts: list[Any] = []
-    monkeypatch.setattr(stage, "begin_model", lambda *_: step)
-    monkeypatch.setattr(stage, "load_model", lambda _: parent)
-    monkeypatch.setattr(stage.data, "read", lambda _: TRAIN)
-    monkeypatch.setattr(stage, "fit_", lambda *_, **__: [])
-    monkeypatch.setattr(stage, "finish", lambda *_, **named: facts.append(named["facts"]))
-    stage.main("few")
+
+    def moved(module: nn.Module, *_: Any, **__: Any) -> list[EpochMetrics]:
+        with torch.no_grad():
+            module.get_parameter("stem.0.weight").add_(1)
+        return []
+
+    monkeypatch.setattr("decant.finetune.operation.fit_", moved)
+    facts = finetune(parent, recipe, Splits(TRAIN, VALIDATION)).facts
     words = "loss.temperature: 5 is more than 3-bit weights can follow; try 1 to 2"
-    assert facts == [{"warning": words} if told else None]
+    assert facts == ({"warning": words} if told else {})
 
 
 def test_the_warning_says_what_to_try() -> None:
