@@ -33,11 +33,15 @@ PORT := 4200
 serve: $(STAMP) ## a Prefect server, the deployments of prefect.yaml and a worker, until Ctrl-C (PORT=4200)
 	$(PYTHON) -m flows.serve --port $(PORT)
 
-test: $(STAMP) ## run the tests
-	$(PYTHON) -m pytest
+# Tests of one group, those that share a server or a built pipeline, run in one process one after another.
+JOBS := 2
+PYTEST = $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadgroup --durations 10 --durations-min 1
 
-test-slow: $(STAMP) ## run the tests that take minutes
-	$(PYTHON) -m pytest -m slow
+test: $(STAMP) ## run the tests, two at a time (JOBS=2), and say which ten took longest
+	$(PYTEST)
+
+test-slow: $(STAMP) ## run the tests that take minutes, and properties with four times the examples
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile thorough
 
 check: $(STAMP) ## check format, style and types
 	$(PYTHON) -m ruff format --check .

@@ -11,6 +11,9 @@ import yaml
 
 from tests.imports import ROOT
 
+PYTHON = Path(sys.executable).parent
+"""The folder whose `python` runs stages, where nobody names another."""
+
 
 def clone(folder: Path) -> Path:
     """Return a clone in `folder` with the working tree's changes committed on top, sharing nothing."""
@@ -57,14 +60,9 @@ def write_params(folder: Path, content: dict[str, Any]) -> None:
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """Return the md5 of every output in the clone's dvc.lock that must be reproducible: all but latencies."""
+    """Return the md5 of every output in the clone's dvc.lock."""
     lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    return {
-        out["path"]: out["md5"]
-        for stage, entry in lock.items()
-        for out in entry.get("outs", [])
-        if stage != "benchmark" or out["path"] == "onnx"
-    }
+    return {out["path"]: out["md5"] for entry in lock.values() for out in entry.get("outs", [])}
 
 
 def commit(folder: Path, message: str) -> None:
@@ -74,36 +72,35 @@ def commit(folder: Path, message: str) -> None:
     run(["git", *identity, "commit", "--quiet", "--allow-empty", "--no-verify", "-m", message], folder)
 
 
-def dvc(folder: Path, *words: str) -> str:
-    """Return what `dvc …` prints in the clone.
+def dvc(folder: Path, *words: str, python: Path = PYTHON) -> str:
+    """Return what `dvc …` prints in the clone, whose stages run with the `python` of that folder.
 
     Raises:
         RuntimeError: DVC failed; the message holds what it printed.
     """
-    return run([sys.executable, "-m", "dvc", *words], folder)
+    return run([sys.executable, "-m", "dvc", *words], folder, python)
 
 
-def run(command: list[str], folder: Path) -> str:
+def run(command: list[str], folder: Path, python: Path = PYTHON) -> str:
     """Return what a command prints, on either stream, in the environment of `isolated`.
 
     Raises:
         RuntimeError: It failed; the message holds what it printed.
     """
     done = subprocess.run(
-        command, cwd=folder, env=isolated(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, cwd=folder, env=isolated(python), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}")
     return done.stdout
 
 
-def isolated() -> dict[str, str]:
-    """Return the environment for a clone: this Python first, nothing of the user's Git or DVC settings."""
-    bin_folder = str(Path(sys.executable).parent)
+def isolated(python: Path = PYTHON) -> dict[str, str]:
+    """Return the environment for a clone: that `python` first, nothing of the user's Git or DVC settings."""
     hidden = ("GIT_", "DVC_", "PYTHONPATH", "DECANT_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
     return kept | {
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
         "DVC_NO_ANALYTICS": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_NOSYSTEM": "1",

@@ -1,4 +1,4 @@
-"""One Prefect server for the whole session, with a home of its own."""
+"""What all tests share: examples, threads, who runs beside whom, and one Prefect server with its own home."""
 
 import os
 import tempfile
@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-# Machines are shared and noisy: an example that takes long is no failure.
-settings.register_profile("decant", deadline=None)
-settings.load_profile("decant")
+# Machines are shared and noisy: an example that takes long is no failure. `make test-slow` runs the same
+# properties with --hypothesis-profile thorough.
+settings.register_profile("quick", deadline=None, max_examples=25)
+settings.register_profile("thorough", deadline=None, max_examples=100)
+settings.load_profile("quick")
 
 # Before anything imports torch: on small matrices a second thread is waited for longer than it works. What is
 # about threads sets their number itself, as stages do.
@@ -19,6 +21,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 _home = tempfile.TemporaryDirectory(prefix="decant-prefect-")
 os.environ["PREFECT_HOME"] = _home.name
 os.environ.pop("PREFECT_API_URL", None)
+
+SHARED = ("prefect_server", "built")
+"""Fixtures that take so long that, where tests run in several processes, only one of them sets each up."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have all tests that use the same one of these fixtures run in the same process."""
+    for item in items:
+        used = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
+        if used:
+            item.add_marker(pytest.mark.xdist_group(used[0]))
 
 
 @pytest.fixture(scope="session")

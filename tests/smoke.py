@@ -1,6 +1,5 @@
 """The whole default pipeline on the digits in a throw-away clone: python -m tests.smoke"""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,7 @@ def main() -> int:
         folder = clone(Path(temporary) / "decant")
         shrink(folder)
         with warm_python() as warm:
-            environment = isolated()
-            environment["PATH"] = f"{warm}{os.pathsep}{environment['PATH']}"
+            environment = isolated(warm)
             done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment)
         if done.returncode == 0:
             print((folder / "report" / "README.md").read_text(encoding="utf-8"))

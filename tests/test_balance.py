@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -323,7 +323,6 @@ def test_equalized_networks_compute_the_same_with_equal_ranges_in_all_pairs_at_o
         torch.testing.assert_close(parameter, after.module.get_parameter(name), rtol=1e-5, atol=1e-9)
 
 
-@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from([*TOYS]))
 def test_the_product_of_both_ranges_stays(seed: int, kind: str) -> None:
     """In a single pair, r r' of each channel is what it was: s takes from one what it gives to the other."""

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,25 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "training": {"epochs": 1, "batch_size": 16},
     },
 }
-ORDERS = [
-    order
-    for kinds in (("clip", "threshold", "prune", "integer"), ("threshold", "prune", "binary"))
-    for order in itertools.permutations(kinds)
+
+
+def orders(*kinds: str) -> list[tuple[str, ...]]:
+    """Return orders of the operations in which each one follows each other one directly at least once."""
     # A pruned layer's signs are all larger than the threshold, which would change nothing and be refused.
-    if not {"prune", "binary"} <= {*order[: order.index("threshold")]}
-]
+    possible = [
+        order
+        for order in itertools.permutations(kinds)
+        if "threshold" not in order or not {"prune", "binary"} <= {*order[: order.index("threshold")]}
+    ]
+    chosen, missing = [], set(itertools.permutations(kinds, 2))
+    while missing:
+        chosen.append(max(possible, key=lambda order: len(missing & {*pairwise(order)})))
+        missing -= {*pairwise(chosen[-1])}
+    return chosen
+
+
+WEIGHTS = [*orders("clip", "threshold", "prune", "integer"), *orders("threshold", "prune", "binary")]
+RANGES = [*orders("channels", "inputs", "ranged"), *orders("sparsity", "input-channels", "static")]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +201,7 @@ def same_on_disk(name: str, model: Checkpoint) -> None:
     assert all(torch.equal(t, state(settled(loaded).module)[n]) for n, t in state(loaded.module).items())
 
 
-@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+@pytest.mark.parametrize("order", WEIGHTS, ids="-".join)
 def test_any_order_holds_everything(order: tuple[str, ...], home: Path) -> None:
     at = order.index("threshold")
     # Where batch norms are folded, what pruning has left is larger than the usual threshold.
@@ -215,15 +228,7 @@ def test_any_order_holds_everything(order: tuple[str, ...], home: Path) -> None:
     assert [entry["op"] for entry in last.lineage[1:]] == [BLOCKS[kind]["op"] for kind in order]
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        order
-        for kinds in (("channels", "inputs", "ranged"), ("sparsity", "input-channels", "static"))
-        for order in itertools.permutations(kinds)
-    ],
-    ids="-".join,
-)
+@pytest.mark.parametrize("order", RANGES, ids="-".join)
 def test_ranges_of_weights_and_of_inputs_hold_in_any_order(order: tuple[str, ...], home: Path) -> None:
     made = apply(list(order))
     for index, (kind, model) in enumerate(zip(order, made, strict=True)):

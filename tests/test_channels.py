@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -274,7 +274,6 @@ def test_rounding_goes_up_and_what_the_budget_allows_comes_back() -> None:
     assert plan.channels > 16
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 100),
     ties=st.booleans(),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -132,7 +132,6 @@ def test_scales_are_multiplied_by_hand(scheme: Quantizer) -> None:
 
 
 @given(st.integers(0, 30), st.sampled_from(sorted(SCHEMES)), st.floats(-3, 3), st.floats(1e-3, 9))
-@settings(max_examples=30)
 def test_any_gamma_and_any_variance_keep_the_function(
     seed: int, scheme: str, gamma: float, variance: float
 ) -> None:

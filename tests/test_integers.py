@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -178,7 +178,6 @@ def test_settling_moves_biases_by_half_a_step_and_nothing_else(scheme: Quantizer
 
 
 @given(st.integers(0, 1000), st.integers(2, 8), st.floats(-6, 1), st.floats(-6, 0), st.floats(-6, 3))
-@settings(max_examples=200)
 def test_twice_is_as_good_as_once(seed: int, bits: int, step: float, scale: float, bias: float) -> None:
     held = Constraints(levels=Integer(bits=bits).levels(drawn(seed, 8, 20) * 10**scale))
     weight = whole(held.project(drawn(seed, 8, 20) * 10**scale), held)

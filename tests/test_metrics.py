@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -116,7 +116,6 @@ def naive_calibration_error(confidences: list[float], hits: list[bool], bins: in
     return total
 
 
-@settings(max_examples=40)
 @given(st.integers(0, 999), st.sampled_from([1, 7, 10, 15, 100]))
 def test_a_calibration_error_agrees_with_a_loop(seed: int, bins: int) -> None:
     answers, truth = logits(seed).double(), labels(seed + 1)

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -214,7 +214,6 @@ def test_damping_draws_to_the_old_weight() -> None:
     assert torch.allclose(whole, weight, atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(2, 10))
 def test_no_other_survivors_are_better(seed: int, rows: int, width: int) -> None:
     inputs, weight = inputs_of(seed, 40, width), drawn(seed + 2, rows, width)
@@ -226,7 +225,6 @@ def test_no_other_survivors_are_better(seed: int, rows: int, width: int) -> None
         assert error(inputs, weight, other) >= least * (1 - 1e-6) - 1e-9
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(3, 9), st.floats(0, 0.8))
 def test_saliency_is_the_rise_of_the_error(seed: int, width: int, sparsity: float) -> None:
     inputs, dense = inputs_of(seed, 60, width), drawn(seed + 2, 2, width)

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.clones import clone, commit, dvc, isolated, read_params, run, shrink, sums, write_params
+from tests.warm import warm_python
 
 MODELS = [
     "clip-percentile",
@@ -25,11 +27,18 @@ MODELS = [
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python() -> Iterator[Path]:
+    """Yield a folder whose `python` runs stages without importing torch anew for each."""
+    with warm_python() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, python: Path) -> Path:
     """Return a clone in which a short list of models, of every operation, has been built and committed."""
     folder = clone(tmp_path_factory.mktemp("pipeline") / "decant")
     shrink(folder, MODELS)
-    dvc(folder, "repro")
+    dvc(folder, "repro", python=python)
     commit(folder, "built")
     return folder
 
@@ -54,8 +63,8 @@ def test_every_model_is_there_and_measured_by_the_same_keys(built: Path) -> None
         assert name in (built / "report" / "README.md").read_text(encoding="utf-8")
 
 
-def test_nothing_runs_when_nothing_changed(built: Path) -> None:
-    assert stages_run(dvc(built, "repro")) == set()
+def test_nothing_runs_when_nothing_changed(built: Path, python: Path) -> None:
+    assert stages_run(dvc(built, "repro", python=python)) == set()
     assert json.loads(dvc(built, "status", "--json")) == {}
     assert run(["git", "status", "--porcelain"], built) == ""
 
@@ -67,11 +76,11 @@ def test_metrics_read_well_in_a_hundred_columns(built: Path) -> None:
         assert max(map(len, lines)) <= 100
 
 
-def test_an_edited_block_reruns_the_model_and_its_descendants_alone(built: Path) -> None:
+def test_an_edited_block_reruns_the_model_and_its_descendants_alone(built: Path, python: Path) -> None:
     params = read_params(built)
     params["models"]["prune-80-ft"]["training"]["weight_decay"] = 0.001
     write_params(built, params)
-    ran = stages_run(dvc(built, "repro"))
+    ran = stages_run(dvc(built, "repro", python=python))
     descendants = {
         f"{kind}@{m}" for kind in ("compress", "evaluate") for m in ("prune-80-ft", "prune-80-ft-int8")
     }
@@ -81,53 +90,56 @@ def test_an_edited_block_reruns_the_model_and_its_descendants_alone(built: Path)
     dvc(built, "checkout")
 
 
-def test_forcing_a_model_again_gives_the_same_bytes(built: Path) -> None:
+def test_forcing_a_model_again_gives_the_same_bytes(built: Path, python: Path) -> None:
     before = sums(built)
-    dvc(built, "repro", "--force", "--single-item", "compress@binary", "compress@int8-static")
-    dvc(built, "repro", "--force", "--single-item", "compress@prune-80-ft", "evaluate@prune-80-ft", "report")
+    models = ["compress@binary", "compress@int8-static", "compress@prune-80-ft"]
+    dvc(built, "repro", "--force", "--single-item", *models, "evaluate@prune-80-ft", "report", python=python)
     assert sums(built) == before
 
 
 @pytest.mark.slow
 def test_forcing_everything_again_gives_the_same_bytes(built: Path) -> None:
+    """Each stage in a Python of its own, as users run it, which gives what warm ones gave."""
     before = sums(built)
     ran = stages_run(dvc(built, "repro", "--force"))
     assert {"teacher", "compress@student", "evaluate@binary", "report", "prepare"} <= ran
     assert sums(built) == before
 
 
-def test_a_killed_training_goes_on_to_the_same_bytes(built: Path, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_to_the_same_bytes(built: Path, python: Path, tmp_path: Path) -> None:
     whole, killed = (tmp_path / name for name in ("whole", "killed"))
     for folder in (whole, killed):
         shutil.copytree(built, folder, ignore=shutil.ignore_patterns(".git", ".dvc", "models", "onnx"))
         params = read_params(folder)
         params["teacher"]["training"]["epochs"] = 12
         write_params(folder, params)
-    command = [sys.executable, "-m", "tasks.teacher"]
-    run(command, whole)
-    process = subprocess.Popen(command, cwd=killed, env=isolated(), stderr=subprocess.DEVNULL)
+    command = ["-m", "tasks.teacher"]
+    run([str(python / "python"), *command], whole)
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=killed, env=isolated(), stderr=subprocess.DEVNULL
+    )
     while not list((killed / ".scratch").rglob("*.pt")) and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "models").exists()
-    run(command, killed)
+    run([str(python / "python"), *command], killed)
     for file in ("model.safetensors", "curve.csv", "lineage.json"):
         one, other = (folder / "models" / "teacher" / file for folder in (whole, killed))
         assert one.read_bytes() == other.read_bytes()
     assert not (killed / ".scratch" / "teacher").exists()
 
 
-def test_a_mistake_in_params_stops_before_anything_runs(built: Path) -> None:
+def test_a_mistake_in_params_stops_before_anything_runs(built: Path, python: Path) -> None:
     params = read_params(built)
     params["models"]["prune-80"]["criterion"]["kind"] = "magnitud"
     write_params(built, params)
     with pytest.raises(RuntimeError) as failure:
-        dvc(built, "repro")
+        dvc(built, "repro", python=python)
     assert "models.prune-80.criterion: unknown kind 'magnitud'; did you mean 'magnitude'?" in str(
         failure.value
     )
     assert "Traceback" not in str(failure.value)
     assert stages_run(str(failure.value)) == {"validate"}
     run(["git", "checkout", "--quiet", "."], built)
-    dvc(built, "repro")
+    dvc(built, "repro", python=python)

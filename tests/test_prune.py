@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -254,7 +254,6 @@ def test_layers_that_a_structure_does_not_fit_are_named_with_the_reason() -> Non
 
 @pytest.mark.parametrize("kind", ALLOCATIONS)
 @given(seed=st.integers(0, 99), distinct=st.sampled_from([1, 2, 5, 1000]), sparsity=st.floats(0, 0.9))
-@settings(max_examples=40)
 def test_counts_are_exact_with_any_number_of_ties(
     kind: type[PerLayer], seed: int, distinct: int, sparsity: float
 ) -> None:
@@ -272,7 +271,6 @@ def test_counts_are_exact_with_any_number_of_ties(
 
 @pytest.mark.parametrize("allocation", [Global(), PerLayer()])
 @given(seed=st.integers(0, 99), one=st.floats(0, 0.9), other=st.floats(0, 0.9))
-@settings(max_examples=40)
 def test_more_sparsity_never_brings_a_weight_back(
     allocation: Allocation, seed: int, one: float, other: float
 ) -> None:

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -83,7 +83,6 @@ def test_a_range_found_again_is_the_same_and_projecting_twice_is_once(span: Span
     assert validate(asked.model_dump(), Ranges) == asked
 
 
-@settings(max_examples=40)
 @given(st.integers(0, 999), st.integers(2, 8), st.booleans(), st.booleans())
 def test_what_is_found_lies_between_the_extremes(
     seed: int, bits: int, symmetric: bool, positive: bool

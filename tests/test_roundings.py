@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -126,7 +126,6 @@ def without(seen: InputHessian, inputs: list[int]) -> InputHessian:
     return InputHessian(seen.hessian * both, None if seen.cross is None else seen.cross * both, seen.count)
 
 
-@settings(max_examples=150)
 @given(
     problems(), st.sampled_from([*LEARNED, Gptq(order="index", damping=0.5), AdaRound(steps=3), Nearest()])
 )
@@ -312,7 +311,6 @@ def surgery(weight: Tensor, held: Constraints, seen: InputHessian, rounding: Gpt
     return result.reshape(weight.shape)
 
 
-@settings(max_examples=120)
 @given(
     problems(),
     st.sampled_from([Gptq(), Gptq(order="index"), Gptq(damping=0.3), Gptq(order="index", damping=1e-6)]),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -25,13 +25,13 @@ from decant.quantize.rounding.methods import Nearest
 from decant.quantize.schemes import Integer
 from decant.reconstruction.hessians import InputHessian, moments
 from tasks.pipeline.params import validate
+from tests.drawn import drawn
 from tests.nets import NETS, known, net
 from tests.nets import images as pictures
 from tests.test_roundings import (
     Backwards,
     Odd,
     chance,
-    drawn,
     held_by,
     off,
     photos,
@@ -136,7 +136,6 @@ def alive(problem: tuple[Tensor, Constraints, InputHessian]) -> bool:
     return bool((problem[2].hessian.diagonal(dim1=1, dim2=2) > 0).all())
 
 
-@settings(max_examples=40)
 @given(problems().filter(alive), st.sampled_from(SEARCHING))
 def test_no_outputs_are_off_more_and_only_scales_change(
     problem: tuple[Tensor, Constraints, InputHessian], rounding: Searching

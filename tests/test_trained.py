@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -753,7 +753,6 @@ def test_a_gradient_that_would_widen_is_refused() -> None:
 # The temperature
 
 
-@settings(max_examples=50)
 @given(st.floats(0.1, 20), st.integers(1, 8))
 def test_high_temperatures_are_warned_of_where_bits_are_few(temperature: float, bits: int) -> None:
     words = warning(Temperature(temperature=temperature), bits)

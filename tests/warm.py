@@ -1,7 +1,7 @@
 """A `python` for stages that starts in no time: one process imports the libraries and forks for each stage.
 
-For `make smoke`, whose networks are so small that two thirds of the time would go into importing torch again
-and again. A stage runs the same code from the same files; only the libraries are there already.
+For pipelines whose networks are so small that two thirds of the time would go into importing torch again and
+again. A stage runs the code of its own folder, `decant` and `tasks`; only the libraries are there already.
 """
 
 import gc
@@ -59,7 +59,9 @@ def warm_python() -> Iterator[Path]:
 
 def serve(address: str) -> None:
     """Fork for every stage that a client asks for, until terminated."""
-    import pyarrow.parquet  # noqa: F401  for the forks
+    import matplotlib.figure  # noqa: F401  for the forks
+    import onnxscript  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
     import pydantic  # noqa: F401
     import safetensors.torch  # noqa: F401
     import torch._dynamo  # noqa: F401  what optimizers import at their first step
