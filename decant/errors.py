@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
+Message: TypeAlias = str
+"""A sentence for an error or the screen, never for a result: other words of it are the same code."""
+
 
 class DecantError(Exception):
     """A user's mistake or a broken file: says what was expected, what was found and what to do."""

@@ -19,6 +19,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from decant.errors import Message
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -63,7 +65,7 @@ class Block(Section):
     from_: str = Field(alias="from")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> Message:
     """Return `; did you mean …?` where a known word is near, and the list of known words where none is."""
     known = sorted(known)
     if near := difflib.get_close_matches(word, known, n=1):
@@ -114,7 +116,7 @@ def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     return [details for details in errors if details["type"] != "too_short" or details["loc"] not in around]
 
 
-def _line(details: ErrorDetails, content: Any, place: str) -> str:
+def _line(details: ErrorDetails, content: Any, place: str) -> Message:
     """Return `models.a.bits: message` with only the parts of the location that stand in the file."""
     parts = [place] if place else []
     last = len(details["loc"]) - 1
@@ -135,7 +137,7 @@ def _is_tag(part: int | str, content: dict[Any, Any]) -> bool:
     return part in (content.get("kind"), content.get("op"))
 
 
-def _message(details: ErrorDetails) -> str:
+def _message(details: ErrorDetails) -> Message:
     """Return pydantic's message as it helps someone who writes YAML, and what was found."""
     context, kind, found = details.get("ctx", {}), details["type"], _short(details["input"])
     if "message" in context:

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from decant.checkpoints.checkpoint import Checkpoint, altered, blank
-from decant.errors import DecantError
+from decant.errors import DecantError, Message
 from decant.networks.architectures import Architecture, Shape
 
 INPUT, OUTPUT = "image", "logits"
@@ -91,7 +91,7 @@ def _marked(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor
     return (mark, *inputs[1:])
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException) -> Message:
     """Return the first line of the innermost error; the outer ones are advice on how to report it."""
     while error.__cause__ is not None:
         error = error.__cause__
