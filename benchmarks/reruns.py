@@ -1,4 +1,4 @@
-"""What an edit of the code reruns: computed from imports, dvc.yaml and params.yaml, without running anything."""
+"""What an edit of the code reruns: computed from imports, dvc.yaml and params.yaml; nothing runs."""
 
 from __future__ import annotations
 
