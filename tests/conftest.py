@@ -18,11 +18,11 @@ settings.load_profile("quick")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # Before anything imports Prefect: neither the user's profile nor the user's server.
-_home = tempfile.TemporaryDirectory(prefix="decant-prefect-")
+_home = tempfile.TemporaryDirectory(prefix="decant-prefect-", ignore_cleanup_errors=True)
 os.environ["PREFECT_HOME"] = _home.name
 os.environ.pop("PREFECT_API_URL", None)
 
-SHARED = ("prefect_server", "built")
+SHARED = ("prefect_server", "built", "wheel")
 """Fixtures that take so long that, where tests run in several processes, only one of them sets each up."""
 
 
@@ -32,6 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         used = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
         if used:
             item.add_marker(pytest.mark.xdist_group(used[0]))
+
+
+def pytest_unconfigure() -> None:
+    """Remove Prefect's home: processes of pytest-xdist end without finalizers."""
+    _home.cleanup()
 
 
 @pytest.fixture(scope="session")

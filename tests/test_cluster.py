@@ -20,7 +20,8 @@ from tests.imports import ROOT
 from tests.test_compress import finished, start
 from tests.test_pool import pid_in, until
 from tests.test_scheduled import free_port
-from tests.toys import git, rewrite, workspace, writes
+from tests.toys import git, recorded, rewrite, workspace, writes
+from tests.warm import warm_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
@@ -166,11 +167,13 @@ def test_what_no_worker_can_run_is_done_by_the_coordinator(cluster: Cluster) -> 
         "frozen": {**writes("frozen.out"), "frozen": True},
         "g": writes("g.out", "given", "frozen.out"),
         "shows": {"cmd": "cat g.out", "deps": ["g.out"]},
+        "timed": writes("t.out", "g.out", cmd="echo 0.1 s > times", meta={"alone": True}),
     }
     cluster.commit(stages)
     status, output = cluster.flow()
     assert status == 0, output
     assert "shows: frozen" in output
+    assert (cluster.main / "times").read_text() == "0.1 s\n"  # no output: it would stay with the worker
     assert (cluster.main / "g.out").read_text() == "given\nfrozen\ng.out\n"
     status, output = cluster.flow("--force")
     assert status == 0, output
@@ -212,6 +215,26 @@ def test_what_is_not_committed_is_refused(cluster: Cluster) -> None:
     assert not (cluster.main / "u.out").exists()
 
 
+def test_each_clone_records_its_own_code(cluster: Cluster) -> None:
+    code = cluster.main / "library" / "used" / "one"
+    code.parent.mkdir(parents=True)
+    code.write_text("committed")
+    stages = recorded()
+    stages["a"]["outs"], stages["a"]["cmd"] = ["coded.out"], "cp records/a coded.out"
+    stages["b"] = writes("after.out", "coded.out")
+    cluster.commit(stages)
+    status, output = cluster.flow()
+    assert status == 0, output
+    assert "3 Ran in" in output
+    assert (cluster.main / "coded.out").read_text() == (cluster.main / "records" / "a").read_text()
+    status, output = cluster.flow("--force")
+    assert status == 0, output
+    code.write_text("not committed")
+    status, output = cluster.flow()
+    assert status == 1
+    assert "The coordinator has another library/used/one than the commit in" in output
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_when_the_coordinator_is_gone_nothing_is_left(number: signal.Signals, cluster: Cluster) -> None:
     note, out = cluster.folder / f"pid-{number}", f"{number}.out"
@@ -241,17 +264,21 @@ def test_a_cluster_that_is_not_there_is_told(words: list[str], told: str, tmp_pa
     assert "Traceback" not in output
 
 
-def test_the_real_pipeline_gives_the_same_bytes(tmp_path: Path, prefect_server: str) -> None:
+def test_the_real_pipeline_gives_the_same_bytes(
+    tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = clone(tmp_path / "alone")
     shrink(alone, ["prune-80", "prune-80-ft", "int8-static", "student"])
     add_remote(alone, tmp_path / "store")
     commit(alone, "small")
     main = tmp_path / "main"
     git(tmp_path, "clone", "--quiet", str(alone), str(main))
-    with joined(main, tmp_path, prefect_server) as address:
-        status, output = finished(main, "--runner", "dask", "--scheduler", address)
-    assert status == 0, output
-    dvc(alone, "repro")
+    with warm_python() as python:
+        monkeypatch.setenv("PATH", f"{python}{os.pathsep}{os.environ['PATH']}")
+        with joined(main, tmp_path, prefect_server) as address:
+            status, output = finished(main, "--runner", "dask", "--scheduler", address)
+        assert status == 0, output
+        dvc(alone, "repro", python=python)
     assert sums(main) == sums(alone)
     for file in ("report/README.md", "metrics/int8-static.json"):
         assert (main / file).read_bytes() == (alone / file).read_bytes()

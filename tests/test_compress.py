@@ -1,5 +1,7 @@
 """The flow against a real Prefect server, with real stages: states, failures, and every way to be stopped."""
 
+import atexit
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
 from flows import compress as command
@@ -23,9 +27,13 @@ from flows.compress import StagesFailedError, compress
 from flows.watchdog import alive, descendants
 from tests.imports import ROOT
 from tests.test_pool import held, pid_in, until
-from tests.toys import rewrite, workspace, writes
+from tests.toys import recorded, rewrite, workspace, writes
+from tests.warm import Forked, forking
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
+
+Running = tuple[Path, Forked, int]
+"""A workspace, the flow that works in it, and the process of the stage that runs."""
 
 DIAMOND = {
     "a": writes("a.out"),
@@ -192,16 +200,31 @@ def test_a_dry_run_runs_nothing(tmp_path: Path) -> None:
     assert not (folder / "a.out").exists()
 
 
-def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    """Start the command line on this session's server."""
-    from prefect.settings import PREFECT_API_URL
+def environment() -> dict[str, str]:
+    """Return the variables with which the command line finds our code and this session's server."""
+    return {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": str(PREFECT_API_URL.value())}
 
+
+@cache
+def forks() -> str:
+    """Return the address of a process that has imported what the command line does; it ends with this one."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    modules = ("flows.artifacts", "flows.local", "flows.progress", "flows.session")
+    return stack.enter_context(forking(*modules, **environment()))
+
+
+def start(folder: Path, *words: str) -> Forked:
+    """Start the command line on this session's server, as a fork of a process that has imported Prefect."""
+    return Forked(forks(), ["flows.compress", *words], folder, os.environ | environment())
+
+
+def start_cold(folder: Path, *words: str, **changes: str) -> subprocess.Popen[str]:
+    """Start the command line as a person does, in a Python of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "flows.compress", *words],
         cwd=folder,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": str(PREFECT_API_URL.value())}
-        | environment,
+        env=os.environ | environment() | changes,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -212,18 +235,33 @@ def finished(folder: Path, *words: str) -> tuple[int, str]:
     """Return the exit status and the output of a whole run."""
     process = start(folder, *words)
     output, _ = process.communicate()
-    return process.returncode, output
+    return process.wait(), output
 
 
 def test_the_command_line_from_first_run_to_no_op(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", DIAMOND)
     status, output = finished(folder, "--dry-run")
     assert (status, output.splitlines()[0]) == (0, "a: deleted a.out")
-    status, output = finished(folder)
-    assert status == 0, output
+    cold = start_cold(folder)
+    output, _ = cold.communicate()
+    assert cold.returncode == 0, output
     assert "4 Ran in" in output
     status, output = finished(folder)
     assert (status, output) == (0, "All 4 stages are up to date.\n")
+
+
+def test_the_command_line_begins_with_the_records_of_code(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", recorded())
+    (folder / "library" / "used").mkdir(parents=True)
+    (folder / "library" / "used" / "one").write_text("1")
+    status, output = finished(folder)
+    assert status == 0, output
+    assert "3 Ran in" in output
+    (folder / "library" / "unused").write_text("1")
+    assert finished(folder) == (0, "All 3 stages are up to date.\n")
+    (folder / "library" / "used" / "one").write_text("2")
+    reasons = "a: modified library/used/one\nb: comes after others that run\n"
+    assert finished(folder, "--dry-run") == (0, reasons)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +307,7 @@ def test_a_second_flow_leaves_and_says_who_has_the_workspace(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str], int]]:
+def running(tmp_path: Path) -> Iterator[Running]:
     """Yield a workspace where `first` is done and `slow` runs, the flow, and the stage's process."""
     stages = {
         "first": writes("first.out"),
@@ -284,7 +322,7 @@ def running(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str], int]]
     flow.communicate()
 
 
-def assert_clean(folder: Path, flow: subprocess.Popen[str], pid: int, seconds: float = 5.0) -> None:
+def assert_clean(folder: Path, flow: Forked, pid: int, seconds: float = 5.0) -> None:
     """Assert that soon nothing is left of a stopped flow, and that the next one does only what is missing."""
     began = time.monotonic()
     flow.wait(seconds)
@@ -303,9 +341,7 @@ def assert_clean(folder: Path, flow: subprocess.Popen[str], pid: int, seconds: f
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_leaves_nothing_behind(
-    number: signal.Signals, running: tuple[Path, subprocess.Popen[str], int]
-) -> None:
+def test_a_signal_leaves_nothing_behind(number: signal.Signals, running: Running) -> None:
     folder, flow, pid = running
     flow.send_signal(number)
     assert_clean(folder, flow, pid)
@@ -316,7 +352,7 @@ def test_a_signal_leaves_nothing_behind(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_server_of_its_own_goes_with_the_flow(number: signal.Signals, tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", {"a": writes("a.out", cmd="echo $$ > noted.pid; sleep 60")})
-    flow = start(folder, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / "prefect"))
+    flow = start_cold(folder, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / "prefect"))
     assert until((folder / "noted.pid").exists, 120)
     (server,) = [child for child in descendants(flow.pid) if "uvicorn" in child.cmdline()]
     flow.send_signal(number)
@@ -337,7 +373,7 @@ def test_a_signal_cuts_the_delay_before_a_retry_short(tmp_path: Path) -> None:
     assert (folder / "noted.tries").read_text() == "x\n"
 
 
-def test_a_cancel_in_the_ui_leaves_nothing_behind(running: tuple[Path, subprocess.Popen[str], int]) -> None:
+def test_a_cancel_in_the_ui_leaves_nothing_behind(running: Running) -> None:
     folder, flow, pid = running
     with get_client(sync_client=True) as client:
         started = [run for run in client.read_flow_runs() if run.state and run.state.is_running()]
