@@ -1,9 +1,12 @@
 """Architectures by their published sizes; building is a function of the seed; networks hold their scale."""
 
+import re
 from typing import Any, get_args
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from decant.costs.counts import parameters
@@ -63,6 +66,38 @@ def test_exam(kind: type[Mlp], shape: Shape) -> None:
     module(images(5, shape).float() / 255).square().sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
     assert validate(architecture.model_dump(), Architecture) == architecture
+
+
+def resnet(stages: list[tuple[int, int]], pool: int) -> Resnet:
+    widths, blocks = zip(*stages, strict=True)
+    return Resnet(widths=widths, blocks=blocks, pool=pool)
+
+
+WIDTH = st.integers(1, 9)
+DRAWN: dict[Any, st.SearchStrategy[Architecture]] = {
+    Resnet: st.builds(
+        resnet, st.lists(st.tuples(WIDTH, st.integers(0, 2)), min_size=1, max_size=4), st.integers(1, 4)
+    ),
+    Mlp: st.builds(lambda hidden: Mlp(hidden=tuple(hidden)), st.lists(WIDTH, min_size=1, max_size=4)),
+    Lenet300100: st.just(Lenet300100()),
+    Lenet5: st.just(Lenet5()),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@given(data=st.data())
+def test_the_weights_that_an_architecture_names_are_those_that_it_builds(kind: Any, data: Any) -> None:
+    architecture, classes = data.draw(DRAWN[kind]), data.draw(WIDTH)
+    shape = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)))
+    try:
+        with torch.device("meta"):  # shapes alone, no memory
+            built = compressible(architecture.build(shape, classes))
+    except DecantError as error:
+        with pytest.raises(DecantError, match=re.escape(str(error))):
+            architecture.weights(shape, classes)
+        return
+    expected = [(name, tuple(weight.shape)) for name, weight in built.items()]
+    assert list(architecture.weights(shape, classes).items()) == expected
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

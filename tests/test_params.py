@@ -86,6 +86,23 @@ def test_the_committed_params_are_valid() -> None:
     }
 
 
+def test_all_of_params_yaml_is_checked_without_torch_which_comes_at_its_first_use() -> None:
+    code = (
+        "import sys, tasks.validate.__main__\n"
+        "from tasks.pipeline.params import read_yaml\n"
+        "from tasks.validate.recipes import check\n"
+        "check(read_yaml())\n"
+        "slow = {'torch', 'torch_pruning', 'numpy', 'scipy', 'sklearn', 'onnx', 'pyarrow', 'tqdm'}\n"
+        "print(sorted(slow & set(sys.modules)))\n"
+        "from decant.lazy import torch\n"
+        "print(torch.Tensor is sys.modules['torch'].Tensor)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\nTrue\n"
+
+
 def test_this_file_s_own_example_is_valid() -> None:
     assert list(check(VALID).models) == ["cut", "prune-80", "int8", "student"]
 

@@ -28,7 +28,7 @@ def read(path: Path) -> Examples:
         DecantError: The file is missing, or is not a table that `prepare` wrote.
     """
     try:
-        table = pq.read_table(path, memory_map=True).combine_chunks()
+        table = pq.ParquetFile(path, memory_map=True).read().combine_chunks()
         metadata = table.schema.metadata or {}
         shape, classes = json.loads(metadata[b"shape"]), json.loads(metadata[b"classes"])
         images = _buffer(table.column("image"), np.dtype(np.uint8)).reshape(-1, *shape)
