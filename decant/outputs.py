@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,3 +68,8 @@ def write_json(path: Path, content: Any) -> None:
         ValueError: A number is NaN or infinite; strict JSON cannot hold them.
     """
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def file_name(words: str) -> str:
+    """Return words as the name of a file: in lower case, a hyphen for whatever is no letter or digit."""
+    return re.sub("[^a-z0-9]+", "-", words.lower()).strip("-")

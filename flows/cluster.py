@@ -100,7 +100,9 @@ class Cluster:
             after: The tasks of the stages that it depends on; they have ended, and their files are here.
         """
         limits = stage.limits
-        if stage.frozen or not stage.command or stage.name == CODE:  # a worker records its own code
+        # A worker records its own code. Measured times are no outputs: they stay where they were measured.
+        here = stage.name == CODE or (stage.limits.alone and not devices)
+        if here or stage.frozen or not stage.command:
             return self._local.begin(stage, devices, running, after)
         remote = task(**labels(stage))(carry_out)
         order = {

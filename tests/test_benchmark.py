@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import md5
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +31,10 @@ from decant.networks.structure import compressible
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
 from decant.schema import Section
 from tasks.benchmark import __main__ as stage
+from tasks.benchmark import exports, times
 from tasks.benchmark.memory import peak_bytes
 from tasks.benchmark.params import BenchmarkParams
+from tasks.benchmark.tables import path_here
 from tasks.benchmark.verdicts import verdict
 from tasks.pipeline.params import validate
 from tasks.pipeline.stage import run
@@ -336,7 +339,7 @@ def write_inputs(*names: str) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(stage, "peak_bytes", lambda *_: None)  # a process each; the last test has one
+    monkeypatch.setattr(times, "peak_bytes", lambda *_: None)  # a process each; the last test has one
     with homes.home(tmp_path, noise(SHAPE, test=40)) as folder:
         yield folder
 
@@ -351,9 +354,9 @@ def test_the_stage_writes_a_file_for_each_model_and_the_numbers_of_all(home: Pat
     ]
     for name in ("teacher", "masked", "static"):
         assert Path(f"onnx/{name}.onnx").read_bytes() == deploy(KINDS[name]()).content
-    content = json.loads(Path("benchmark/latency.json").read_text())
+    content = json.loads(path_here().read_text())
     assert list(content["models"]) == ["teacher", "masked", "static"]
-    assert content["settings"]["rounds"] == 3
+    assert content["rounds"] == content["settings"]["rounds"] == 3
     assert content["machine"]["threads"] == 1
     assert content["machine"]["processor"]
     for runtime in ("onnxruntime", "pytorch"):
@@ -361,13 +364,103 @@ def test_the_stage_writes_a_file_for_each_model_and_the_numbers_of_all(home: Pat
         assert cell["speedup"] == cell["speedup_low"] == cell["speedup_high"] == 1
         assert cell["images_per_second"] == pytest.approx(128 / cell["p50_seconds"], rel=1e-3)
         assert set(content["models"]["static"][runtime]) == {"batch_1", "batch_128"}
-    assert content["models"]["static"]["onnx_bytes"] == Path("onnx/static.onnx").stat().st_size
+    row, file = content["models"]["static"], Path("onnx/static.onnx").read_bytes()
+    assert row["onnx_bytes"] == len(file)
+    assert row["onnx_md5"] == md5(file).hexdigest()
+    assert row["verdict"] == verdict(row, KINDS["static"](), deploy(KINDS["static"]()).forms)
     page = Path("benchmark/README.md").read_text()
     assert "with one thread" in page
     assert "not told" in page
     assert "- **masked**: " in page
     assert "- **teacher**: " not in page
     assert str(home) not in page
+
+
+def written() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path("benchmark").iterdir()}
+
+
+def never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("measured, though all was known")
+
+
+def test_what_was_measured_once_is_left_as_it_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_inputs("static", "masked")
+    stage.main()
+    assert capsys.readouterr().out == f"There is no {path_here()}: all models are measured\n"
+    before = written()
+    assert sorted(before) == ["README.md", path_here().name]
+    with monkeypatch.context() as patched:
+        patched.setattr(times, "measure", never)
+        patched.setattr(times, "peak_bytes", never)
+        stage.main()
+        said = "has the times of these very models and is left as it is; delete it to measure anew"
+        assert capsys.readouterr().out == f"{path_here()} {said}\n"
+        assert written() == before
+        Path("benchmark/README.md").unlink()  # a run that was killed in between
+        stage.main()
+        assert written() == before
+    path_here().unlink()
+    stage.main()
+    assert written().keys() == before.keys()
+    assert written() != before
+
+
+def test_what_follows_from_a_models_files_is_brought_up_to_date_without_measuring(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_inputs("static")
+    stage.main()
+    before, content = written(), json.loads(path_here().read_text())
+    row = content["models"]["static"]
+    row |= {"size_bytes": 1, "size_ratio": 9.0, "onnx_bytes": 2, "verdict": "a former wording"}
+    content["machine"]["python"] = "3.11.0"
+    path_here().write_text(json.dumps(content))
+    monkeypatch.setattr(times, "measure", never)
+    stage.main()
+    assert "former" not in Path("benchmark/README.md").read_text()
+    content = json.loads(path_here().read_text())
+    assert content["models"] == json.loads(before[path_here().name])["models"]
+    assert content["machine"]["python"] == "3.11.0"  # it was measured with that
+
+
+def test_another_model_has_all_measured_anew(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_inputs("static", "masked")
+    stage.main()
+    first = json.loads(path_here().read_text())
+    save(KINDS["int8"](), Path("models/masked"))
+    capsys.readouterr()
+    stage.main()
+    said = "is not what would be measured now (other models: masked): all models are measured anew"
+    assert capsys.readouterr().out == f"{path_here()} {said}\n"
+    second = json.loads(path_here().read_text())
+    same = {
+        name: first["models"][name]["onnx_md5"] == row["onnx_md5"] for name, row in second["models"].items()
+    }
+    assert same == {"teacher": True, "masked": False, "static": True}
+    times_of = [
+        {n: (r["onnxruntime"], r["pytorch"]) for n, r in c["models"].items()} for c in (first, second)
+    ]
+    assert times_of[0]["static"] != times_of[1]["static"]  # ratios are within one run
+
+
+def test_a_file_that_holds_no_times_is_named_and_replaced(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_inputs("masked")
+    Path("benchmark").mkdir()
+    path_here().write_text("<<<<<<< HEAD\n{}\n")  # as a merge leaves it
+    Path("benchmark/latency.json").write_text('{"machine": {}, "models": {}}')
+    stage.main()
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 2
+    assert out[0].startswith(f"{path_here()} cannot be read: Expecting value: line 1")
+    assert out[0].endswith(": all models are measured anew")
+    assert out[1].startswith("benchmark/latency.json is no table of measured times: ")
+    assert out[1].endswith(": it is left out of benchmark/README.md")
+    assert list(json.loads(path_here().read_text())["models"]) == ["teacher", "masked"]
 
 
 def test_a_model_that_onnx_cannot_say_keeps_none_of_the_others_from_it(
@@ -388,11 +481,7 @@ def test_a_model_that_onnx_cannot_say_keeps_none_of_the_others_from_it(
     assert {path: path.read_bytes() for path in Path("models").rglob("*.*")} == before
     logits = predict(load(Path("models/flipping")).module, images(8))
     assert torch.equal(logits, predict(flipping().module, images(8)))
-    assert list(json.loads(Path("benchmark/latency.json").read_text())["models"]) == [
-        "teacher",
-        "int4",
-        "masked",
-    ]
+    assert list(json.loads(path_here().read_text())["models"]) == ["teacher", "int4", "masked"]
 
 
 def test_a_teacher_that_cannot_be_deployed_leaves_the_others_files_and_no_ratios(
@@ -404,7 +493,7 @@ def test_a_teacher_that_cannot_be_deployed_leaves_the_others_files_and_no_ratios
         if name == "teacher":
             raise DecantError("another function")
 
-    monkeypatch.setattr(stage, "check_same", refuse)
+    monkeypatch.setattr(exports, "check_same", refuse)
     with pytest.raises(DecantError, match=r"1 of 2 models are not in onnx:\n  teacher: another function"):
         stage.main()
     assert [path.name for path in Path("onnx").iterdir()] == ["masked.onnx"]
@@ -416,9 +505,9 @@ def test_all_test_images_are_looked_at_where_anything_is_rounded(
 ) -> None:
     write_inputs("static", "int4", "int8", "masked")
     seen = {}
-    monkeypatch.setattr(stage, "FLOATS", 7)
-    monkeypatch.setattr(stage, "check_same", lambda name, _, __, given: seen.update({name: len(given)}))
-    monkeypatch.setattr(stage, "_measure", lambda *_: None)
+    monkeypatch.setattr(exports, "FLOATS", 7)
+    monkeypatch.setattr(exports, "check_same", lambda name, _, __, given: seen.update({name: len(given)}))
+    monkeypatch.setattr(stage, "write_times", lambda *_: None)
     stage.main()
     assert seen == {"teacher": 7, "masked": 7, "int8": 7, "int4": 40, "static": 40}
 

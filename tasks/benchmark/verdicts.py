@@ -1,4 +1,4 @@
-"""The page `benchmark/README.md`: a table, ratios first, and a sentence on what each model gained."""
+"""What each model gained over the teacher, in a sentence."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE, Levels
 from decant.export.inputs import BYTE
 from decant.export.kernels import Form, Forms
-from decant.lowering.integers import EXACT_SUMS, whole, whole_numbers, with_bias
+from decant.lowering.integers import whole, whole_numbers, with_bias
 from decant.networks.structure import compressible
 
-COLUMNS = (
-    ("onnxruntime", "batch_1"),
-    ("onnxruntime", "batch_128"),
-    ("pytorch", "batch_1"),
-    ("pytorch", "batch_128"),
-)
+_BATCHES = {"batch_1": "batch 1", "batch_128": "batch 128"}
 
 
 def verdict(numbers: Mapping[str, Any], checkpoint: Checkpoint, forms: Forms) -> str:
@@ -27,7 +22,7 @@ def verdict(numbers: Mapping[str, Any], checkpoint: Checkpoint, forms: Forms) ->
     A model is faster where the median says so by 5 % and 90 % of the rounds agree, slower likewise.
 
     Args:
-        numbers: The model's entry of latency.json.
+        numbers: The size ratio and the latencies, as in benchmark/<processor>.json.
         checkpoint: The model.
         forms: How the export has its layers multiplied, by name.
     """
@@ -115,74 +110,8 @@ def _bits(count: int) -> str:
     return "one bit" if count == 1 else f"{count} bits"
 
 
-def readme(content: Mapping[str, Any], verdicts: Mapping[str, str]) -> str:
-    """Return the page for the content of latency.json; models in its order."""
-    machine, settings = content["machine"], content["settings"]
-    rows = [_row(name, entry) for name, entry in content["models"].items()]
-    return "\n".join(
-        [
-            "# Latency",
-            "",
-            f"Measured on {machine['processor']} ({machine['system']}) with {_threads(machine['threads'])}, "
-            f"ONNX Runtime {machine['onnxruntime']}, PyTorch {machine['torch']}, "
-            f"in {settings['rounds']} rounds; in each round every model has its turn, in a drawn order. "
-            "Another machine gives other numbers: compare ratios, and only within one run.",
-            "",
-            "Speed-ups are the teacher's time over the model's in the same round, median over rounds, with "
-            "the 10th and 90th percentile of rounds in brackets: 1 is as fast as the teacher, 2 twice as "
-            "fast. ORT is ONNX Runtime.",
-            "",
-            "| model | ORT, batch 1 | ORT, batch 128 | PyTorch, batch 1 | PyTorch, batch 128 "
-            "| ORT p50, ms | ORT p95, ms | ORT images/s | times smaller | peak memory, MB |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-            *rows,
-            "",
-            "The milliseconds are of one image, images/s of batches of 128. *Times smaller* is the teacher's "
-            "bytes on disk over the model's. *Peak memory* is what a fresh process that holds nothing but "
-            "ONNX Runtime grows by when it opens the model and runs a batch of 128; Linux alone tells it.",
-            "",
-            f"On x86-64 processors without VNNI, ONNX Runtime had its option {EXACT_SUMS} = 1, without which "
-            "models of 8-bit integers answer wrongly there (docs/quantization.md).",
-            "",
-            "## In words",
-            "",
-            "Of ONNX Runtime. Faster or slower is what differs by more than 5 % and by more than the spread "
-            "of the rounds.",
-            "",
-            *[f"- **{name}**: {sentence}." for name, sentence in verdicts.items()],
-            "",
-        ]
-    )
-
-
-_BATCHES = {"batch_1": "batch 1", "batch_128": "batch 128"}
-
-
 def _clear(latency: Mapping[str, float], sign: int) -> bool:
     """Say whether the model is faster (sign 1) or slower (-1) by more than 5 % and more than the spread."""
     if sign > 0:
         return latency["speedup"] > 1.05 and latency["speedup_low"] > 1
     return latency["speedup"] < 1 / 1.05 and latency["speedup_high"] < 1
-
-
-def _row(name: str, entry: Mapping[str, Any]) -> str:
-    speedups = [
-        f"{cell['speedup']:.2f} ({cell['speedup_low']:.2f} to {cell['speedup_high']:.2f})"
-        for cell in (entry[runtime][batch] for runtime, batch in COLUMNS)
-    ]
-    one, many = entry["onnxruntime"]["batch_1"], entry["onnxruntime"]["batch_128"]
-    memory = entry["peak_memory_bytes"]
-    cells = [
-        name,
-        *speedups,
-        f"{one['p50_seconds'] * 1e3:.3f}",
-        f"{one['p95_seconds'] * 1e3:.3f}",
-        f"{many['images_per_second']:,.0f}",
-        f"{entry['size_ratio']:.1f}",
-        "not told" if memory is None else f"{memory / 1e6:.1f}",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _threads(count: int) -> str:
-    return "one thread" if count == 1 else f"{count} threads"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Protocol
 from decant.checkpoints.checkpoint import Checkpoint, altered
 from decant.costs.layers import LayerShape, layers_of, reshaped
 from decant.errors import DecantError
-from decant.outputs import write_json
+from decant.outputs import file_name, write_json
 from decant.prune.budgets import bracket
 from decant.prune.channels.ladder import ChannelPlan, Ladder
 from decant.prune.targets import formatted
@@ -131,7 +130,7 @@ def read_table(folder: Path = TIMINGS, measuring: Instrument | None = None) -> T
     """
     # Different processors share a name; their instructions differ.
     measuring = measuring or instrument()
-    return _read(folder / f"{re.sub('[^a-z0-9]+', '-', measuring.processor).strip('-')}.json", measuring)
+    return _read(folder / f"{file_name(measuring.processor)}.json", measuring)
 
 
 def _read(path: Path, measuring: Instrument) -> Table:

@@ -1,0 +1,95 @@
+"""The page `benchmark/README.md`: a table for each kind of processor, ratios first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from decant.lowering.integers import EXACT_SUMS
+from tasks.benchmark.tables import TEACHER, Table, other_models
+
+COLUMNS = (
+    ("onnxruntime", "batch_1"),
+    ("onnxruntime", "batch_128"),
+    ("pytorch", "batch_1"),
+    ("pytorch", "batch_128"),
+)
+
+
+def readme(tables: Iterable[Table], sums: Mapping[str, str]) -> str:
+    """Return the page: the same for the same tables, in their order; models in the order of each table.
+
+    Args:
+        tables: The contents of the files.
+        sums: Of each model's ONNX file now, by the model's name: a table may be of former models.
+    """
+    return "\n".join(
+        [
+            "# Latency",
+            "",
+            "In each round of a measurement every model has its turn, in a drawn order. Another machine "
+            "gives other numbers: compare ratios, and only within one table.",
+            "",
+            "Speed-ups are the teacher's time over the model's in the same round, median over rounds, with "
+            "the 10th and 90th percentile of rounds in brackets: 1 is as fast as the teacher, 2 twice as "
+            "fast. ORT is ONNX Runtime.",
+            "",
+            "The milliseconds are of one image, images/s of batches of 128. *Times smaller* is the teacher's "
+            "bytes on disk over the model's. *Peak memory* is what a fresh process that holds nothing but "
+            "ONNX Runtime grows by when it opens the model and runs a batch of 128; Linux alone reports it.",
+            "",
+            f"On x86-64 processors without VNNI, ONNX Runtime had its option {EXACT_SUMS} = 1, without which "
+            "models of 8-bit integers answer wrongly there (docs/quantization.md).",
+            "",
+            *[line for table in tables for line in _section(table, sums)],
+        ]
+    )
+
+
+def _section(table: Table, sums: Mapping[str, str]) -> list[str]:
+    machine, models = table["machine"], table["models"]
+    return [
+        f"## {machine['processor']}",
+        "",
+        f"Measured on {machine['system']} with {_threads(machine['threads'])}, "
+        f"ONNX Runtime {machine['onnxruntime']} and PyTorch {machine['torch']}, in {table['rounds']} rounds."
+        f"{_outdated(other_models(table, sums))}",
+        "",
+        "| model | ORT, batch 1 | ORT, batch 128 | PyTorch, batch 1 | PyTorch, batch 128 "
+        "| ORT p50, ms | ORT p95, ms | ORT images/s | times smaller | peak memory, MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *[_row(name, row) for name, row in models.items()],
+        "",
+        "What the models gained in ONNX Runtime. Faster or slower is what differs by more than 5 % and by "
+        "more than the spread of the rounds.",
+        "",
+        *[f"- **{name}**: {row['verdict']}." for name, row in models.items() if name != TEACHER],
+        "",
+    ]
+
+
+def _outdated(names: list[str]) -> str:
+    return f" Since then these models have changed, come or gone: {', '.join(names)}." if names else ""
+
+
+def _row(name: str, entry: Mapping[str, Any]) -> str:
+    speedups = [
+        f"{cell['speedup']:.2f} ({cell['speedup_low']:.2f} to {cell['speedup_high']:.2f})"
+        for cell in (entry[runtime][batch] for runtime, batch in COLUMNS)
+    ]
+    one, many = entry["onnxruntime"]["batch_1"], entry["onnxruntime"]["batch_128"]
+    memory = entry["peak_memory_bytes"]
+    cells = [
+        name,
+        *speedups,
+        f"{one['p50_seconds'] * 1e3:.3f}",
+        f"{one['p95_seconds'] * 1e3:.3f}",
+        f"{many['images_per_second']:,.0f}",
+        f"{entry['size_ratio']:.1f}",
+        "not told" if memory is None else f"{memory / 1e6:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _threads(count: int) -> str:
+    return "one thread" if count == 1 else f"{count} threads"
