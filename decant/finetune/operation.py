@@ -14,6 +14,7 @@ from decant.finetune.params import FinetuneParams
 from decant.recipes import recipe_of
 from decant.training.fit import fit_
 from decant.training.losses import against_teacher, warning
+from decant.training.recipe import Loss
 from decant.training.run import Run
 
 
@@ -40,16 +41,11 @@ def finetune(
         DecantError: The recipe is not valid, or the loss became NaN or infinite.
     """
     block, run = recipe_of(FinetuneParams, recipe), run or Run()
-    training, soft = block.training, block.loss
-    if soft is None:
-        loss = training.hard_loss()
-    else:
-        loss = against_teacher(soft, (teacher or parent).module, training.label_smoothing)
     child = replace(parent, module=copy.deepcopy(parent.module))
     curve = fit_(
         child.module,
-        training,
-        loss,
+        block.training,
+        _loss(block, teacher or parent),
         splits.train,
         splits.validation,
         scratch=run.scratch,
@@ -57,5 +53,12 @@ def finetune(
         constraints=parent.constraints,
         title=run.name,
     )
-    message = warning(soft, parent.narrowest)
+    message = warning(block.loss, parent.narrowest)
     return finished(parent, child, {}, curve=curve, facts={"warning": message} if message else None)
+
+
+def _loss(block: FinetuneParams, teacher: Checkpoint) -> Loss:
+    """Return the loss on soft targets of the teacher where the recipe asks for them, else on labels."""
+    if block.loss is None:
+        return block.training.hard_loss()
+    return against_teacher(block.loss, teacher.module, block.training.label_smoothing)

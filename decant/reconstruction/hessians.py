@@ -45,7 +45,7 @@ class InputHessian:
 def moments(
     module: nn.Module, names: Sequence[str], images: Tensor, reference: nn.Module | None = None
 ) -> dict[str, InputHessian]:
-    """Return the moments of what the layers of the named weights receive.
+    """Return the Hessian of the inputs of each named weight's layer.
 
     Products are summed in float32 within some hundreds of images and in float64 from there on: in float32
     alone, the ten thousandth batch would lose four digits against the sum, and in float64 alone it takes

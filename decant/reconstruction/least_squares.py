@@ -1,4 +1,4 @@
-"""Least squares of one layer: the weights that come nearest to its outputs, from moments of its inputs.
+"""Least squares of one layer: the weights that come nearest to its outputs, from the Hessian of its inputs.
 
 With a layer's inputs x̂, those of a reference network x, H = mean x̂ x̂ᵀ and G = mean x̂ xᵀ, the error of a
 row w' against the reference's row w is the mean of (w x - w' x̂)²: w' H w'ᵀ - 2 w' G wᵀ and a constant.

@@ -59,9 +59,9 @@ class ByOutputs(Section):
         """
         if self.search == 1:
             return self.rounded(weight, held, moments), held
-        problem = self._posed(weight, moments, self._damped())
+        problem = self._equations(weight, moments, self._damped())
         # What damping draws to, and weights on inputs that are always zero, are no concern of the range.
-        plain = self._posed(weight, moments, 0.0)
+        plain = self._equations(weight, moments, 0.0)
         found = self._on_levels(problem, weight, held)
         least, shares = _off(plain, found), torch.ones(len(found))
         for tried in range(1, self.search):
@@ -88,10 +88,10 @@ class ByOutputs(Section):
             ValueError: There are no moments or no levels, shapes do not fit, or the Hessian is singular where
                 its inverse is needed, and damping too small.
         """
-        problem = self._posed(weight, moments, self._damped())
+        problem = self._equations(weight, moments, self._damped())
         return self._on_levels(problem, weight, held).reshape(weight.shape)
 
-    def _posed(self, weight: Tensor, moments: InputHessian | None, damping: float) -> NormalEquations:
+    def _equations(self, weight: Tensor, moments: InputHessian | None, damping: float) -> NormalEquations:
         if moments is None:
             raise ValueError(f"{self.kind} needs moments of the layer's inputs: give it images")
         return normal_equations(weight.detach().flatten(1), moments.hessian, moments.cross, damping)
