@@ -30,13 +30,15 @@ def clone(folder: Path) -> Path:
 
 
 def shrink(folder: Path, models: list[str] | None = None) -> None:
-    """Make params.yaml small: the digits, two epochs a training; only `models` where they are named."""
+    """Make params.yaml small: the digits, two epochs a training; `models` of tests/recipes.yaml if named."""
     content = read_params(folder)
+    if models is not None:
+        recipes = yaml.safe_load((ROOT / "tests" / "recipes.yaml").read_text(encoding="utf-8"))
+        content["models"] = {name: recipes[name] for name in models}
     content["data"] = {"source": "digits", "validation": 200}
     content["threads"] = dict.fromkeys(
         content["threads"], 1
     )  # so small a network gains nothing from a second
-    content["models"] = {k: v for k, v in content["models"].items() if models is None or k in models}
     gates = content.get("gates", {})
     gates["models"] = {
         k: v for k, v in gates.get("models", {}).items() if k in {*content["models"], "teacher"}
