@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro smoke serve test test-slow check lock
+.PHONY: help install repro status smoke serve test test-slow check lock
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,10 @@ install: $(STAMP) ## make .venv with exactly the versions of requirements.lock
 repro: $(STAMP) ## build what has changed: data, teacher, models, metrics, report
 	$(PYTHON) -m tasks.validate
 	$(PYTHON) -m dvc repro
+
+status: $(STAMP) ## what `make repro` would build, and why; records the code first, in a second
+	$(PYTHON) -m dvc repro --quiet code
+	$(PYTHON) -m dvc status
 
 smoke: $(STAMP) ## the same pipeline on a small data set in a throw-away clone, in about two minutes
 	$(PYTHON) -m tests.smoke

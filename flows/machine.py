@@ -34,9 +34,9 @@ def gpus() -> list[str]:
 def wait_policy(threads: int, running: int) -> dict[str, str]:
     """Return the variables that say how the OpenMP threads of a stage wait for each other.
 
-    They wait at the end of every layer, and by default they spin briefly (tasks/pipeline/openmp.py). Where more
-    threads want to run than there are cores, one that spins keeps those that it waits for from running; to
-    sleep at once (PASSIVE) is about twice as fast there, and costs a quarter of the speed elsewhere. The
+    They wait at the end of every layer, and by default they spin briefly (tasks/pipeline/openmp.py). Where
+    more threads want to run than there are cores, one that spins keeps those that it waits for from running;
+    to sleep at once (PASSIVE) is about twice as fast there, and costs a quarter of the speed elsewhere. The
     results are the same either way.
 
     Args:

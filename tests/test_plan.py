@@ -104,6 +104,16 @@ def test_threads_stay_within_the_cores() -> None:
     assert names(schedule.start()) == ["d"]  # more than there are: when it is alone
 
 
+def test_threads_of_what_runs_are_summed() -> None:
+    stages = with_stages(Stage("a", threads=2), Stage("b"), Stage("c", threads=4))
+    schedule = Schedule(stages, "abc", jobs=4, cores=4, gpus=[])
+    assert schedule.threads == 0
+    assert names(schedule.start()) == ["a", "b"]
+    assert schedule.threads == 3
+    schedule.done("a")
+    assert schedule.threads == 1
+
+
 def test_a_stage_that_measures_time_runs_alone() -> None:
     stages = with_stages(Stage("a"), Stage("timed", limits=Limits(alone=True)), Stage("b"))
     schedule = Schedule(stages, ["a", "timed", "b"], 3, 3, [])
