@@ -1,8 +1,13 @@
 """What all tests share: examples, threads, who runs beside whom, and one Prefect server with its own home."""
 
 import os
+import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -40,12 +45,35 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[str]:
+def prefect_database(pytestconfig: pytest.Config) -> Path:
+    """Return where an empty database is kept from session to session: making one takes ten seconds."""
+    folder = pytestconfig.rootpath / ".pytest_cache" / "prefect"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{metadata.version('prefect')}.db"
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the address of the server's API."""
     from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect.testing import utilities
 
     import flows  # noqa: F401  its settings come before Prefect
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
+    folder = tmp_path_factory.mktemp("prefect")
+    used = folder / "prefect-test.db"  # the harness names it so
+    if prefect_database.exists():
+        shutil.copy(prefect_database, used)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "mkdtemp", lambda: str(folder))
+        with utilities.prefect_test_harness(server_startup_timeout=120):
+            if not prefect_database.exists():
+                keep(used, prefect_database)
+            yield str(PREFECT_API_URL.value())
+
+
+def keep(database: Path, kept: Path) -> None:
+    """Copy an SQLite database that is in use."""
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(f"{kept}.new")) as copy:
+        source.backup(copy)
+    Path(f"{kept}.new").replace(kept)

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -350,7 +351,11 @@ def test_a_signal_leaves_nothing_behind(number: signal.Signals, running: Running
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_server_of_its_own_goes_with_the_flow(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_server_of_its_own_goes_with_the_flow(
+    number: signal.Signals, tmp_path: Path, prefect_database: Path
+) -> None:
+    (tmp_path / "prefect").mkdir()
+    shutil.copy(prefect_database, tmp_path / "prefect" / "prefect.db")
     folder = workspace(tmp_path / "w", {"a": writes("a.out", cmd="echo $$ > noted.pid; sleep 60")})
     flow = start_cold(folder, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / "prefect"))
     assert until((folder / "noted.pid").exists, 120)
