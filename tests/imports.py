@@ -1,6 +1,7 @@
 """What our modules import, read from the files without running them."""
 
 import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -16,10 +17,16 @@ def file_of(module: str) -> Path | None:
 
 
 @cache
+def parsed(file: Path) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return ast.parse((ROOT / file).read_text(encoding="utf-8"))
+
+
+@cache
 def imported_by(file: Path) -> frozenset[str]:
     """Return the full names of the modules that a file imports anywhere, functions included."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -28,6 +35,15 @@ def imported_by(file: Path) -> frozenset[str]:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return frozenset(names)
+
+
+def modules_of(file: Path) -> Iterator[Path]:
+    """Yield the files of ours that a file names in its imports; a package that only leads there is none."""
+    found = {path for name in imported_by(file) if (path := file_of(name)) is not None}
+    for path in found:
+        inner = path.name == "__init__.py" and any(path.parent in other.parents for other in found - {path})
+        if not inner and path != file:
+            yield path
 
 
 def closure(file: Path) -> set[Path]:
