@@ -133,7 +133,7 @@ def _files(stage: PipelineStage) -> Iterator[Dependency]:
 def _changed_code(record: Dependency) -> list[str]:
     """Return how the source files in a record differ from those that its stage ran with last."""
     if not record.hash_info:
-        return ["never ran"]
+        return ["dvc.lock has no record of its code"]
     before = _sums(Path(record.cache.oid_to_path(record.hash_info.value)))
     now = _sums(Path(record.fs_path))
     if not before or not now:  # `dvc gc` has removed it, or it is not written as ours are

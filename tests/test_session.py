@@ -78,10 +78,10 @@ def test_changed_code_is_told_without_files_where_the_older_record_is_gone(clean
     assert reason.startswith("a: its code changed")
 
 
-def test_a_stage_that_never_ran_says_so(tmp_path: Path) -> None:
+def test_a_stage_that_never_ran_has_no_record_to_compare(tmp_path: Path) -> None:
     before, [first, _] = planned(project(tmp_path / "w"))
     assert before == ["code"]
-    assert first == "a: never ran, deleted a.out"
+    assert first == "a: dvc.lock has no record of its code, deleted a.out"
 
 
 def test_force_plans_the_records_too(clean: Path) -> None:
