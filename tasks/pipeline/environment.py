@@ -25,7 +25,8 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
     here = f"{sys.executable} (Python {sys.version_info[0]}.{sys.version_info[1]})"
     remedy = "activate the pipeline's environment (. .venv/bin/activate) or run `make repro`"
     if sys.version_info < OLDEST:
-        raise SystemExit(f"error: stages need Python {OLDEST[0]}.{OLDEST[1]} or newer, this is {here}: {remedy}")
+        oldest = ".".join(map(str, OLDEST))
+        raise SystemExit(f"error: stages need Python {oldest} or newer, this is {here}: {remedy}")
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in OURS:
         raise SystemExit(f"error: {here} has no module {error.name!r}: {remedy}")
     sys.__excepthook__(kind, error, trace)
