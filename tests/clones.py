@@ -1,9 +1,12 @@
 """Throw-away clones of the repository as it stands, with a small data set, for tests and for `make smoke`."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,13 @@ def sums(folder: Path) -> dict[str, str]:
     """Return the md5 of every output in the clone's dvc.lock."""
     lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     return {out["path"]: out["md5"] for entry in lock.values() for out in entry.get("outs", [])}
+
+
+def sum_of_exports(table: Mapping[str, Any]) -> str:
+    """Return the sum that DVC has for the folder onnx/, out of a table of measured times."""
+    files = [{"md5": row["onnx_md5"], "relpath": f"{name}.onnx"} for name, row in table["models"].items()]
+    listed = json.dumps(sorted(files, key=lambda file: file["relpath"]), sort_keys=True)
+    return f"{hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest()}.dir"
 
 
 def commit(folder: Path, message: str) -> None:

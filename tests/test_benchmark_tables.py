@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tasks.benchmark.exports import at_once
 from tasks.benchmark.page import readme
 from tasks.benchmark.params import BenchmarkParams
 from tasks.benchmark.tables import BENCHMARK, MEASURING, Table, kept, other_models, path_here, read, settings
+from tests.clones import sum_of_exports
 from tests.imports import ROOT
 
 MACHINE = {
@@ -187,23 +187,16 @@ def test_the_committed_times_are_of_the_models_in_dvc_lock() -> None:
     outs = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]["benchmark"]["outs"]
     (locked,) = (out["md5"] for out in outs if out["path"] == "onnx")
     found = {path.name: read(path) for path in (ROOT / BENCHMARK).glob("*.json")}
-    assert locked in {sum_of_folder(content) for content in found.values()}, (
+    assert locked in {sum_of_exports(content) for content in found.values()}, (
         "no table in benchmark/ is of the models in dvc.lock: run `python -m tasks.benchmark` and commit it"
     )
     (sums,) = {
         tuple((n, r["onnx_md5"]) for n, r in c["models"].items())
         for c in found.values()
-        if sum_of_folder(c) == locked
+        if sum_of_exports(c) == locked
     }
     page = (ROOT / BENCHMARK / "README.md").read_text(encoding="utf-8")
     assert page == readme([found[name] for name in sorted(found)], dict(sums))
-
-
-def sum_of_folder(content: Table) -> str:
-    """Return the sum that DVC has for the folder onnx/ of these models."""
-    files = [{"md5": each["onnx_md5"], "relpath": f"{name}.onnx"} for name, each in content["models"].items()]
-    listed = json.dumps(sorted(files, key=lambda file: file["relpath"]), sort_keys=True)
-    return f"{md5(listed.encode()).hexdigest()}.dir"
 
 
 def test_tables_of_the_same_models_differ_in_none() -> None:

@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import clone, commit, dvc, isolated, read_params, run, shrink, sums, write_params
+from tests.clones import (
+    clone,
+    commit,
+    dvc,
+    isolated,
+    read_params,
+    run,
+    shrink,
+    sum_of_exports,
+    sums,
+    write_params,
+)
 from tests.warm import warm_python
 
 MODELS = [
@@ -102,8 +113,14 @@ def test_forcing_everything_again_gives_the_same_bytes(built: Path) -> None:
     """Each stage in a Python of its own, as users run it, which gives what warm ones gave."""
     before = sums(built)
     ran = stages_run(dvc(built, "repro", "--force"))
-    assert {"teacher", "compress@student", "evaluate@binary", "report", "prepare"} <= ran
+    assert {"teacher", "compress@student", "evaluate@binary", "report", "prepare", "benchmark"} <= ran
     assert sums(built) == before
+    assert run(["git", "status", "--porcelain"], built) == ""
+
+
+def test_the_times_name_the_exports_that_dvc_lock_has(built: Path) -> None:
+    tables = [json.loads(path.read_text()) for path in (built / "benchmark").glob("*.json")]
+    assert sums(built)["onnx"] in [sum_of_exports(table) for table in tables]
 
 
 def test_a_killed_training_goes_on_to_the_same_bytes(built: Path, python: Path, tmp_path: Path) -> None:
