@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing it needs a package that may be what is missing
+    from decant.errors import Message
 
 OURS = ("decant", "tasks")
 OLDEST = (3, 11)
@@ -22,11 +26,16 @@ def explain_missing_packages() -> None:
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Exit with a sentence where this Python is not the pipeline's, else print the stack trace."""
-    here = f"{sys.executable} (Python {sys.version_info[0]}.{sys.version_info[1]})"
-    remedy = "activate the pipeline's environment (. .venv/bin/activate) or run `make repro`"
     if sys.version_info < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise SystemExit(f"error: stages need Python {oldest} or newer, this is {here}: {remedy}")
+        raise SystemExit(_sentence(f"is older than the {'.'.join(map(str, OLDEST))} that stages need"))
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in OURS:
-        raise SystemExit(f"error: {here} has no module {error.name!r}: {remedy}")
+        raise SystemExit(_sentence(f"has no module {error.name!r}"))
     sys.__excepthook__(kind, error, trace)
+
+
+def _sentence(problem: str) -> Message:
+    version = ".".join(map(str, sys.version_info[:2]))
+    return (
+        f"error: {sys.executable} (Python {version}) {problem}; activate the pipeline's environment "
+        "(. .venv/bin/activate) or run `make repro`"
+    )
