@@ -31,6 +31,7 @@ SHARED = ("prefect_server", "built", "wheel")
 """Fixtures that take so long that, where tests run in several processes, only one of them sets each up."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have all tests that use the same one of these fixtures run in the same process."""
     for item in items:

@@ -151,13 +151,15 @@ def test_a_model_s_own_gate_replaces_that_of_all_and_null_switches_it_off() -> N
 
 def test_the_whole_of_params_is_checked_with_its_gates() -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["gates"] = {"models": {"int9": {}}, "removed": ["int4"]}
+    content["gates"] = {"models": {"int8-statik": {}}, "removed": ["mixed"]}
     from tasks.validate.recipes import check
 
     with pytest.raises(DecantError) as told:
         check(content)
-    assert "gates.models.int9: there is no model 'int9'; did you mean 'int8'?" in str(told.value)
-    assert "gates.removed: the model 'int4' is still there" in str(told.value)
+    assert "gates.models.int8-statik: there is no model 'int8-statik'; did you mean 'int8-static'?" in str(
+        told.value
+    )
+    assert "gates.removed: the model 'mixed' is still there" in str(told.value)
     del content["gates"]
     assert check(content).gates == Gates()
 

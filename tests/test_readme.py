@@ -25,7 +25,7 @@ def test_the_report_names_every_model_of_params() -> None:
 def test_the_lock_holds_every_stage_of_the_default_params() -> None:
     models = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["models"]
     locked = set(yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"])
-    alone = {"validate", "prepare", "teacher", "evaluate-teacher", "report", "benchmark"}
+    alone = {"code", "validate", "prepare", "teacher", "evaluate-teacher", "report", "benchmark"}
     assert locked == alone | {f"{stage}@{model}" for stage in ("compress", "evaluate") for model in models}
 
 
