@@ -37,9 +37,9 @@ PORT := 4200
 serve: $(STAMP) ## a Prefect server, the deployments of prefect.yaml and a worker, until Ctrl-C (PORT=4200)
 	$(PYTHON) -m flows.serve --port $(PORT)
 
-# Tests of one group, those that share a server or a built pipeline, run in one process one after another.
+# Tests that share a server or a built pipeline run in one process one after another: tests/conftest.py.
 JOBS := 2
-PYTEST = $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadgroup --durations 10 --durations-min 1
+PYTEST = $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadscope --durations 10 --durations-min 1
 
 test: $(STAMP) ## run the tests, two at a time (JOBS=2), and say which ten took longest
 	$(PYTEST)

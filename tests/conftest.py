@@ -27,17 +27,30 @@ _home = tempfile.TemporaryDirectory(prefix="decant-prefect-", ignore_cleanup_err
 os.environ["PREFECT_HOME"] = _home.name
 os.environ.pop("PREFECT_API_URL", None)
 
-SHARED = ("prefect_server", "built", "wheel")
-"""Fixtures that take so long that, where tests run in several processes, only one of them sets each up."""
+TOGETHER = {
+    "test_pipeline.py": "pipeline",
+    "test_compress.py": "server",
+    "test_scheduled.py": "server",
+    "test_cluster.py": "server",
+    "test_install.py": "wheel",
+}
+"""Files of tests that share something which takes long to set up; one process runs all of them."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the marks in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have all tests that use the same one of these fixtures run in the same process."""
-    for item in items:
-        used = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
-        if used:
-            item.add_marker(pytest.mark.xdist_group(used[0]))
+@pytest.hookimpl(optionalhook=True)  # pytest runs without pytest-xdist too
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Return the order in which processes take tests: one by one, but for those that belong together.
+
+    `--dist loadgroup` would do it, but pytest-xdist 3.8 writes its groups where pytest 9 does not read them.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0].rpartition("/")[2]
+            return TOGETHER.get(file, nodeid)
+
+    return Together(config, log)
 
 
 def pytest_unconfigure() -> None:
