@@ -225,7 +225,7 @@ def test_each_clone_records_its_own_code(cluster: Cluster) -> None:
     cluster.commit(stages)
     status, output = cluster.flow()
     assert status == 0, output
-    assert "3 Ran in" in output
+    assert "3 Ran" in output  # beside what another test of this module added
     assert (cluster.main / "coded.out").read_text() == (cluster.main / "records" / "a").read_text()
     status, output = cluster.flow("--force")
     assert status == 0, output
