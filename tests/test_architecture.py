@@ -20,7 +20,7 @@ from tests.imports import OPERATIONS, ROOT, closure, file_of, imported_by, modul
 
 LAYERS = (
     ("errors", "lazy", "progress", "outputs", "seeds"),  # no torch; lazy imports it at its first use
-    ("schema", "examples"),
+    ("schema", "examples", "sealed"),
     ("recipes", "networks"),
     ("checkpoints", "reconstruction"),
     ("costs", "lowering"),
@@ -30,7 +30,7 @@ LAYERS = (
 )
 """The files and folders of decant/. Each imports only what stands in a line above its own."""
 
-TORCHLESS = ("errors", "progress", "outputs", "seeds", "schema", "recipes")
+TORCHLESS = ("errors", "progress", "outputs", "seeds", "schema", "sealed", "recipes")
 FOR_FLOWS = {"decant/errors.py", "decant/schema.py", "tasks/pipeline/params.py", "tasks/validate/gates.py"}
 """All that flows may import of the rest."""
 
