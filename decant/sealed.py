@@ -51,7 +51,7 @@ def reading(path: Path | str, remedy: Message) -> Iterator[None]:
         ) from None
     except Exception as error:
         raise DecantError(
-            f"{path} is damaged or another file ({type(error).__name__}: {one_line(error)}); {remedy}"
+            f"{path} does not hold what it should ({type(error).__name__}: {one_line(error)}); {remedy}"
         ) from None
 
 
