@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from decant.errors import DecantError, Message
 from decant.outputs import write_text
 
-LARGEST_TEXT = 1 << 24
+LARGEST_TEXT = 1 << 22
 """Most bytes of a JSON file that is read at all."""
 
 _END = re.compile(rb',\n"sha256":"([0-9a-f]{64})"}\n\Z')
@@ -100,10 +100,10 @@ def sum_of(sealed: bytes, *beside: bytes) -> str:
         ValueError: There is no sum at the end, or it is another content's.
     """
     if not (end := _END.search(sealed, max(0, len(sealed) - _END_SIZE))):
-        raise ValueError("it does not end with a sum over its content")
+        raise ValueError("it does not end with a sum over the content")
     found, named = _sum(sealed[: end.start()], *beside), end[1].decode()
     if found != named:
-        raise ValueError("its content has not the sum that it ends with")
+        raise ValueError("the content has not the sum that it ends with")
     return named
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from decant.checkpoints.activations import Grid, attach_
@@ -86,19 +87,28 @@ def blank(
     *,
     folded: bool = False,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    device: str = "cpu",
 ) -> nn.Module:
-    """Return a network of a checkpoint's form, in eval mode, whose numbers mean nothing yet."""
-    module = build(architecture, shape, classes, seed=0).eval()
-    if folded:
-        drop_norms_(module)
-    reshape_(module, shapes or {})
+    """Return a network of a checkpoint's form, in eval mode, whose numbers mean nothing yet.
+
+    On the device `meta` it has no numbers at all, and takes no memory, however large it is.
+    """
+    with torch.device(device):
+        module = build(architecture, shape, classes, seed=0).eval()
+        if folded:
+            drop_norms_(module)
+        reshape_(module, shapes or {})
     return module
 
 
 def altered(checkpoint: Checkpoint) -> Shapes:
     """Return the shapes in which a model is not what its architecture builds: channels were removed."""
     built = blank(
-        checkpoint.architecture, checkpoint.shape, len(checkpoint.classes), folded=checkpoint.folded
+        checkpoint.architecture,
+        checkpoint.shape,
+        len(checkpoint.classes),
+        folded=checkpoint.folded,
+        device="meta",
     )
     return differing(checkpoint.module, built)
 

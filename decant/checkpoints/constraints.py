@@ -146,7 +146,7 @@ class Levels:
         if self.group is None:
             return each
         width = math.prod(shape[1:])
-        return each.repeat_interleave(self.group, dim=1)[:, :width].reshape(*shape)
+        return each.repeat_interleave(min(self.group, width), dim=1)[:, :width].reshape(*shape)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Return the index [weight's shape], int64, of the nearest level; half-way goes to the upper one."""

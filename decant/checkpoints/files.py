@@ -2,57 +2,89 @@
 
 models/<name>/
   model.safetensors   the numbers as they are deployed, one after another: floats, and packed bytes
-  model.json          what rebuilds the module around them, and says in which order they lie
+  model.json          what rebuilds the module around them, and says in which order they lie; ends with a sum
+                      over itself and the numbers
   lineage.json        where the model comes from: every step's recipe, versions, sums
+
+The sums are checked before anything is parsed, and what a file announces is compared with what it holds
+before anything of that size is made.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from decant.checkpoints.activations import DynamicGrid, Grid, InputGrid, attach_
 from decant.checkpoints.checkpoint import Checkpoint, altered, blank, state
 from decant.checkpoints.constraints import Constraints, Levels, Range
+from decant.checkpoints.lineage import read_lineage, read_part, remedy, write_lineage
 from decant.checkpoints.packing import Parts, decode_mask, encode_mask, pack, packed_size, unpack
 from decant.errors import DecantError
-from decant.networks.architectures import Architecture
-from decant.outputs import write_json, write_text
-from decant.schema import mistakes
+from decant.networks.architectures import LARGEST, Architecture, Side
+from decant.networks.shapes import reshape_, shapes_of
+from decant.outputs import write_text
+from decant.schema import Section, mistakes
+from decant.sealed import reading, seal, sum_of, unseal
 
 DEPLOYED = ("model.safetensors", "model.json")
 """The files that rebuild the function: what ships, and what is counted."""
 
-FORMAT = 2
+FORMAT = 3
 
-BROKEN = (
-    AttributeError,  # a layer that there is not
-    IndexError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,  # pydantic's ValidationError is one, and json's
-    safetensors.SafetensorError,
-)
-"""What reading a damaged file can raise."""
+LARGEST_WEIGHTS = 4 * LARGEST + (1 << 24)
+"""Most bytes of model.safetensors that are read at all."""
+
+
+class Description(Section):
+    """What model.json holds beside its format and its sum.
+
+    Attributes:
+        architecture: What builds the network.
+        shape: One input [C, H, W].
+        classes: Their names.
+        folded: Whether the batch norms are part of the convolutions before them.
+        inputs: What layers do to their inputs, by the layer's name.
+        shapes: Those that are smaller than the architecture builds, such as `8x4x3x3`, by the tensor's name.
+        weights: How constrained weights are written, by name.
+    """
+
+    architecture: Architecture
+    shape: tuple[Side, Side, Side]
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=1 << 16)]
+    folded: bool = False
+    inputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    shapes: dict[str, str] = Field(default_factory=dict)
+    weights: dict[str, dict[str, Any]]
 
 
 def size_bytes(folder: Path | str) -> int:
-    """Return the bytes on disk that rebuild the function: weights and description, without the lineage."""
-    return sum((Path(folder) / file).stat().st_size for file in DEPLOYED)
+    """Return the bytes on disk that rebuild the function: weights and description, without the lineage.
+
+    Raises:
+        DecantError: A file is missing.
+    """
+    folder = Path(folder)
+    with reading(folder, remedy(folder)):
+        return sum((folder / file).stat().st_size for file in DEPLOYED)
 
 
-def save(checkpoint: Checkpoint, folder: Path | str) -> None:
+def save(checkpoint: Checkpoint, folder: Path | str, beside: Mapping[str, str] | None = None) -> None:
     """Write the checkpoint's three files into `folder`, which is made where it is missing.
+
+    Args:
+        checkpoint: The model.
+        folder: Its folder.
+        beside: The text of further files about the model, by name; `read_beside` reads them.
 
     Raises:
         DecantError: A weight is NaN or infinite.
@@ -74,7 +106,6 @@ def save(checkpoint: Checkpoint, folder: Path | str) -> None:
     weights = safetensors.torch.save(parts.tensors())
     content = {
         "format": FORMAT,
-        "sha256": hashlib.sha256(weights).hexdigest(),
         "architecture": checkpoint.architecture.model_dump(),
         "shape": checkpoint.shape,
         "classes": checkpoint.classes,
@@ -84,8 +115,8 @@ def save(checkpoint: Checkpoint, folder: Path | str) -> None:
         "weights": described,
     }
     (folder / "model.safetensors").write_bytes(weights)
-    write_text(folder / "model.json", _terse(content))
-    write_json(folder / "lineage.json", list(checkpoint.lineage))
+    write_text(folder / "model.json", description := seal(_terse(content), weights))
+    write_lineage(folder, sum_of(description.encode(), weights), checkpoint.lineage, beside)
 
 
 def _terse(content: Mapping[str, Any]) -> str:
@@ -103,61 +134,99 @@ def load(folder: Path | str) -> Checkpoint:
     """Rebuild exactly the checkpoint that was saved: the same logits, to the bit.
 
     Raises:
-        DecantError: A file is missing, truncated, of another format, or the two do not belong together.
+        DecantError: A file is missing, damaged, of another format, or the three do not belong together.
     """
     folder = Path(folder)
-    try:
-        described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
-        weights = (folder / "model.safetensors").read_bytes()
-        if described["format"] != FORMAT:
-            raise DecantError(f"{folder} has format {described['format']}, this code reads {FORMAT}")
-        if described["sha256"] != hashlib.sha256(weights).hexdigest():
-            raise ValueError("model.safetensors has not the sum that model.json names")
-        if not (isinstance(lineage, list) and all(isinstance(step, dict) for step in lineage)):
-            raise ValueError("lineage.json is no list of steps")
-        return _rebuild(described, safetensors.torch.load(weights), tuple(lineage))
-    except FileNotFoundError as error:
-        raise DecantError(f"No model at {error.filename or folder}; run `dvc repro` or `dvc pull`") from None
-    except OSError as error:
+    with reading(folder, remedy(folder)):
+        content = read_part(folder, "model.json")
+        weights = read_part(folder, "model.safetensors", LARGEST_WEIGHTS)
+        _check_format(content, folder)
+        if sum_of(content, weights) != (lineage := read_lineage(folder).lineage).model:
+            raise ValueError("lineage.json is another model's")
+        described = unseal(content, weights)
+        del described["format"]
+        if wrong := mistakes(described, Description):
+            raise ValueError("; ".join(wrong))
+        description = Description.model_validate(described)
+        return _rebuild(description, safetensors.torch.load(weights), lineage.steps)
+
+
+def _check_format(content: bytes, folder: Path) -> None:
+    """Refuse a model that another version of this code wrote; its beginning says so."""
+    found = re.match(rb'\{"format":(\d{1,9}),', content)
+    if found and int(found[1]) != FORMAT:
         raise DecantError(
-            f"{error.filename or folder} cannot be read ({error.strerror}); delete {folder} and run "
-            f"`dvc repro`"
-        ) from None
-    except BROKEN as error:
-        raise DecantError(
-            f"{folder} does not hold a whole model ({type(error).__name__}: {error}); "
-            f"delete the folder and run `dvc repro`"
-        ) from None
+            f"{folder} has format {int(found[1])}, this code reads {FORMAT}; run `dvc repro` to make it anew"
+        )
 
 
 def _rebuild(
-    described: dict[str, Any], tensors: Mapping[str, Tensor], lineage: tuple[dict[str, Any], ...]
+    described: Description, tensors: Mapping[str, Tensor], lineage: tuple[Mapping[str, Any], ...]
 ) -> Checkpoint:
-    if wrong := mistakes(described["architecture"], Architecture, "architecture"):
-        raise ValueError("; ".join(wrong))
-    architecture: Architecture = TypeAdapter(Architecture).validate_python(described["architecture"])
-    channels, height, width = described["shape"]
-    shape, classes = (channels, height, width), tuple(described["classes"])
-    folded = described.get("folded", False)
-    written = described.get("shapes", {})
-    shapes = {name: [int(size) for size in sizes.split("x")] for name, sizes in written.items()}
-    module = blank(architecture, shape, len(classes), folded=folded, shapes=shapes)
+    module = _skeleton(described)
     parts = Parts.of(tensors)
-    grids, clamps = _decode_inputs(described.get("inputs", {}), parts)
+    grids, clamps = _decode_inputs(described.inputs, parts)
     constraints: dict[str, Constraints] = {}
     found: dict[str, Tensor] = {}
     for name, tensor in state(module).items():
-        if name in described["weights"]:
-            found[name], constraints[name] = _decode(described["weights"][name], tensor.shape, parts)
+        if name in described.weights:
+            found[name], constraints[name] = _decode(described.weights[name], tensor.shape, parts)
         else:
             found[name] = parts.floats(tensor.shape)
+        if not torch.isfinite(found[name]).all():
+            raise ValueError(f"{name} holds NaN or infinity")
     parts.check_empty()
-    if unknown := described["weights"].keys() - found.keys():
+    if unknown := described.weights.keys() - found.keys():
         raise ValueError(f"there are no tensors {sorted(unknown)}")
-    module.load_state_dict(found, strict=False)
+    unused = {
+        n: torch.zeros(t.shape, dtype=t.dtype) for n, t in module.state_dict().items() if n not in found
+    }
+    module.load_state_dict(found | unused, assign=True)
+    attach_(module, {}, clamps)
+    _check_layers_fit(module, described)
     attach_(module, grids, clamps)
-    return Checkpoint(architecture, shape, classes, module, constraints, grids, lineage, clamps, folded)
+    return Checkpoint(
+        described.architecture,
+        described.shape,
+        described.classes,
+        module,
+        constraints,
+        grids,
+        lineage,
+        clamps,
+        described.folded,
+    )
+
+
+def _skeleton(described: Description) -> nn.Module:
+    """Return the network without numbers, so that a size which a file only announces costs nothing.
+
+    Raises:
+        ValueError: A tensor is larger than the architecture builds it.
+    """
+    module = blank(
+        described.architecture,
+        described.shape,
+        len(described.classes),
+        folded=described.folded,
+        device="meta",
+    )
+    largest = shapes_of(module)
+    shapes = {name: [int(size) for size in sizes.split("x")] for name, sizes in described.shapes.items()}
+    for name, shape in shapes.items():
+        if any(size > most for size, most in zip(shape, largest[name], strict=True)):
+            raise ValueError(f"{name} has the shape {shape}, expected at most {[*largest[name]]}")
+    with torch.device("meta"):
+        reshape_(module, shapes)
+    return module
+
+
+def _check_layers_fit(module: nn.Module, described: Description) -> None:
+    """Let no image at all through the network, which takes no time, to see that its layers fit."""
+    with torch.inference_mode():
+        logits = module(torch.zeros(0, *described.shape))
+    if logits.shape != (0, len(described.classes)):
+        raise ValueError(f"an image gives {[*logits.shape[1:]]} numbers for {len(described.classes)} classes")
 
 
 def _encode_inputs(checkpoint: Checkpoint, parts: Parts) -> dict[str, Any]:
@@ -195,8 +264,8 @@ def _decode_range(described: Mapping[str, Any], parts: Parts) -> Range | None:
     if "range" not in described:
         return None
     if isinstance(described["range"], str):
-        shape = [int(size) for size in described["range"].split("x")]
-        return Range(parts.floats(shape), parts.floats(shape))
+        bounds = [int(size) for size in described["range"].split("x")]
+        return Range(parts.floats(bounds), parts.floats(bounds))
     low, high = described["range"]
     return Range(-math.inf if low is None else low, math.inf if high is None else high)
 
@@ -235,6 +304,8 @@ def _decode(described: Mapping[str, Any], shape: torch.Size, parts: Parts) -> tu
     """Return the weight of this shape and the constraints that `_encode` was given."""
     count, mask, levels = shape.numel(), None, None
     bounds, survivors = _decode_range(described, parts), count
+    if bounds is not None and bounds.per_channel:
+        torch.as_tensor(bounds.low).expand(shape)
     if "mask" in described:
         gap_bits, survivors, size = described["mask"]
         kept = decode_mask(parts.packed(size), gap_bits, survivors, count)

@@ -22,6 +22,9 @@ WORD = 8
 GAP_BITS = range(2, 9)
 """How wide the gaps between a mask's survivors may be written."""
 
+TAIL = 1 << 16
+"""Most zeros behind a mask's last gap; a longer run is written, so that few bytes never make a large mask."""
+
 
 def packed_size(count: int, levels: int) -> int:
     """Return the bytes of `count` codes of `levels` values: the fewer of the two ways to pack them.
@@ -115,8 +118,8 @@ def encode_mask(kept: npt.NDArray[np.bool_]) -> tuple[Bytes, int]:
     """Return the mask [N] in the fewest bytes, and its gap width: 0 for a bitmap, else 2 to 8 bits.
 
     A bitmap takes one bit a weight, whatever it holds. Gaps take `width` bits for each survivor: the number
-    of zeros before it, the largest number meaning `so many zeros and no survivor yet`. Gaps win above about
-    75 % of zeros.
+    of zeros before it, the largest number meaning `so many zeros and no survivor yet`. The last `TAIL` zeros
+    need no gap. Gaps win above about 75 % of zeros.
     """
     encodings = [(np.packbits(kept, bitorder="little"), 0)]
     encodings += [(_encode_gaps(kept, width), width) for width in GAP_BITS]
@@ -132,6 +135,8 @@ def decode_mask(encoded: Bytes, width: int, survivors: int, count: int) -> npt.N
     """
     if width not in (0, *GAP_BITS):
         raise ValueError(f"Gaps of a mask take 2 to 8 bits, or 0 for a bitmap, got {width}")
+    if width == 0 and encoded.size != -(-count // 8):
+        raise ValueError(f"A bitmap of {count} weights takes {-(-count // 8)} bytes, found {encoded.size}")
     if width == 0:
         kept = np.unpackbits(encoded, count=count, bitorder="little").astype(bool)
     else:
@@ -145,7 +150,9 @@ def _encode_gaps(kept: npt.NDArray[np.bool_], width: int) -> Bytes:
     escape = (1 << width) - 1
     gaps = np.diff(np.flatnonzero(kept), prepend=-1) - 1
     ends = np.cumsum(gaps // escape + 1)
-    codes = np.full(int(ends[-1]) if ends.size else 0, escape, np.uint8)
+    written = int(ends[-1]) if ends.size else 0
+    behind = kept.size - (int(gaps.sum()) + gaps.size)
+    codes = np.full(written + max(0, -(-(behind - TAIL) // escape)), escape, np.uint8)
     codes[ends - 1] = gaps % escape
     return pack(codes, 1 << width)
 
@@ -159,6 +166,8 @@ def _decode_gaps(encoded: Bytes, width: int, survivors: int, count: int) -> npt.
     positions = (ends[is_survivor] - 1)[:survivors]
     if positions.size and positions[-1] >= count:
         raise ValueError(f"The mask points at weight {positions[-1]} of {count}")
+    if (reached := int(ends[-1]) if ends.size else 0) + TAIL < count:
+        raise ValueError(f"The mask ends at weight {reached} of {count}")
     kept = np.zeros(count, bool)
     kept[positions] = True
     return kept
@@ -194,12 +203,14 @@ class Parts:
         """Return what `tensors` came from, to be read from the front.
 
         Raises:
-            ValueError: There is another stream, or one of another type.
+            ValueError: There is another stream, or one of another type or shape.
         """
         types = {"floats": torch.float32, "packed": torch.uint8}
         found = {name: tensor.dtype for name, tensor in tensors.items()}
         if not found.items() <= types.items():
             raise ValueError(f"expected streams of {types}, found {found}")
+        if any(tensor.dim() != 1 for tensor in tensors.values()):
+            raise ValueError("a stream is of more than one dimension")
         parts = cls()
         parts._floats = [tensors.get("floats", torch.zeros(0))]
         parts._packed = [tensors.get("packed", torch.zeros(0, dtype=torch.uint8))]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from decant.errors import DecantError
 from decant.lazy import torch
@@ -21,6 +21,13 @@ Shape = tuple[int, int, int]
 
 WeightShapes = dict[str, tuple[int, ...]]
 """The shapes of weights, by name."""
+
+LARGEST = 1 << 26
+"""Most weights of a network, 268 MB in float32: known from its description, before anything is built."""
+
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
+Side = Annotated[int, Field(ge=1, le=1 << 12)]
+"""Channels, height or width of an image."""
 
 
 class Resnet(Section):
@@ -36,14 +43,16 @@ class Resnet(Section):
     """
 
     kind: Literal["resnet"] = "resnet"
-    widths: tuple[PositiveInt, ...] = Field(min_length=1)
-    blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
-    pool: PositiveInt = 1
+    widths: tuple[Width, ...] = Field(min_length=1, max_length=16)
+    blocks: tuple[Annotated[int, Field(ge=0, le=64)], ...] = Field(min_length=1, max_length=16)
+    pool: Annotated[int, Field(ge=1, le=64)] = 1
 
     @model_validator(mode="after")
     def _paired(self) -> Resnet:
         if len(self.widths) != len(self.blocks):
             raise ValueError(f"widths has {len(self.widths)} entries and blocks {len(self.blocks)}")
+        if sum(self.blocks) > 256:
+            raise ValueError(f"blocks are at most 256 in all, got {sum(self.blocks)}")
         return self
 
     def weights(self, shape: Shape, classes: int) -> WeightShapes:
@@ -100,7 +109,7 @@ class Mlp(Section):
     """Fully connected layers with rectified linear units between them."""
 
     kind: Literal["mlp"] = "mlp"
-    hidden: tuple[PositiveInt, ...] = Field(min_length=1)
+    hidden: tuple[Width, ...] = Field(min_length=1, max_length=64)
 
     def weights(self, shape: Shape, classes: int) -> WeightShapes:
         """Return the shape of each weight of a convolution or linear layer that `build` makes, in order."""
@@ -205,10 +214,29 @@ Architecture = Annotated[Resnet | Mlp | Lenet300100 | Lenet5, Field(discriminato
 
 
 def build(architecture: Architecture, shape: Shape, classes: int, seed: int) -> nn.Module:
-    """Return a network whose fresh weights are a function of `seed`; the global generator is untouched."""
+    """Return a network whose fresh weights are a function of `seed`; the global generator is untouched.
+
+    Raises:
+        DecantError: As `check_size`; or the images are too small for the network.
+    """
+    check_size(architecture, shape, classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return architecture.build(shape, classes)
+
+
+def check_size(architecture: Architecture, shape: Shape, classes: int) -> None:
+    """Check, by arithmetic alone, that a network has at most `LARGEST` weights.
+
+    Raises:
+        DecantError: It has more, or the images are too small for it.
+    """
+    found = sum(math.prod(weight) for weight in architecture.weights(shape, classes).values())
+    if found > LARGEST:
+        raise DecantError(
+            f"this {architecture.kind} has {found:,} weights on images of {' x '.join(map(str, shape))} and "
+            f"{classes:,} classes, expected at most {LARGEST:,}; take smaller widths"
+        )
 
 
 def _residual(inputs: int, outputs: int, stride: int) -> WeightShapes:
