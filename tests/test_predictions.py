@@ -1,5 +1,6 @@
-"""The teacher's predictions on disk: what was written is read; anything else is told with the way out."""
+"""The teacher's predictions on disk: what was written is read; anything else is refused with the way out."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,39 +10,91 @@ import torch
 from decant.errors import DecantError
 from tasks.evaluate import predictions
 
+CLASSES = torch.tensor([3, 0, 255, 256, 299, 9])
 
-def test_what_was_written_is_read_at_one_byte_an_image(tmp_path: Path) -> None:
-    path, classes = tmp_path / "deep" / "teacher.npy", torch.tensor([3, 0, 255, 9])
-    predictions.write(path, classes)
-    assert torch.equal(predictions.read(path, 4), classes)
-    assert path.stat().st_size == 128 + 4  # NumPy's header, then the classes
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file with the predictions of six images, some of more classes than a byte can tell."""
+    predictions.write(tmp_path / "deep" / "teacher.npy", CLASSES)
+    return tmp_path / "deep" / "teacher.npy"
+
+
+def npy(array: np.ndarray) -> bytes:  # type: ignore[type-arg]  # any dtype
+    np.save(buffer := io.BytesIO(), array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\1\0v\0" + text.encode().ljust(117) + b"\n" + bytes(6 * 8 + 32)
+
+
+def test_what_was_written_is_read_and_is_the_same_bytes_again(path: Path) -> None:
+    assert torch.equal(predictions.read(path, 6), CLASSES)
     first = path.read_bytes()
-    predictions.write(path, classes)
+    predictions.write(path, CLASSES)
     assert path.read_bytes() == first
 
 
+def test_numpy_reads_them_too(path: Path) -> None:
+    assert np.load(path).tolist() == CLASSES.tolist()
+
+
 def test_a_missing_file_names_the_stage_that_writes_it(tmp_path: Path) -> None:
-    with pytest.raises(DecantError, match=r"No .*teacher\.npy; run `dvc repro evaluate-teacher`"):
+    with pytest.raises(DecantError, match=r"No .*teacher\.npy; run `dvc repro -f evaluate-teacher`"):
         predictions.read(tmp_path / "teacher.npy", 4)
 
 
 @pytest.mark.parametrize(
-    ("array", "found"),
+    "content",
     [
-        (np.zeros(3, np.uint8), r"found uint8 \[3\]"),
-        (np.zeros(4, np.int64), r"found int64 \[4\]"),
-        (np.zeros((2, 2), np.uint8), r"found uint8 \[2, 2\]"),
-        (np.array([object()] * 4), "cannot be loaded|can be read"),
+        b"",
+        b"PK\x03\x04",
+        b"\x93NUMPY\x01\x00",
+        npy(CLASSES.numpy()),
+        npy(CLASSES.numpy().astype(np.uint8)),
+        npy(np.zeros((2, 3), np.int64)),
+        npy(np.array([object] * 6)),
+        header("{'descr': '<i8', 'fortran_order': False, 'shape': ((((("),
+        header("{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,), }"),
+        header("{'descr': '|O', 'fortran_order': False, 'shape': (6,), }"),
+        header("__import__('os').mkdir('canary')"),
     ],
 )
-def test_another_array_is_refused(array: np.ndarray, found: str, tmp_path: Path) -> None:  # type: ignore[type-arg]  # any dtype
-    np.save(path := tmp_path / "teacher.npy", array)
-    with pytest.raises(DecantError, match=found):
-        predictions.read(path, 4)
+def test_another_file_is_refused(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    with pytest.raises(
+        DecantError, match=r"teacher\.npy does not hold .* run `dvc repro -f evaluate-teacher`$"
+    ):
+        predictions.read(path, 6)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
-def test_a_broken_file_is_refused_without_a_trace(content: bytes, tmp_path: Path) -> None:
-    (path := tmp_path / "teacher.npy").write_bytes(content)
-    with pytest.raises(DecantError, match="run `dvc repro evaluate-teacher`"):
-        predictions.read(path, 4)
+def test_a_long_file_is_not_read(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DecantError, match="1,099,511,627,776 bytes, where it can have 208"):
+        predictions.read(path, 6)
+
+
+def test_each_byte_is_under_the_sum(path: Path) -> None:
+    good = path.read_bytes()
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(DecantError):
+            predictions.read(path, 6)
+
+
+@pytest.mark.parametrize("count", [0, 5, 7])
+def test_another_number_of_images_is_refused(count: int, path: Path) -> None:
+    with pytest.raises(DecantError, match=rf"does not hold the classes of {count} images|it can have"):
+        predictions.read(path, count)
+
+
+def test_predictions_of_another_teacher_are_refused(path: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "model"
+    teacher.write_bytes(b"one")
+    predictions.write(path, CLASSES, [teacher])
+    assert torch.equal(predictions.read(path, 6, [teacher]), CLASSES)
+    teacher.write_bytes(b"two")
+    with pytest.raises(DecantError, match="of another model or images"):
+        predictions.read(path, 6, [teacher])

@@ -6,21 +6,25 @@ import dataclasses
 import gzip
 import hashlib
 import http.server
+import json
 import os
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from decant.errors import DecantError
 from tasks.pipeline.params import validate
-from tasks.pipeline.splits import TEST, TRAIN, VALIDATION, read
+from tasks.pipeline.seals import BLANK, seal_
+from tasks.pipeline.splits import TEST, TRAIN, VALIDATION, read, read_splits
 from tasks.prepare import __main__ as stage
 from tasks.prepare import files, idx, splits, tables
 from tasks.prepare.params import PrepareParams
@@ -63,6 +67,7 @@ def toy_source(contents: dict[str, bytes], **changes: object) -> IdxSource:
         name="toy",
         classes=("zero", "one", "two"),
         sums={stem: hashlib.sha256(content).hexdigest() for stem, content in contents.items()},
+        sizes={stem: len(content) for stem, content in contents.items()},
         address=CLOSED,
     )
     return dataclasses.replace(source, **changes)
@@ -171,7 +176,8 @@ def test_a_table_is_plain_and_in_one_piece(tmp_path: Path) -> None:
     column = parquet.metadata.row_group(0).column(0)
     assert (column.compression, column.has_dictionary_page) == ("UNCOMPRESSED", False)
     assert str(parquet.schema_arrow.field("image").type) == "fixed_size_binary[64]"
-    assert set(parquet.schema_arrow.metadata) == {b"shape", b"classes", b"source"}
+    known = {b"shape", b"classes", b"source", b"split", b"drawn", b"seal"}
+    assert set(parquet.schema_arrow.metadata) == known
     assert column.total_compressed_size < 1.02 * 64 * parquet.metadata.num_rows
 
 
@@ -229,6 +235,141 @@ def test_the_stage_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
+# --- tables that are not what was written
+
+
+IMAGES = np.arange(60 * 64, dtype=np.uint8).reshape(60, 1, 8, 8)
+LABELS = np.arange(60) % 10
+
+
+def put_table(labels: np.ndarray = LABELS, name: str = "train") -> Path:
+    tables.write({name: splits.Split(IMAGES, labels)}, Path("data"), DIGITS)
+    return Path("data", f"{name}.parquet")
+
+
+def labelled(values: pa.Array) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.set_column(1, pa.field("label", values.type, False), values)
+
+
+def pictured(values: pa.Array) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.set_column(0, pa.field("image", values.type, False), values)
+
+
+def described(**changes: str) -> Callable[[pa.Table], pa.Table]:
+    encoded = {key.encode(): value for key, value in changes.items()}
+    return lambda table: table.replace_schema_metadata(table.schema.metadata | encoded)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content.replace(IMAGES[5].tobytes(), IMAGES[6].tobytes()),
+        lambda content: content.replace(b"digits", b"digit!"),
+        lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+        lambda content: content[: len(content) // 2],
+        lambda content: content + content,
+        lambda content: content[:-1] + b"!",
+        lambda content: b"",
+        lambda content: b"PAR1" + 4000 * b"\xff" + b"\xff\xff\xff\x7fPAR1",
+        lambda content: content[:4] + bytes(len(content) - 4),
+    ],
+)
+def test_a_table_with_any_other_byte_is_refused_before_it_is_parsed(
+    damage: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put_table()
+    before = path.read_bytes()
+    path.write_bytes(after := damage(before))
+    assert after != before
+    monkeypatch.setattr(pq, "ParquetFile", None)
+    with pytest.raises(DecantError, match=r"^data/train\.parquet .*run `dvc repro -f prepare`$"):
+        read(path)
+
+
+FORGED = {
+    "labels up to 249": (labelled(pa.array(LABELS + 240)), "labels from 240 to 249 of 10 classes"),
+    "labels below 0": (labelled(pa.array(LABELS - 1)), "labels from -1 to 8"),
+    "labels of a byte": (labelled(pa.array(LABELS.astype("u1"))), "its columns are not"),
+    "labels in words": (labelled(pa.array(LABELS.astype(str))), "its columns are not"),
+    "lists for labels": (labelled(pa.array([[1]] * 60)), "its columns are not"),
+    "a label missing": (
+        lambda table: table.set_column(1, "label", pa.array([None, *LABELS[1:].tolist()])),
+        "1 values are missing",
+    ),
+    "no images": (lambda table: table.set_column(0, "image", pa.nulls(60)), "its columns are not"),
+    "images of another size": (pictured(pa.array([b"x" * 32] * 60, pa.binary(32))), "its columns are not"),
+    "another column": (lambda table: table.append_column("more", pa.array(LABELS)), "its columns are not"),
+    "a column twice": (lambda table: table.append_column("label", pa.array(LABELS)), "its columns are not"),
+    "no rows": (lambda table: table.slice(0, 0), "its rows are not in one piece"),
+    "a number for the shape": (described(shape="5"), "shape: must be a list"),
+    "another shape": (described(shape="[1, 4, 4]"), "its columns are not"),
+    "words for the shape": (described(shape='["a", "b", 1]'), r"shape\.0: must be a whole number"),
+    "brackets for the shape": (described(shape="[" * 9999), "Error"),
+    "nothing for classes": (described(classes="null"), "classes: must be a list"),
+    "one class": (described(classes='["a"]'), "labels from 0 to 9 of 1 classes"),
+    "no JSON": (described(source="x"), "Expecting value"),
+    "bytes for a name": (described(source=b"\xff\xfe"), "Error"),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_table_of_another_form_is_refused_though_its_sum_is_right(what: str) -> None:
+    edit, message = FORGED[what]
+    path = put_table()
+    table = edit(pq.read_table(path))
+    assert BLANK.encode() in table.schema.metadata.values()
+    pq.write_table(table, path, compression="NONE", use_dictionary=False, write_statistics=False)
+    seal_(path)
+    with pytest.raises(DecantError, match=rf"^data/train\.parquet .*{message}.*run `dvc repro -f prepare`$"):
+        read(path)
+
+
+@pytest.mark.parametrize("form", [{"compression": "GZIP"}, {"use_dictionary": True}, {"row_group_size": 7}])
+def test_a_table_that_is_small_only_on_disk_is_refused(form: dict[str, object]) -> None:
+    path = put_table()
+    plain = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pq.read_table(path), path, **plain | form)
+    with pytest.raises(DecantError, match=r"no sum|not the sum"):
+        read(path)
+    seal_(path)
+    with pytest.raises(DecantError, match="its rows are not in one piece"):
+        read(path)
+
+
+def test_a_split_is_not_read_as_another() -> None:
+    put_table(name="train").rename(VALIDATION)
+    with pytest.raises(DecantError, match=r"validation\.parquet .* it is the split train"):
+        read(VALIDATION)
+
+
+def test_tables_that_params_yaml_does_not_ask_for_are_refused() -> None:
+    write_params()
+    stage.main()
+    assert len(read_splits().validation) == 300
+    for changed in ({"validation": 200}, {"seed": 2}):
+        write_params(**changed)
+        with pytest.raises(
+            DecantError, match=r"^data/train\.parquet was drawn by .* run `dvc repro prepare`"
+        ):
+            read_splits()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: None])
+def test_what_is_no_file_is_no_table(make: Callable[[Path], None]) -> None:
+    Path("data").mkdir()
+    make(TRAIN)
+    with pytest.raises(DecantError, match=r"data/train\.parquet.* run `dvc repro (-f )?prepare`"):
+        read(TRAIN)
+
+
+def test_more_classes_than_a_byte_can_tell_are_read_as_they_were_written() -> None:
+    many = dataclasses.replace(DIGITS, classes=tuple(map(str, range(300))))
+    labels = np.arange(60) * 5
+    tables.write({"train": splits.Split(IMAGES, labels)}, Path("data"), many)
+    assert read(TRAIN).labels.tolist() == labels.tolist()
+    assert pq.read_schema(TRAIN).metadata[b"classes"] == json.dumps(many.classes).encode()
+
+
 # --- params.yaml
 
 
@@ -256,6 +397,7 @@ def test_an_entry_is_complete(name: str) -> None:
     if isinstance(source, IdxSource):
         assert tuple(source.sums) == STEMS
         assert all(len(bytes.fromhex(value)) == 32 for value in source.sums.values())
+        assert tuple(source.sizes) == STEMS
         assert source.address.endswith("/")
 
 
@@ -333,10 +475,10 @@ def test_an_unreadable_file_names_the_file(
 ) -> None:
     put(files.RAW, contents)
 
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, mode: str) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(
         DecantError, match=r"Cannot read data/raw/train-images-idx3-ubyte\.gz: Permission denied"
     ):
@@ -383,6 +525,59 @@ def test_too_few_images_name_the_file(contents: dict[str, bytes]) -> None:
     with pytest.raises(DecantError, match=r"train-images\S+ holds 12 of the 30 entries .* whole copy"):
         prepare(toy_source(contents))
     assert_no_table()
+
+
+# --- more than there can be
+
+
+MUCH = 64 << 20
+MORE = "(it has more than the 196 bytes|has more than 65732 bytes, which it cannot have).* remove it"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(bytes(MUCH)), gzip.compress(b"") * 4_000, gzip.compress(bytes(1 << 20)) * 64],
+    ids=["one member", "of nothing", "many members"],
+)
+def test_a_file_that_unpacks_to_much_is_refused_in_little_memory(
+    contents: dict[str, bytes], toy: IdxSource, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "AROUND", 1 << 16)
+    put(files.RAW / "toy", contents)
+    (files.RAW / "toy" / "train-images-idx3-ubyte.gz").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(DecantError, match=rf"data/raw/toy/train-images-idx3-ubyte\.gz.* {MORE}"):
+        files.find(toy)
+    assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    tracemalloc.stop()
+
+
+def test_a_file_that_is_long_is_not_read_to_its_end(contents: dict[str, bytes], toy: IdxSource) -> None:
+    put(files.RAW / "toy", contents)
+    with (files.RAW / "toy" / "train-images-idx3-ubyte.gz").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DecantError, match=f"data/raw/toy/train-images-idx3-ubyte.gz.* {MORE}"):
+        files.find(toy)
+
+
+def test_an_answer_that_is_long_is_a_reason(contents: dict[str, bytes], published: tuple[Path, str]) -> None:
+    folder, address = published
+    put(folder, contents)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(bytes(4 << 20))
+    with pytest.raises(DecantError, match=r"train-images-idx3-ubyte\.gz has more than 1048772 bytes"):
+        files.find(toy_source(contents, address=address))
+    assert not files.RAW.exists()
+
+
+def test_a_package_that_unpacks_to_much_is_a_reason(
+    tmp_path: Path, contents: dict[str, bytes], toy: IdxSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "DEBIAN", Path("/usr/share/datasets"))
+    put_apt(tmp_path, contents)
+    with (tmp_path / "package/usr/a").open("wb") as file:
+        file.truncate(1 << 25)
+    with pytest.raises(DecantError, match=r"dataset-toy_1_all\.deb has more than \d+ bytes"):
+        files.find(dataclasses.replace(toy, package="dataset-toy"))
 
 
 # --- the ways to the files
@@ -556,7 +751,7 @@ def put_apt(tmp_path: Path, contents: dict[str, bytes]) -> None:
         'for word; do case $word in Dir::State::lists=*) test -d "${word#*=}/partial";; esac; done\n'
         f'case "$*" in *download*) tar -cf dataset-toy_1_all.deb -C {tmp_path}/package usr;; esac\n',
     )
-    put_tool("dpkg-deb", 'test "$1" = -x; mkdir "$3"; tar -xf "$2" -C "$3"\n')
+    put_tool("dpkg-deb", 'test "$1" = --fsys-tarfile; cat "$2"\n')
 
 
 def test_the_package_is_fetched_without_root(
@@ -579,7 +774,7 @@ def test_a_package_of_something_else_is_a_reason(
     monkeypatch.setattr(files, "DEBIAN", Path("/usr/share/datasets"))
     put_apt(tmp_path, {**contents, TRAIN_IMAGES: b"else"})
     with pytest.raises(
-        DecantError, match=r"apt-get download dataset-toy: \S+ is not the train-images of toy"
+        DecantError, match=r"apt-get download dataset-toy: .*train-images is not the train-images of toy"
     ):
         files.find(dataclasses.replace(toy, package="dataset-toy"))
     assert not list(files.RAW.rglob("*"))
@@ -591,6 +786,8 @@ def test_a_package_of_something_else_is_a_reason(
         ("echo 'E: no such host'; exit 100\n", "apt-get update exited 100: E: no such host"),
         ("exit 100\n", "apt-get update exited 100: nothing said"),
         ("exit 0\n", "it left no package"),
+        ('case "$*" in *download*) touch a.deb;; esac\n', "empty file"),
+        ('case "$*" in *download*) tar -cf a.deb -T /dev/null;; esac\n', "no train-images, .* of toy in it"),
         ("sleep 10\n", "apt-get update took more than 0 s"),
     ],
 )
@@ -599,6 +796,6 @@ def test_a_failing_apt_is_a_reason(
 ) -> None:
     monkeypatch.setattr(files, "APT_TIMEOUT", 0.3)
     put_tool("apt-get", script.replace("sleep", "exec sleep"))
-    put_tool("dpkg-deb", "exit 0\n")
+    put_tool("dpkg-deb", 'cat "$2"\n')
     with pytest.raises(DecantError, match=f"apt-get download dataset-toy: {reason}"):
         files.find(dataclasses.replace(toy, package="dataset-toy"))

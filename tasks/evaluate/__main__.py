@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from decant.checkpoints.files import size_bytes
+from decant.checkpoints.files import DEPLOYED, size_bytes
 from decant.networks.execution import make_deterministic, predict
 from decant.outputs import write_json
 from tasks.evaluate import predictions
@@ -23,9 +23,10 @@ def main(model: str) -> None:
     make_deterministic(read_section("threads.evaluate", int))
     teacher, measured, test = load_model("teacher"), load_model(model), splits.read(splits.TEST)
     logits = predict(measured.module, test.images)
+    sources = [splits.TEST, *(MODELS / "teacher" / file for file in DEPLOYED)]
     if model == "teacher":
-        predictions.write(predictions.TEACHER, logits.argmax(1))
-    reference = predictions.read(predictions.TEACHER, len(test))
+        predictions.write(predictions.TEACHER, logits.argmax(1), sources)
+    reference = predictions.read(predictions.TEACHER, len(test), sources)
     row = measure(measured, teacher, logits, reference, test.labels, size_bytes(MODELS / model))
     write_json(Path("metrics") / f"{model}.json", row)
     write_json(Path("headline") / f"{model}.json", headline(row))

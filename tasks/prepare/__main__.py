@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from decant.seeds import derive_seed
 from tasks.pipeline.params import read_section
@@ -17,8 +18,9 @@ def main() -> None:
     params = read_section("data", PrepareParams)
     seed = read_section("seed", int)
     source = SOURCES[params.source]
-    drawn = splits.draw(source, params.validation, derive_seed(seed, "prepare"))
-    tables.write(drawn, Path("data"), source)
+    splits_drawn = splits.draw(source, params.validation, derive_seed(seed, "prepare"))
+    drawn = {name: read_section(name, Any) for name in ("data", "seed")}
+    tables.write(splits_drawn, Path("data"), source, drawn)
 
 
 if __name__ == "__main__":

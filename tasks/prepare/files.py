@@ -1,19 +1,25 @@
-"""Finding, fetching and verifying the four files of a source in MNIST's format."""
+"""Finding, fetching and verifying the four files of a source in MNIST's format.
+
+Nothing is read or unpacked beyond the size that the source's entry states, whatever a file or a server says.
+"""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from tqdm import tqdm
 
@@ -29,6 +35,8 @@ TIMEOUT = 20.0
 APT_TIMEOUT = 300.0
 """Seconds that one call of apt-get may take."""
 GZIP_MAGIC = b"\x1f\x8b"
+AROUND = 1 << 20
+"""Bytes that packing may add to a file, and a package to its files: headers, pages of documentation."""
 
 
 class Unavailable(Exception):
@@ -83,9 +91,11 @@ def _from_raw(source: IdxSource, stems: Sequence[str]) -> Iterator[Found]:
 
 
 def _from_variable(source: IdxSource, stems: Sequence[str]) -> Iterator[Found]:
-    listed = [
-        Path(part).expanduser() for part in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if part
-    ]
+    parts = os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)
+    try:
+        listed = [Path(part).expanduser() for part in parts if part]
+    except RuntimeError as error:  # ~name of nobody
+        raise Unavailable(f"{FOLDERS_VARIABLE}: {error}") from None
     if not listed:
         raise Unavailable(f"{FOLDERS_VARIABLE} is not set; it lists folders, separated by {os.pathsep!r}")
     folders = [folder for place in listed for folder in (place / source.name, place)]
@@ -122,10 +132,11 @@ def _from_folders(
 
 def _in_folders(folders: Sequence[Path], source: IdxSource, stem: str) -> Found | None:
     paths = [folder / name for folder in folders for name in _names(stem)]
-    for path in filter(Path.is_file, paths):
-        content = _read(path)
+    for path in filter(_is_there, paths):
         # A folder that bears no source's name may hold another source's files, under the same names.
-        if path.parent.name != source.name and _is_of_another_source(content, source):
+        others = _idx_sources() if path.parent.name != source.name else []
+        content = _read(path, max(entry.sizes[stem] for entry in (source, *others)))
+        if others and _is_of_another_source(content, source):
             continue
         return Found(stem, str(path), _verified(content, stem, source, str(path)))
     return None
@@ -135,24 +146,52 @@ def _from_address(source: IdxSource, stems: Sequence[str]) -> Iterator[Found]:
     for stem in stems:
         url = f"{source.address}{_names(stem)[0]}"
         try:
-            packed = _download(url)
-            content = _verified(_unpacked(packed, url), stem, source, url)
-        except (OSError, http.client.HTTPException, DecantError) as error:
+            found = _kept(_download(url, source.sizes[stem] + AROUND), stem, source, url)
+        except (OSError, ValueError, http.client.HTTPException, DecantError) as error:
             raise Unavailable(f"{url}: {error}") from None
-        _keep(packed, stem, source)
-        yield Found(stem, url, content)
+        yield found
 
 
-def _download(url: str) -> bytes:
-    """Return what an address answers, with a progress bar where a person looks."""
+def _download(url: str, most: int) -> bytes:
+    """Return what an address answers, with a progress bar where a person looks.
+
+    Raises:
+        DecantError: It answers more than `most` bytes.
+    """
     content = bytearray()
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-        total = int(answer.headers.get("Content-Length") or 0) or None
-        with tqdm(total=total, unit="B", unit_scale=True, desc=url.rpartition("/")[2], disable=None) as bar:
-            while block := answer.read(1 << 16):
+        bounded, name = _Bounded(answer, most, url), url.rpartition("/")[2]
+        with tqdm(total=answer.length, unit="B", unit_scale=True, desc=name, disable=None) as bar:
+            while block := bounded.read(1 << 16):
                 content += block
                 bar.update(len(block))
     return bytes(content)
+
+
+class _Bounded:
+    """A stream that is read no further than it may be long.
+
+    Args:
+        stream: What is read.
+        most: How many bytes it may have.
+        origin: What to call it in the error.
+    """
+
+    def __init__(self, stream: IO[bytes], most: int, origin: str) -> None:
+        self._stream, self._left = stream, most
+        self._error = f"{origin} has more than {most} bytes, which it cannot have; replace or remove it"
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, at most `size` of them.
+
+        Raises:
+            DecantError: There are more than the stream may have.
+        """
+        content = self._stream.read(min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise DecantError(self._error)
+        return content
 
 
 def _from_apt(source: IdxSource, stems: Sequence[str]) -> Iterator[Found]:
@@ -162,20 +201,41 @@ def _from_apt(source: IdxSource, stems: Sequence[str]) -> Iterator[Found]:
     absent = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if absent:
         raise Unavailable(f"apt-get download {source.package}: no {' and no '.join(absent)} on this machine")
+    way = f"apt-get download {source.package}"
     with tempfile.TemporaryDirectory() as name:
-        tree = _unpacked_package(source.package, Path(name))
+        package = _fetched_package(source.package, Path(name))
         try:
-            for file in _from_folders(
-                [tree / DEBIAN.relative_to("/") / source.name], source, stems, "apt-get"
-            ):
-                _keep(Path(file.origin).read_bytes(), file.stem, source)
-                yield Found(file.stem, f"{source.package}: {Path(file.origin).name}", file.content)
-        except DecantError as error:
-            raise Unavailable(f"apt-get download {source.package}: {error}") from None
+            packed = _members(package, source, stems)
+            for stem in filter(packed.__contains__, stems):
+                yield _kept(packed[stem], stem, source, f"{source.package}: {stem}")
+        except (OSError, EOFError, tarfile.TarError, DecantError) as error:
+            raise Unavailable(f"{way}: {error}") from None
+    if missing := [stem for stem in stems if stem not in packed]:
+        raise Unavailable(f"{way}: no {', '.join(missing)} of {source.name} in it")
 
 
-def _unpacked_package(package: str, folder: Path) -> Path:
-    """Fetch a package with apt's state inside `folder`, unpack it, return where it was unpacked."""
+def _members(package: Path, source: IdxSource, stems: Sequence[str]) -> dict[str, bytes]:
+    """Return the wanted files of a Debian package by stem, packed as they are; no other file is unpacked."""
+    folder = DEBIAN.relative_to("/") / source.name
+    wanted = {str(folder / name): stem for stem in stems for name in _names(stem)}
+    found = {}
+    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as unpacking:
+        assert unpacking.stdout is not None
+        stream = _Bounded(unpacking.stdout, sum(source.sizes.values()) + len(STEMS) * AROUND, package.name)
+        try:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    stem = wanted.get(member.name.removeprefix("./"))
+                    if stem is not None and (file := archive.extractfile(member)) is not None:
+                        found[stem] = file.read(source.sizes[stem] + AROUND)
+        finally:
+            unpacking.kill()  # at the end of the archive, or where it is read no further
+    return found
+
+
+def _fetched_package(package: str, folder: Path) -> Path:
+    """Fetch a package with apt's state inside `folder`, return its file."""
     # apt does not make these two itself when it is given other folders than its own.
     for partial in ("lists/partial", "cache/archives/partial"):
         (folder / partial).mkdir(parents=True)
@@ -193,8 +253,7 @@ def _unpacked_package(package: str, folder: Path) -> Path:
     archives = sorted(folder.glob("*.deb"))
     if not archives:
         raise Unavailable(f"apt-get download {package}: it left no package")
-    _call(["dpkg-deb", "-x", archives[0].name, "tree"], folder, package)
-    return folder / "tree"
+    return archives[0]
 
 
 def _call(command: Sequence[str], folder: Path, package: str) -> None:
@@ -204,8 +263,7 @@ def _call(command: Sequence[str], folder: Path, package: str) -> None:
         Unavailable: It failed; with the last line of what it said.
     """
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    action = command[-1] if command[0] == "apt-get" else command[1]
-    step = f"apt-get download {package}: {command[0]} {action}"
+    step = f"apt-get download {package}: {command[0]} {'download' if package in command else command[-1]}"
     try:
         subprocess.run(
             command,
@@ -232,23 +290,40 @@ def _names(stem: str) -> list[str]:
     return [f"{stem}{mark}{kind}{end}" for mark in "-." for end in (".gz", "")]
 
 
-def _read(path: Path) -> bytes:
+def _is_there(path: Path) -> bool:
     try:
-        return _unpacked(path.read_bytes(), str(path))
+        return path.is_file()
+    except OSError:  # a folder that may not be entered: reading says so
+        return True
+
+
+def _read(path: Path, most: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return _unpacked(file, most, str(path))
     except OSError as error:
         raise DecantError(f"Cannot read {path}: {error.strerror}; mend or remove it") from None
 
 
-def _unpacked(content: bytes, origin: str) -> bytes:
-    """Return the bytes decompressed; some tools unpack a .gz and keep its name, so the content decides."""
-    if not content.startswith(GZIP_MAGIC):
-        return content
+def _unpacked(file: IO[bytes], most: int, origin: str) -> bytes:
+    """Return the bytes decompressed, no more than `most` and one: who has that many is too long.
+
+    Some tools unpack a .gz and keep its name, so the content decides.
+
+    Raises:
+        DecantError: The compressed bytes are cut off, damaged, or more than `most` bytes can take.
+    """
+    packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    file.seek(0)
+    if not packed:
+        return file.read(most + 1)
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=_Bounded(file, most + AROUND, origin)) as unpacking:  # type: ignore[call-overload]  # it only reads
+            return bytes(unpacking.read(most + 1))
     except EOFError:
         raise DecantError(
-            f"{origin} is cut off: its {len(content)} bytes end before the compressed data do; "
-            "replace it with a whole copy, or remove it"
+            f"{origin} is cut off: it ends before the compressed data do; replace it with a whole copy, or "
+            "remove it"
         ) from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DecantError(f"{origin} cannot be decompressed ({error}); replace or remove it") from None
@@ -258,8 +333,13 @@ def _verified(content: bytes, stem: str, source: IdxSource, origin: str) -> byte
     """Return `content`.
 
     Raises:
-        DecantError: It has another sum than the source's entry says.
+        DecantError: It has another size or sum than the source's entry says.
     """
+    if len(content) > source.sizes[stem]:
+        raise DecantError(
+            f"{origin} is not the {stem} of {source.name}: it has more than the {source.sizes[stem]} bytes "
+            "(decompressed) of those; replace or remove it"
+        )
     found, expected = hashlib.sha256(content).hexdigest(), source.sums[stem]
     if found == expected:
         return content
@@ -270,12 +350,22 @@ def _verified(content: bytes, stem: str, source: IdxSource, origin: str) -> byte
 
 
 def _is_of_another_source(content: bytes, source: IdxSource) -> bool:
-    known = [entry for entry in SOURCES.values() if isinstance(entry, IdxSource)]
     found = hashlib.sha256(content).hexdigest()
-    return found not in source.sums.values() and any(found in entry.sums.values() for entry in known)
+    return found not in source.sums.values() and any(found in entry.sums.values() for entry in _idx_sources())
 
 
-def _keep(packed: bytes, stem: str, source: IdxSource) -> None:
-    """Write a verified file into data/raw/<source>, where the next run looks first."""
+def _idx_sources() -> list[IdxSource]:
+    return [entry for entry in SOURCES.values() if isinstance(entry, IdxSource)]
+
+
+def _kept(packed: bytes, stem: str, source: IdxSource, origin: str) -> Found:
+    """Return a file that was fetched, verified, and keep it in data/raw/<source>, the first place to look.
+
+    Raises:
+        DecantError: It is not what it should be.
+    """
+    content = _unpacked(io.BytesIO(packed), source.sizes[stem], origin)
+    found = Found(stem, origin, _verified(content, stem, source, origin))
     with replacing(RAW / source.name / _names(stem)[0]) as path:
         path.write_bytes(packed)
+    return found

@@ -28,6 +28,7 @@ class IdxSource:
     name: str
     classes: tuple[str, ...]
     sums: Mapping[str, str]
+    sizes: Mapping[str, int]
     address: str
     package: str | None = None
     shape: tuple[int, int, int] = (1, 28, 28)
@@ -57,6 +58,12 @@ def _sums(*sums: str) -> Mapping[str, str]:
     return MappingProxyType(dict(zip(STEMS, sums, strict=True)))
 
 
+def _sizes(train: int, test: int, pixels: int) -> Mapping[str, int]:
+    """Return the bytes of four IDX files: a header of 16 or 8 bytes, then the values."""
+    sizes = (16 + train * pixels, 8 + train, 16 + test * pixels, 8 + test)
+    return MappingProxyType(dict(zip(STEMS, sizes, strict=True)))
+
+
 _ALL = (
     IdxSource(
         name="fashion-mnist",
@@ -78,6 +85,7 @@ _ALL = (
             "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
+        sizes=_sizes(60_000, 10_000, 28 * 28),
         address="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         package="dataset-fashion-mnist",
     ),
@@ -90,6 +98,7 @@ _ALL = (
             "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
             "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
+        sizes=_sizes(60_000, 10_000, 28 * 28),
         address="https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
     DigitsSource(name="digits", classes=tuple("0123456789"), test=360),
