@@ -1,22 +1,46 @@
-"""The state of an interrupted training: a file named by a hash of all that the training depends on."""
+"""The state of an interrupted training: a file named by a hash of all that the training depends on.
+
+The file begins with a sum over that hash and the content, which is checked before anything is unpacked. A
+state that is damaged, another training's, or of another form costs a sentence and the epochs it stood for.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import io
 import json
-import pickle
+import math
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from decant.networks.architectures import LARGEST
 from decant.outputs import replacing
+from decant.sealed import one_line, read_bytes
 
 SCRATCH = Path(".scratch")
+
+LARGEST_STATE = 32 * LARGEST
+"""Most bytes of a state that is read: a network, its average and best epoch, an optimizer's two moments."""
+
+SUM = hashlib.sha256().digest_size
+
+
+class Resumable(Protocol):
+    """A training that can go on from a state."""
+
+    def content(self) -> dict[str, Any]:
+        """Return the state: tensors, numbers, strings, and lists and mappings of these."""
+
+    def restore_(self, content: dict[str, Any]) -> None:
+        """Go on from what `content` returned; any error refuses it."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +66,80 @@ class Scratch:
 
     def read(self) -> dict[str, Any] | None:
         """Return the state, or None where there is none that can be read; nothing in the file is executed."""
+        if not self.file.exists():
+            return None
         try:
-            loaded: dict[str, Any] = torch.load(self.file, weights_only=True)
-        except FileNotFoundError:
+            found = read_bytes(self.file, LARGEST_STATE)
+            if found[:SUM] != self._sum(found[SUM:]):
+                raise ValueError("its sum is another training's, or it is damaged")
+            content = torch.load(io.BytesIO(found[SUM:]), weights_only=True)
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds a {type(content).__name__}")
+        except Exception as error:
+            self.refuse(error)
             return None
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            print(f"{self.file} cannot be read ({error}); starting from the first epoch", file=sys.stderr)
-            return None
-        return loaded
+        return content
+
+    def refuse(self, error: Exception) -> None:
+        """Say, in one sentence, that the state is not used."""
+        print(f"{self.file} is not used ({one_line(error)}); starting from the first epoch", file=sys.stderr)
 
     def write(self, content: Mapping[str, Any]) -> None:
         """Replace the state by `content`: tensors, numbers, strings, and lists and mappings of these."""
-        with replacing(self.file) as temporary:
-            torch.save(dict(content), temporary)
+        torch.save(dict(content), buffer := io.BytesIO())
+        with replacing(self.file) as temporary, temporary.open("wb") as file:
+            file.write(self._sum(buffer.getbuffer()))
+            file.write(buffer.getbuffer())
+
+    def _sum(self, content: bytes | memoryview) -> bytes:
+        digest = hashlib.sha256(self.identity.encode())
+        digest.update(content)
+        return digest.digest()
 
     def clear(self) -> None:
         """Delete the state and older trainings of the same model: it is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def resume_(training: Resumable, scratch: Scratch) -> None:
+    """Let a training go on from its state where there is one that fits it, in place; else it is as before."""
+    if (content := scratch.read()) is None:
+        return
+    before = copy.deepcopy(training.content())
+    try:
+        training.restore_(content)
+    except Exception as error:
+        training.restore_(before)
+        scratch.refuse(error)
+
+
+def check_form(found: Any, expected: Any, place: str = "the state") -> None:
+    """Check that a state has the form of another one: keys, types, shapes; all of its numbers are finite.
+
+    What is empty in the other one may hold anything.
+
+    Raises:
+        ValueError: It has not; names the place.
+    """
+    if type(found) is not type(expected):
+        raise ValueError(f"{place} is a {type(found).__name__}, expected a {type(expected).__name__}")
+    if isinstance(found, Tensor):
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            raise ValueError(f"{place} has the shape {[*found.shape]}, expected {[*expected.shape]}")
+        if not torch.isfinite(found).all():
+            raise ValueError(f"{place} holds NaN or infinity")
+    elif isinstance(found, float) and not math.isfinite(found):
+        raise ValueError(f"{place} is {found}")
+    elif isinstance(found, dict) and expected:
+        if found.keys() != expected.keys():
+            raise ValueError(f"{place} has other keys")
+        for key, value in found.items():
+            check_form(value, expected[key], f"{place}'s {key}")
+    elif isinstance(found, list) and expected:
+        if len(found) != len(expected):
+            raise ValueError(f"{place} has {len(found)} entries, expected {len(expected)}")
+        for value, other in zip(found, expected, strict=True):
+            check_form(value, other, place)
 
 
 def scratch(folder: Path, recipe: Mapping[str, Any], files: Iterable[Path], code: str) -> Scratch:
