@@ -2,20 +2,27 @@
 
     python -m flows.compare [REV] [model …] [--md | --json]
 
-Exit code: 0 the gates hold, 1 a gate failed, 2 it could not be compared, or only with numbers out of date.
+Exit code: 0 the gates hold, 1 a gate failed, 2 no verdict: it could not be compared, whatever the reason, or
+only with numbers that are out of date; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import os
 import sys
-from collections.abc import Collection, Sequence
+import traceback
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from decant.errors import DecantError
 from decant.schema import did_you_mean
+from decant.sealed import one_line
 from flows import tables
-from flows.judgement import TEACHER, Comparison, differing_settings, judge
+from flows.judgement import Comparison, differing_settings, judge
+from flows.noise import TEACHER
 from flows.snapshots import CannotCompare, Revision, Snapshot, WorkingTree
 from flows.staleness import stale_models
 from flows.tables import markdown
@@ -30,13 +37,35 @@ def compare(folder: Path, revision: str, models: Collection[str] = ()) -> Compar
 
     Args:
         folder: The root of the project.
-        revision: Whatever Git takes for a commit: a branch, a tag, a hash, `HEAD~3`.
+        revision: Whatever Git takes for a commit: a branch, a tag, a hash, `HEAD~3`; or a DVC experiment.
         models: Which models; all where none is named.
 
     Raises:
         CannotCompare: A revision or model that there is not, a file that is missing or broken, a number that
-            is missing or NaN, a model that vanished, or no model that both sides have.
+            is missing or NaN, a model that vanished, or no model that both sides have; or anything else
+            went wrong, so that no verdict can be believed.
     """
+    with in_words():
+        return _compared(folder, revision, models)
+
+
+@contextlib.contextmanager
+def in_words() -> Iterator[None]:
+    """Turn whatever goes wrong inside, a mistake of ours too, into a CannotCompare: it is no failed gate."""
+    try:
+        yield
+    except CannotCompare:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise CannotCompare(
+            f"Could not be compared: {type(error).__name__}: {one_line(error)} (in "
+            f"{Path(place.filename).name}, line {place.lineno}); where no file is damaged, it is a defect of "
+            "Decant that its authors want to hear of"
+        ) from error
+
+
+def _compared(folder: Path, revision: str, models: Collection[str]) -> Comparison:
     committed, tree = Revision.find(folder, revision), WorkingTree(folder)
     there, here = Snapshot.of(committed), Snapshot.of(tree)
     gates = _gates(here)
@@ -97,20 +126,41 @@ def _removed(chosen: Collection[str], there: Snapshot, here: Snapshot, gates: Ga
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison that the command line asks for, and return the exit code."""
     options = _parser().parse_args(arguments)
+    try:
+        with in_words():
+            return _print(options)
+    except CannotCompare as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _print(options: argparse.Namespace) -> int:
     style = options.style
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may have no ✗
+        sys.stdout.reconfigure(errors="replace")
     try:
         comparison = compare(Path(), options.revision, options.models)
     except CannotCompare as error:
-        print(f"error: {error}", file=sys.stderr)
         print(tables.apology(options.revision, str(error), style), end="")
-        return 2
+        raise
+    try:
+        _show(comparison, style)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough; the verdict is the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return comparison.code
+
+
+def _show(comparison: Comparison, style: str | None) -> None:
     if style == "md":
         print(markdown(comparison), end="")
     elif style == "json":
         print(tables.as_json(comparison), end="")
     else:
         tables.show(comparison)
-    return comparison.code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,11 +168,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m flows.compare",
         description="Compare metrics and params of every model here with a Git revision, and judge the "
         "difference by the gates of params.yaml.",
-        epilog="Exit code: 0 the gates hold, 1 a gate failed, 2 it could not be compared.",
+        epilog="Exit code: 0 the gates hold, 1 a gate failed, 2 no verdict: it could not be compared, or "
+        "numbers are out of date.",
     )
-    parser.add_argument(
-        "revision", nargs="?", default="main", metavar="REV", help="branch, tag or commit (main)"
-    )
+    what = "branch, tag, commit or DVC experiment (main)"
+    parser.add_argument("revision", nargs="?", default="main", metavar="REV", help=what)
     parser.add_argument("models", nargs="*", metavar="model", help="only these models")
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--md", dest="style", action="store_const", const="md", help="print GitHub's Markdown")

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+from flows.noise import MetricValues, reach_of_chance
 from tasks.validate.gates import BETTER_HIGHER, Gates, Tolerance
-
-MetricValues = Mapping[str, float]
-"""The thirteen numbers of one model, as in metrics/<model>.json."""
-
-TEACHER = "teacher"
-Z = 1.959963984540054  # 95 % of a normal distribution, as in the intervals
 
 
 class Verdict(StrEnum):
@@ -69,24 +63,18 @@ def judge(
         gates: The tolerances; without them nothing is a regression.
     """
     tolerances = gates.of(model) if gates else {}
-    noise = {"accuracy": reach_of_chance(model, old, new)}
-    return tuple(
-        Change(
-            metric,
-            before,
-            after,
-            _verdict(metric, before, after, tolerances.get(metric), noise.get(metric)),
-            tolerances.get(metric),
-            noise.get(metric),
-        )
-        for metric, before, after in _differing(old[model], new[model])
-    )
+    before, after = old[model], new[model]
+    changes = []
+    for metric in _differing(before, after):
+        tolerance = tolerances.get(metric)
+        noise = reach_of_chance(model, old, new) if metric == "accuracy" else None
+        verdict = _verdict(metric, before[metric], after[metric], tolerance, noise)
+        changes.append(Change(metric, before[metric], after[metric], verdict, tolerance, noise))
+    return tuple(changes)
 
 
-def _differing(old: MetricValues, new: MetricValues) -> Iterator[tuple[str, float, float]]:
-    for metric in BETTER_HIGHER:
-        if old[metric] != new[metric]:
-            yield metric, old[metric], new[metric]
+def _differing(old: MetricValues, new: MetricValues) -> Iterator[str]:
+    return (metric for metric in BETTER_HIGHER if old[metric] != new[metric])
 
 
 def _verdict(
@@ -106,65 +94,6 @@ def _verdict(
 def _gain(old: float, new: float) -> Decimal:
     """In decimals: 0.93 - 0.925 is 0.005, where binary fractions say a little more and would fail a gate."""
     return Decimal(str(new)) - Decimal(str(old))
-
-
-def reach_of_chance(model: str, old: Mapping[str, MetricValues], new: Mapping[str, MetricValues]) -> float:
-    """Return how large a drop of accuracy the choice of test images explains at 95 %, a fraction in [0, 1].
-
-    The metrics are aggregates, so which images changed is not known. Two bounds hold without it, each too
-    wide rather than too narrow; the smaller is returned. Newcombe's needs the two intervals alone. McNemar's
-    holds for the same teacher on both sides: then no more images can have changed than those on which one of
-    the two models disagrees with it. Where the accuracy moved by more than that, it was not measured on the
-    same images, and the intervals decide.
-    """
-    before, after = old[model], new[model]
-    unpaired = newcombe_reach(before, after)
-    same_teacher = TEACHER in old and TEACHER in new and dict(old[TEACHER]) == dict(new[TEACHER])
-    if not same_teacher or abs(after["accuracy"] - before["accuracy"]) > most_differing(before, after):
-        return unpaired
-    return min(unpaired, paired_reach(before, after))
-
-
-def newcombe_reach(old: MetricValues, new: MetricValues) -> float:
-    """Return the smallest drop whose 95 % interval excludes zero, for two shares of independent images.
-
-    The reach of the old accuracy downwards and of the new one upwards, added as independent errors are. That
-    two intervals overlap would be a laxer test than 95 %: each would have to move by its whole reach at once.
-
-    References:
-        Newcombe, Interval Estimation for the Difference Between Independent Proportions: Comparison of Eleven
-        Methods, 1998, Statistics in Medicine 17, method 10.
-    """
-    return math.hypot(old["accuracy"] - old["accuracy_low"], new["accuracy_high"] - new["accuracy"])
-
-
-def paired_reach(old: MetricValues, new: MetricValues) -> float:
-    """Return the smallest drop that McNemar's test calls real, for two models of the same teacher and images.
-
-    With n images of which a share d got another answer, the drop is real at 95 % if
-    (n drop - 1)^2 > z^2 n d. Aggregates bound d by the two disagreements with the teacher.
-
-    References:
-        McNemar, Note on the Sampling Error of the Difference Between Correlated Proportions, 1947,
-        Psychometrika 12; the correction by one: Edwards, 1948, Psychometrika 13.
-    """
-    images = min(examples(old), examples(new))
-    return (1 + Z * math.sqrt(images * most_differing(old, new))) / images
-
-
-def most_differing(old: MetricValues, new: MetricValues) -> float:
-    """Return the largest share of images, in [0, 1], on which two models of one teacher can differ."""
-    return min(1.0, (1 - old["agreement"]) + (1 - new["agreement"]))
-
-
-def examples(row: MetricValues) -> float:
-    """Return how many images an accuracy was measured on, from its Wilson interval; about, for it is rounded.
-
-    Both ends q of the interval around p solve (p - q)^2 = z^2 q (1 - q) / n; the farther is the more exact.
-    """
-    share = row["accuracy"]
-    end = max(row["accuracy_low"], row["accuracy_high"], key=lambda bound: abs(share - bound))
-    return max(1.0, Z**2 * end * (1 - end) / (share - end) ** 2)
 
 
 @dataclass(frozen=True)
@@ -209,8 +138,8 @@ class Comparison:
 
     @property
     def code(self) -> int:
-        """The exit code: 0 every gate holds, 1 one failed, 2 none failed, on numbers that are out of date."""
-        return 1 if self.having(Verdict.REGRESSION) else 2 if self.stale else 0
+        """The exit code: 0 every gate holds, 1 one failed, 2 no verdict, for numbers are out of date."""
+        return 2 if self.stale else 1 if self.having(Verdict.REGRESSION) else 0
 
     @property
     def passed(self) -> bool:

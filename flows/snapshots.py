@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-import math
+import re
+import shlex
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-import yaml
-
-from decant.errors import DecantError
-from decant.schema import did_you_mean
-from flows.judgement import TEACHER, MetricValues
-from tasks.pipeline.params import read_yaml
+from decant.errors import DecantError, Message
+from decant.sealed import one_line, read_bytes
+from flows.noise import MOST_IMAGES, TEACHER, MetricValues, images
+from tasks.pipeline.params import MOST_LINES, sections
 from tasks.validate.gates import BETTER_HIGHER, INTERVAL
 
 KEYS = (*BETTER_HIGHER, *INTERVAL)
+SHARES = ("agreement", "calibration_error", "sparsity")
+MOST = 1e30
+"""A number beyond this is no measure of a model."""
 
 
 class CannotCompare(DecantError):
@@ -49,24 +52,40 @@ class WorkingTree:
     def text(self, path: str) -> str:
         """Return a file's text."""
         try:
-            return (self.folder / path).read_text(encoding="utf-8")
+            return read_bytes(self.folder / path).decode()
         except FileNotFoundError:
             raise CannotCompare(f"No {path} {self.label}") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise CannotCompare(f"Cannot read {path} {self.label}: {error}") from None
 
     def mapping(self, path: str) -> dict[str, Any]:
         """Return the sections of a YAML file, in which no key stands twice."""
-        try:
-            return read_yaml(self.folder / path)
-        except DecantError as error:
-            raise CannotCompare(str(error)) from None
+        return _mapping(self.text(path), f"{path} {self.label}", shared=path != "params.yaml")
 
     def lock(self) -> dict[str, Any]:
-        """Return dvc.lock; empty where nothing has run yet."""
+        """Return dvc.lock, whose stages and their params are mappings; empty where nothing has run yet."""
         if not (self.folder / "dvc.lock").exists():
             return {}
-        return _mapping(self.text("dvc.lock"), f"dvc.lock {self.label}")
+        lock = self.mapping("dvc.lock")
+        for place, content in _sections_of(lock):
+            if not isinstance(content, dict):
+                raise CannotCompare(
+                    f"dvc.lock {self.label} is broken: expected a mapping in {place}, found "
+                    f"{one_line(repr(content))}; `git checkout dvc.lock` brings back the committed one"
+                )
+        return lock
+
+
+def _sections_of(lock: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each part of dvc.lock that names stages, a stage, or files or values that it depends on."""
+    stages = lock.get("stages", {})
+    yield "stages", stages
+    for name, entry in stages.items() if isinstance(stages, dict) else ():
+        yield f"stages.{name}", entry
+        params = entry.get("params", {}) if isinstance(entry, dict) else {}
+        yield f"stages.{name}.params", params
+        for file, values in params.items() if isinstance(params, dict) else ():
+            yield f"stages.{name}.params.{file}", values
 
 
 @dataclass(frozen=True)
@@ -101,14 +120,9 @@ class Revision:
                 f"{folder.resolve()} is in no Git repository that can be read: {_why(inside)}"
             )
         found = _git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-        if found.returncode:
-            refs = _git(folder, "for-each-ref", "--format=%(refname:short)").stdout.decode().split()
-            raise CannotCompare(
-                f"There is no revision {name!r} in this repository{did_you_mean(name, refs)}; "
-                "a clone that holds no others is completed by `git fetch --unshallow origin` (in GitHub "
-                "Actions: fetch-depth: 0)"
-            )
-        return cls(folder, name, found.stdout.decode().strip())
+        if not found.returncode:
+            return cls(folder, name, found.stdout.decode().strip())
+        return cls(folder, name, _commit_of_experiment(folder, name) or _refuse(folder, name))
 
     def text(self, path: str) -> str:
         """Return a file's text."""
@@ -121,19 +135,86 @@ class Revision:
             raise CannotCompare(f"Cannot read {path} {self.label}: {error}") from None
 
     def mapping(self, path: str) -> dict[str, Any]:
-        """Return the sections of a YAML file."""
-        return _mapping(self.text(path), f"{path} {self.label}")
+        """Return the sections of a YAML file; older ones may share values by anchors."""
+        return _mapping(self.text(path), f"{path} {self.label}", shared=True)
 
 
-def _mapping(text: str, name: str) -> dict[str, Any]:
-    """Return the sections of a file that a program wrote, or that was checked when its numbers were made."""
+def _commit_of_experiment(folder: Path, name: str) -> str | None:
+    """Return the commit of a DVC experiment, the one on top of HEAD where several have the name.
+
+    Raises:
+        CannotCompare: Several have the name, and none or more than one is on top of HEAD.
+    """
+    commits = [(ref.split("/"), commit) for ref, commit in _refs(folder, "refs/exps")]
+    found = [(base + rest, commit) for (_, _, base, rest, called), commit in commits if called == name]
+    here = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD").stdout.decode().strip()
+    if len(found) > 1:
+        listed = ", ".join(f"{commit[:12]} (on {base[:7]})" for base, commit in found)
+        found = [(base, commit) for base, commit in found if base == here]
+        if len(found) != 1:
+            raise CannotCompare(
+                f"Expected one experiment with the name {name!r}, found {listed}; say which by its hash"
+            )
+    return found[0][1] if found else None
+
+
+def _refs(folder: Path, *where: str) -> list[tuple[str, str]]:
+    """Return the full name and the commit of each ref; of DVC's, only those of experiments."""
+    shown = _git(folder, "for-each-ref", "--format=%(refname) %(objectname)", *where).stdout.decode()
+    refs = [(ref, commit) for ref, _, commit in (line.partition(" ") for line in shown.splitlines())]
+    experiment = re.compile("refs/exps/[0-9a-f]{2}/[0-9a-f]{38,}/[^/]+")
+    return [pair for pair in refs if not pair[0].startswith("refs/exps") or experiment.fullmatch(pair[0])]
+
+
+def _refuse(folder: Path, name: str) -> NoReturn:
+    """Raise a CannotCompare that says where a revision may be instead, and how it gets here."""
+    refs = [ref for ref, _ in _refs(folder, "refs/heads", "refs/tags", "refs/remotes", "refs/exps")]
+    if followed := [ref for ref in refs if ref.startswith("refs/remotes/") and _last(ref) == name]:
+        advice = f"; did you mean {followed[0].removeprefix('refs/remotes/')!r}?"
+    else:
+        near = difflib.get_close_matches(name, {_last(ref) for ref in refs} - {"HEAD"}, n=1)
+        advice = f"; did you mean {near[0]!r}?" if near else _fetch(folder, name)
+    raise CannotCompare(f"There is no revision {name!r} in this repository, and no DVC experiment{advice}")
+
+
+def _last(ref: str) -> str:
+    """Return a ref's name without `refs/heads/` and the like, without the remote, or an experiment's name."""
+    if ref.startswith("refs/exps/"):
+        return ref.rpartition("/")[2]
+    return ref.split("/", 3)[3] if ref.startswith("refs/remotes/") else ref.split("/", 2)[2]
+
+
+def _fetch(folder: Path, name: str) -> Message:
+    """Return which command would bring a revision that a shallow clone, or one of a single branch, lacks."""
+    remotes = _git(folder, "remote").stdout.decode().split()
+    if not remotes:
+        return ""
+    remote = "origin" if "origin" in remotes else remotes[0]
+    branch, where = name.removeprefix(f"{remote}/"), f"refs/remotes/{remote}/"
+    if _git(folder, "check-ref-format", f"refs/heads/{branch}").returncode or _is_hash(name):
+        shallow = _git(folder, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
+        return (
+            f"; `git fetch {'--unshallow ' * shallow}{remote} '+refs/heads/*:{where}*'` brings all that "
+            f"{remote} has (in GitHub Actions: fetch-depth: 0)"
+        )
+    if branch != name:
+        return f"; `git fetch {remote} {shlex.quote(f'{branch}:{where}{branch}')}` brings it"
+    return (
+        f"; `git fetch {remote} {shlex.quote(f'{name}:{name}')}` brings it where it is a branch of {remote}, "
+        f"`git fetch {remote} tag {shlex.quote(name)}` where it is a tag (in GitHub Actions: fetch-depth: 0)"
+    )
+
+
+def _is_hash(name: str) -> bool:
+    return re.fullmatch("[0-9a-f]{4,64}", name) is not None
+
+
+def _mapping(text: str, name: str, shared: bool) -> dict[str, Any]:
+    """Return the sections of a file."""
     try:
-        content = yaml.load(text, yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        raise CannotCompare(f"{name} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise CannotCompare(f"{name} must hold named sections, found {type(content).__name__}")
-    return content
+        return sections(text, name, shared=shared)
+    except DecantError as error:
+        raise CannotCompare(str(error)) from None
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -204,19 +285,20 @@ class Snapshot:
         for model in models:
             path = f"metrics/{model}.json"
             try:
-                row = json.loads(self.state.text(path))
+                row = json.loads(self.state.text(path), object_pairs_hook=_once, parse_constant=_no_number)
             except CannotCompare as error:
                 wrong.append(str(error))
             except (ValueError, RecursionError) as error:
-                wrong.append(f"{path} {self.label} is not valid JSON: {error}")
+                wrong.append(f"{path} {self.label} is not valid JSON: {one_line(error)}")
             else:
                 mistakes = [f"{path} {self.label}: {line}" for line in _mistakes(row)]
                 wrong += mistakes
                 if not mistakes:
                     rows[model] = {key: row[key] for key in KEYS}
         if wrong:
+            more = [f"and {len(wrong) - MOST_LINES} more"] if len(wrong) > MOST_LINES else []
             raise CannotCompare(
-                "\n  ".join(["Numbers are missing:", *wrong])
+                "\n  ".join(["Numbers are missing:", *wrong[:MOST_LINES], *more])
                 + f"\nWhat writes them is `dvc repro`, run {self.label} and committed"
             )
         return rows
@@ -245,16 +327,34 @@ def _mistakes(row: Any) -> Iterator[str]:
     if missing := [key for key in KEYS if key not in row]:
         yield f"expected {len(KEYS)} metrics, found no {', '.join(missing)}"
     broken = [key for key in KEYS if key in row and not _is_number(row[key])]
-    yield from (f"expected a finite number for {key}, found {row[key]!r}" for key in broken)
-    if not missing and not broken:
-        low, share, high = row["accuracy_low"], row["accuracy"], row["accuracy_high"]
-        if not (0 <= low <= share <= high <= 1 and low < high):
-            found = f"{low}, {share}, {high}"
-            yield f"expected 0 <= accuracy_low <= accuracy <= accuracy_high <= 1, found {found}"
+    yield from (f"expected a finite number for {key}, found {one_line(repr(row[key]))}" for key in broken)
+    if missing or broken:
+        return
+    for key in SHARES:
+        if not 0 <= row[key] <= 1:
+            yield f"expected {key} in [0, 1], found {row[key]}"
+    low, share, high = row["accuracy_low"], row["accuracy"], row["accuracy_high"]
+    if not (0 <= low <= share <= high <= 1 and low < high):
+        found = f"{low}, {share}, {high}"
+        yield f"expected 0 <= accuracy_low <= accuracy <= accuracy_high <= 1, found {found}"
+    elif images(row)[0] > MOST_IMAGES:
+        yield f"expected an interval of at most {MOST_IMAGES:,} images, found {low} to {high}"
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON in which no key stands twice; the library keeps the last one silently."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key stands twice")
+    return content
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flows.judgement import TEACHER
+from flows.noise import TEACHER
 
 ABSENT = object()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flows.judgement import Change, Comparison, Verdict
@@ -13,8 +13,12 @@ from tasks.validate.gates import BETTER_HIGHER
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 HEADS = ("model", "metric", "there", "here", "change", "allowed", "verdict")
+COLUMNS = 80
+"""What the tables fit into, on a terminal and where there is none."""
 MARKS = {
     Verdict.REGRESSION: ("✗", "bold red"),
     Verdict.NOISE: ("~", "yellow"),
@@ -57,8 +61,8 @@ def _count(number: int, noun: str) -> str:
 def cells(change: Change) -> tuple[str, ...]:
     """Return the cells of one change, as `HEADS` has them without the model."""
     verdict = f"{MARKS[change.verdict][0]} {change.verdict.value}".strip()
-    if change.verdict is Verdict.NOISE and change.noise is not None:
-        verdict += f" (±{change.noise:.2g})"
+    if change.verdict is Verdict.NOISE:
+        verdict = f"~ noise ±{change.noise:.2g}"
     return (
         change.metric,
         number(change.old),
@@ -70,8 +74,8 @@ def cells(change: Change) -> tuple[str, ...]:
 
 
 def number(value: float) -> str:
-    """Return a count with commas, and another number with its six digits."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    """Return a count with commas; another number, or one of more than eight digits, with six digits."""
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**8 else f"{value:.6g}"
 
 
 def _difference(change: Change) -> str:
@@ -93,35 +97,53 @@ def _setting(sides: Mapping[str, Any], side: str) -> str:
 
 
 def show(comparison: Comparison, console: Console | None = None) -> None:
-    """Print the comparison as tables, regressions in red, in a hundred columns where there is no terminal."""
+    """Print the comparison as tables, regressions in red, in eighty columns where there is no terminal."""
     from rich.console import Console  # a tenth of a second that Markdown and JSON do without
-    from rich.table import Table
-    from rich.text import Text
 
     console = console or Console(highlight=False)
     if not console.is_terminal:
-        console.width = 100
+        console.width = COLUMNS
     console.print(f"Against {comparison.revision} ({comparison.commit[:7]})", style="bold", markup=False)
     if comparison.settings:
-        table = Table("params.yaml", "there", "here", box=None, pad_edge=False)
-        for place, sides in comparison.settings.items():
-            table.add_row(*map(Text, (place, _setting(sides, "old"), _setting(sides, "new"))))
         console.print()
-        console.print(table)
+        console.print(_settings_table(comparison))
     if comparison.changed:
-        table = Table(box=None, pad_edge=False)
-        for head in HEADS:
-            table.add_column(head, justify="left" if head in ("model", "metric", "verdict") else "right")
-        for model, changes in comparison.changed.items():
-            for index, change in enumerate(changes):
-                style = MARKS[change.verdict][1]
-                table.add_row(Text("" if index else model), *(Text(cell, style) for cell in cells(change)))
         console.print()
-        console.print(table)
+        console.print(*_lines(comparison), sep="\n")
     console.print()
     console.print(summary(comparison), style="" if comparison.passed else "bold red", markup=False)
     if comparison.stale:
         console.print(staleness(comparison), style="bold red", markup=False)
+
+
+def _settings_table(comparison: Comparison) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("params.yaml", "there", "here", box=None, pad_edge=False)
+    for place, sides in comparison.settings.items():
+        table.add_row(*map(Text, (place, _setting(sides, "old"), _setting(sides, "new"))))
+    return table
+
+
+def _lines(comparison: Comparison) -> Iterator[Text]:
+    """Yield the table of changes; a model's name has a line of its own, for it may be long."""
+    from rich.text import Text
+
+    rows = {model: [cells(change) for change in changes] for model, changes in comparison.changed.items()}
+    columns = zip(HEADS[1:], *(row for found in rows.values() for row in found), strict=True)
+    widths = [max(map(len, column)) for column in columns]
+
+    def line(row: Sequence[str]) -> str:
+        name, *numbers, verdict = row
+        middle = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
+        return " ".join(["", name.ljust(widths[0]), *middle, verdict])
+
+    yield Text(line(HEADS[1:]), "bold")
+    for model, changes in comparison.changed.items():
+        yield Text(model, "bold")
+        for change, row in zip(changes, rows[model], strict=True):
+            yield Text(line(row), MARKS[change.verdict][1])
 
 
 def markdown(comparison: Comparison) -> str:
