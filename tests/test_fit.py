@@ -1,6 +1,10 @@
 """The training loop: it learns, it holds what it must hold, and half plus half equals whole to the bit."""
 
 import copy
+import hashlib
+import io
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from decant.networks.architectures import Mlp, Resnet, build
 from decant.quantize.schemes import Binary, Integer
 from decant.training import fit as fit_module
 from decant.training.fit import fit_
+from decant.training.layout import lay_out_, layout
 from decant.training.recipe import Adamw, Augmentation, Cosine, OneCycle, Sgd, Training
 from decant.training.resume import Scratch
 from tests.nets import striped
@@ -108,13 +113,13 @@ def interrupt_after(epochs: int, original: Callable[..., Any]) -> Callable[..., 
 def test_gradients_in_the_chosen_layout_are_those_of_double_precision(widths: tuple[int, int]) -> None:
     module = build(Resnet(widths=widths, blocks=(1, 1)), (1, 8, 8), 3, seed=1)
     exact = copy.deepcopy(module).double()
-    layout = fit_module._layout(module)
-    fit_module._lay_out_(module, layout)
+    memory = layout(module)
+    lay_out_(module, memory)
     inputs = TRAIN.images[:16].float() / 255
     F.cross_entropy(exact(inputs.double()), TRAIN.labels[:16]).backward()
     for _ in range(10):  # a race shows now and then
         module.zero_grad()
-        F.cross_entropy(module(inputs.contiguous(memory_format=layout)), TRAIN.labels[:16]).backward()
+        F.cross_entropy(module(inputs.contiguous(memory_format=memory)), TRAIN.labels[:16]).backward()
         for parameter, reference in zip(module.parameters(), exact.parameters(), strict=True):
             assert parameter.grad is not None
             assert reference.grad is not None
@@ -123,9 +128,9 @@ def test_gradients_in_the_chosen_layout_are_those_of_double_precision(widths: tu
 
 def test_channels_lie_last_only_where_that_is_safe() -> None:
     safe = build(Resnet(widths=(8, 16), blocks=(1, 1)), (1, 8, 8), 3, seed=1)
-    assert fit_module._layout(safe) == torch.channels_last
-    assert fit_module._layout(resnet()) == torch.contiguous_format
-    assert fit_module._layout(build(Mlp(hidden=(8,)), (1, 8, 8), 3, seed=1)) == torch.contiguous_format
+    assert layout(safe) == torch.channels_last
+    assert layout(resnet()) == torch.contiguous_format
+    assert layout(build(Mlp(hidden=(8,)), (1, 8, 8), 3, seed=1)) == torch.contiguous_format
 
 
 def test_a_broken_state_is_passed_over_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,8 +140,90 @@ def test_a_broken_state_is_passed_over_in_words(tmp_path: Path, capsys: pytest.C
     broken.folder.mkdir()
     broken.file.write_bytes(b"no state at all")
     train(again, tmp_path / "broken")
-    assert "cannot be read" in capsys.readouterr().err
+    assert f"{broken.file} is not used (its sum is another training's" in capsys.readouterr().err
     assert equal(whole, again)
+
+
+NO_NUMBER = torch.tensor(math.nan)
+UNFIT: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "no optimizer": lambda content: {key: content[key] for key in content if key != "optimizer"},
+    "an empty module": lambda content: content | {"module": {}},
+    "another curve": lambda content: content | {"curve": 5},
+    "rows of nothing": lambda content: content | {"curve": [{}]},
+    "another epoch": lambda content: content | {"curve": [content["curve"][0] | {"epoch": 7}]},
+    "no average": lambda content: content | {"averaged": {}},
+    "another network's weight": lambda content: changed(content, "module", "head.bias", torch.zeros(4)),
+    "doubles": lambda content: changed(content, "averaged", "head.bias", torch.zeros(3).double()),
+    "not finite": lambda content: changed(content, "module", "head.bias", NO_NUMBER.repeat(3)),
+    "another best epoch": lambda content: content | {"best": {"tensors": {}, "masks": {}}},
+    "a moment of another shape": lambda content: changed(
+        content, "optimizer", "state", {0: {"momentum_buffer": torch.zeros(2, 2)}}
+    ),
+    "no such parameter": lambda content: changed(
+        content, "optimizer", "state", {99: {"momentum_buffer": torch.zeros(2, 2)}}
+    ),
+    "another optimizer": lambda content: changed(
+        content,
+        "optimizer",
+        "param_groups",
+        [group | {"momentum": -1.0} for group in content["optimizer"]["param_groups"]],
+    ),
+    "a mask of another shape": lambda content: content | {"sparsifier": {"masks": {"head.bias": NO_NUMBER}}},
+}
+
+
+def changed(content: dict[str, Any], part: str, key: str, value: Any) -> dict[str, Any]:
+    return content | {part: content[part] | {key: value}}
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    """Return where the state after the first epoch lies, and what the whole training ends with."""
+    folder, whole = tmp_path_factory.mktemp("interrupted"), resnet()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scratch, "write", stopping(Scratch.write))
+        with pytest.raises(KeyboardInterrupt):
+            train(resnet(), folder / "half")
+    train(whole, folder / "whole")
+    return folder / "half", whole
+
+
+def stopping(write: Callable[..., None]) -> Callable[..., None]:
+    def stop(self: Scratch, content: Any) -> None:
+        write(self, content)
+        raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_state_that_does_not_fit_costs_a_sentence(
+    what: str, interrupted: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = Scratch(interrupted[0], "id").read()
+    assert content is not None
+    Scratch(tmp_path, "id").write(UNFIT[what](content))
+    train(again := resnet(), tmp_path)
+    refused = re.findall(r"id\.pt is not used \(.*\); starting from the first epoch", capsys.readouterr().err)
+    assert len(refused) == 1
+    assert equal(interrupted[1], again)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_state_that_was_cut_or_is_another_training_s_costs_a_sentence(
+    share: float, interrupted: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = (interrupted[0] / "id.pt").read_bytes()
+    (tmp_path / "id.pt").write_bytes(content[: int(share * len(content))])
+    (tmp_path / "other.pt").write_bytes(content)
+    (tmp_path / "folder.pt").mkdir()
+    torch.save([1], listed := io.BytesIO())
+    (tmp_path / "list.pt").write_bytes(
+        hashlib.sha256(b"list" + listed.getvalue()).digest() + listed.getvalue()
+    )
+    for identity in ("id", "other", "folder", "list"):
+        assert Scratch(tmp_path, identity).read() is None
+    assert capsys.readouterr().err.count("starting from the first epoch") == 4
 
 
 def test_reading_a_state_executes_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from decant.compression.finish import Result, finished
 from decant.examples import Splits
 from decant.finetune.params import FinetuneParams
 from decant.recipes import recipe_of
-from decant.training.fit import fit_
+from decant.training.fit import epochs_run, fit_
 from decant.training.losses import against_teacher, warning
 from decant.training.recipe import Loss
 from decant.training.run import Run
@@ -54,7 +54,8 @@ def finetune(
         title=run.name,
     )
     message = warning(block.loss, parent.narrowest)
-    return finished(parent, child, {}, curve=curve, facts={"warning": message} if message else None)
+    facts = epochs_run(block.training, curve) | ({"warning": message} if message else {})
+    return finished(parent, child, {}, curve=curve, facts=facts)
 
 
 def _loss(block: FinetuneParams, teacher: Checkpoint) -> Loss:

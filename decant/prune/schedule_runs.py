@@ -15,7 +15,7 @@ from decant.prune.masks import masked
 from decant.prune.origins import fresh, origin
 from decant.prune.schedules import Gradual, Iterative, Rewind, Rigl, Surgery, Trained
 from decant.prune.sparsifiers import GradualSparsifier, RiglSparsifier
-from decant.training.fit import EpochMetrics, Sparsifier, fit_
+from decant.training.fit import EpochMetrics, Sparsifier, epochs_run, fit_
 from decant.training.losses import against_teacher
 from decant.training.recipe import Loss, Training
 from decant.training.run import Run
@@ -24,6 +24,11 @@ from decant.training.run import Run
 def rewound(pruning: MaskPruning, run: Run, schedule: Rewind) -> Pruned:
     """Prune, then train as the teacher was from `epoch` on; with `weights` also from its weights then."""
     training, seed = origin(pruning.parent)
+    if schedule.weights and pruning.parent.folded:
+        raise DecantError(
+            "schedule rewind: the model to prune has its batch norms folded in, and the weights to go back "
+            "to have not; add weights: false, or prune before it is quantized"
+        )
     if schedule.epoch >= training.epochs:
         raise DecantError(
             f"schedule.epoch: the teacher's recipe has {training.epochs} epochs, so the last that can be "
@@ -40,7 +45,7 @@ def rewound(pruning: MaskPruning, run: Run, schedule: Rewind) -> Pruned:
         project_(child.module, child.constraints)
     epochs = (schedule.epoch, training.epochs)
     curve = _fit_(child, pruning, run, "train", training, training.hard_loss(), epochs=epochs)
-    return replace(result, curve=curve)
+    return _told(result, training, curve)
 
 
 def iterated(pruning: MaskPruning, run: Run, schedule: Iterative) -> Pruned:
@@ -54,7 +59,7 @@ def iterated(pruning: MaskPruning, run: Run, schedule: Iterative) -> Pruned:
         rows = _fit_(result.model, pruning, run, part_name, schedule.training, _loss(pruning, schedule))
         done = len(curve)
         curve += [row | {"epoch": row["epoch"] + done} for row in rows]
-    return replace(result, curve=curve)
+    return _told(result, schedule.training, curve)
 
 
 def grown(pruning: MaskPruning, run: Run, schedule: Trained, sparsifier: Sparsifier) -> Pruned:
@@ -62,7 +67,7 @@ def grown(pruning: MaskPruning, run: Run, schedule: Trained, sparsifier: Sparsif
     child = replace(pruning.parent, module=copy.deepcopy(pruning.parent.module))
     loss = _loss(pruning, schedule)
     curve = _fit_(child, pruning, run, "train", schedule.training, loss, sparsifier=sparsifier)
-    return Pruned(masked(child, sparsifier.masks), curve=curve)
+    return _told(Pruned(masked(child, sparsifier.masks)), schedule.training, curve)
 
 
 def run_schedule(pruning: MaskPruning, run: Run) -> Pruned:
@@ -77,6 +82,11 @@ def run_schedule(pruning: MaskPruning, run: Run) -> Pruned:
     if isinstance(schedule, Gradual | Surgery):
         return grown(pruning, run, schedule, GradualSparsifier(pruning, schedule))
     return pruning.pruned()
+
+
+def _told(result: Pruned, training: Training, curve: list[EpochMetrics]) -> Pruned:
+    """Return the result with its curve, and with what the lineage says of the training."""
+    return replace(result, curve=curve, facts={**result.facts, **epochs_run(training, curve)})
 
 
 def _loss(pruning: MaskPruning, schedule: Trained) -> Loss:

@@ -69,6 +69,10 @@ class During(Trained):
         first, last = self._span(steps)
         return first <= step <= last and ((step - first) % self.every == 0 or step == last)
 
+    def complete(self, taken: int, steps: int) -> bool:
+        """Say whether masks stand still once `taken` of all `steps` were taken; after the last they do."""
+        return taken > self._span(steps)[1]
+
     def ramp(self, step: int, steps: int) -> float:
         """Return the share in [0, 1] of the final removals at a step: the cubic of Zhu and Gupta."""
         first, last = self._span(steps)

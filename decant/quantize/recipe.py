@@ -28,11 +28,11 @@ from decant.quantize.equalization import equalized, smoothed
 from decant.quantize.layer_schemes import Schemes, best_of, constrained, schemes_for, with_ranges
 from decant.quantize.mixed_precision.widths import WidthAllocation, allocate
 from decant.quantize.params import QuantizeParams
-from decant.quantize.qat.training import train_rounded
+from decant.quantize.qat.training import same_answers, train_rounded
 from decant.quantize.quantizable import quantizable
 from decant.quantize.rounding.layers import round_layers
 from decant.quantize.schemes import Scheme
-from decant.training.fit import EpochMetrics
+from decant.training.fit import EpochMetrics, epochs_run
 from decant.training.losses import against_teacher, warning
 from decant.training.run import Run
 
@@ -106,7 +106,10 @@ class Recipe:
         return self._quantized(self.before, model, self._untouched)
 
     def trained(self, run: Run) -> Quantized:
-        """Return the model trained on its levels: batch norms live until the end, and are folded then."""
+        """Return the model trained on its levels: batch norms live until the end, and are folded then.
+
+        They stay where the trained network would be another function once they are folded.
+        """
         train = self.block.train
         assert train is not None
         schemes, of_weights = self._ranged(self.schemes)
@@ -126,12 +129,21 @@ class Recipe:
         )
         if message := warning(train.loss, child.narrowest):
             self._facts["warning"] = message
-        if not self.block.fold:
+        self._facts |= epochs_run(train.training, curve)
+        if not self.block.fold or (whole := self._folded(child)) is None:
             return self._quantized(self.parent, child, {}, curve)
         # Held here, as folding multiplies ranges and scales by what batch norms have become in the training.
         check_invariants(self.parent, child)
         masks = {name: Constraints(mask=held.mask) for name, held in self.before.constraints.items()}
-        return self._quantized(replace(self.before, constraints=masks), folded(child), {}, curve)
+        return self._quantized(replace(self.before, constraints=masks), whole, {}, curve)
+
+    def _folded(self, child: Checkpoint) -> Checkpoint | None:
+        """Return a trained model folded; None, and a fact, where it is another function then."""
+        whole = folded(child)
+        if whole is child or same_answers(child.module, whole.module, self._validation.images):
+            return whole
+        self._facts["folded"] = "nothing: the trained network is another function once folded"
+        return None
 
     def _prepared(self) -> Checkpoint:
         """Return the parent folded and balanced; check that it is the same function."""

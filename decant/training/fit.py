@@ -1,13 +1,14 @@
 """The one training loop: the teacher, fine-tuning and distilling pass it their loss.
 
-Every random number is a function of the seed and the epoch, so that a training that was interrupted goes on
-to the same bits as one that was not.
+Every random number is a function of the seed and the epoch, also those that layers draw, so that a training
+that was interrupted goes on to the same bits as one that was not. What a training ends with is one state that
+was measured: weights, buffers and masks of one epoch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,11 +27,19 @@ from decant.networks.execution import predict
 from decant.networks.structure import compressible, filters
 from decant.progress import progress_bar
 from decant.seeds import derive_seed
+from decant.training.draws import drawing
+from decant.training.layout import lay_out_, layout
 from decant.training.recipe import Loss, Training
-from decant.training.resume import Scratch
+from decant.training.resume import Scratch, check_form, resume_
 
 EpochMetrics = dict[str, float]
 """One epoch of the curve."""
+
+COLUMNS = ("epoch", "loss", "accuracy", "learning_rate", "validation_loss", "validation_accuracy")
+
+EQUAL = 1e-4
+"""How far the loss of what a training ends with may be from what was measured, as a share of it plus the
+logits' spread."""
 
 
 class Sparsifier(Protocol):
@@ -50,6 +59,12 @@ class Sparsifier(Protocol):
     def after_(self, module: nn.Module) -> None:
         """See the gradients of a step, in the `grad` of the free weights, before the optimizer uses them."""
 
+    def complete(self, taken: int, steps: int) -> bool:
+        """Say whether masks are final, and all that is asked, once `taken` of all `steps` were taken.
+
+        After the last step at the latest they are.
+        """
+
     def content(self) -> dict[str, Any]:
         """Return what an interrupted training is resumed from."""
 
@@ -59,16 +74,23 @@ class Sparsifier(Protocol):
 
 @dataclass
 class _Progress:
-    """All that changes while a network is trained; what an interrupted training is resumed from."""
+    """All that changes while a network is trained; what an interrupted training is resumed from.
+
+    Attributes:
+        averaged: The moving average of the free weights and buffers.
+        best: Weights, buffers and masks after the best epoch; empty before there is one, or without patience.
+        epochs: The first and the last but one.
+    """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     layout: torch.memory_format
     averaged: dict[str, Tensor]
     curve: list[EpochMetrics]
-    best: dict[str, Tensor]
+    best: dict[str, dict[str, Tensor]]
     constraints: Mapping[str, Constraints] = field(default_factory=dict)
     sparsifier: Sparsifier | None = None
+    epochs: tuple[int, int] = (0, 0)
 
     @property
     def held(self) -> Mapping[str, Constraints]:
@@ -81,25 +103,91 @@ class _Progress:
         }
         return {**self.constraints, **masked}
 
-    def content(self) -> dict[str, Any]:
-        content = self._content()
-        return content if self.sparsifier is None else content | {"sparsifier": self.sparsifier.content()}
+    def final(self, training: Training) -> dict[str, Tensor]:
+        """Return the free weights and buffers that the training would end with now."""
+        return self.averaged if training.average else state(self.module)
 
-    def _content(self) -> dict[str, Any]:
-        return {
+    def competing(self, steps: int, epochs: int) -> list[EpochMetrics]:
+        """Return the rows of the epochs that may be the best one: those whose masks are all that is asked.
+
+        Args:
+            steps: In an epoch.
+            epochs: In all.
+        """
+        rows, sparsifier = enumerate(self.curve, start=1), self.sparsifier
+        return [
+            row
+            for done, row in rows
+            if sparsifier is None or sparsifier.complete(done * steps, epochs * steps)
+        ]
+
+    def keep(self, training: Training) -> None:
+        """Keep this state as the best one."""
+        masks = {} if self.sparsifier is None else self.sparsifier.masks
+        self.best = {"tensors": _copy(self.final(training)), "masks": _copy(masks)}
+
+    def end_(self, training: Training) -> None:
+        """Set the module, and the masks, to what the training ends with; in eval mode."""
+        tensors = self.final(training)
+        if training.patience:
+            tensors = self.best["tensors"]
+            if self.sparsifier is not None:
+                self.sparsifier.masks = self.best["masks"]
+        self.module.load_state_dict(tensors, strict=False)
+        project_(self.module, self.held)
+        self.module.eval()
+
+    def content(self) -> dict[str, Any]:
+        """Return what an interrupted training is resumed from."""
+        content = {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "averaged": self.averaged,
             "curve": self.curve,
             "best": self.best,
         }
+        return content if self.sparsifier is None else content | {"sparsifier": self.sparsifier.content()}
 
     def restore_(self, content: dict[str, Any]) -> None:
+        """Go on from what `content` returned.
+
+        Raises:
+            ValueError: It is no state of this training.
+        """
+        self._check(content)
         self.module.load_state_dict(content["module"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.averaged, self.curve, self.best = content["averaged"], content["curve"], content["best"]
         if self.sparsifier is not None:
             self.sparsifier.restore_(content["sparsifier"])
+
+    def _check(self, content: dict[str, Any]) -> None:
+        """Refuse a state of another form, or of other numbers than this training's can be."""
+        check_form(content, self.content())
+        for number, row in enumerate(content["curve"], start=self.epochs[0] + 1):
+            check_form(row, dict.fromkeys(COLUMNS, 0.0) | {"epoch": number})
+            if row["epoch"] != number or number > self.epochs[1]:
+                raise ValueError(f"its curve has the epoch {row['epoch']}, expected {number}")
+        shapes = {name: tensor.shape for name, tensor in self.module.named_parameters()}
+        by_name = list((content.get("sparsifier") or {}).values())
+        if content["best"]:
+            check_form(content["best"]["tensors"], self.averaged, "the best epoch")
+            by_name.append(content["best"]["masks"])
+        for name, tensor in (pair for tensors in by_name for pair in tensors.items()):
+            if tensor.shape != shapes[name]:
+                raise ValueError(f"{name} has a mask or score of the shape {[*tensor.shape]}")
+        self._check_optimizer(content["optimizer"])
+
+    def _check_optimizer(self, content: dict[str, Any]) -> None:
+        """Refuse an optimizer's state of other settings or shapes; rates change with every step."""
+        own = self.optimizer.state_dict()["param_groups"]
+        if [group | {"lr": 0} for group in content["param_groups"]] != [group | {"lr": 0} for group in own]:
+            raise ValueError("the optimizer has other settings")
+        parameters = [tensor.detach() for group in self.optimizer.param_groups for tensor in group["params"]]
+        for number, kept in content["state"].items():
+            for name, value in kept.items():
+                is_count = not isinstance(value, Tensor) or value.dim() == 0
+                check_form(value, value if is_count else parameters[number], f"the optimizer's {name}")
 
 
 def fit_(
@@ -120,8 +208,9 @@ def fit_(
 
     Weights satisfy their constraints in every forward pass; what is trained is the free weight behind each
     (straight through), and the module ends with the constrained ones. With `average`, it ends with the moving
-    average; with `patience`, with the epoch of the lowest validation loss. A training that was interrupted
-    goes on from its last whole epoch, to the same bits.
+    average. With `patience`, it ends with the whole state, masks too, after the epoch of the lowest
+    validation loss, the first of equal ones; epochs after which a sparsifier's masks are not final neither
+    compete nor count. A training that was interrupted goes on from its last whole epoch, to the same bits.
 
     Args:
         module: The network; ends in eval mode.
@@ -130,38 +219,58 @@ def fit_(
         train: Examples to learn from.
         validation: Examples for the curve and for early stopping; never the test split.
         scratch: Where the state is kept while the training runs; None keeps none.
-        seed: Decides the order of the images and their augmentation.
+        seed: Decides the order of the images, their augmentation, and what layers such as dropout draw.
         constraints: By the weights' names.
         title: What the progress bar says.
-        sparsifier: Masks that change from step to step; those of the last step hold at the end. With
-            `patience` they are those of the best epoch only if they no longer changed after it.
+        sparsifier: Masks that change from step to step; at the end they are those of the state that was kept.
         epochs: The first and the last but one, where only a part of the recipe's epochs is trained; learning
             rates and the order of images are those of these epochs.
 
     Raises:
-        DecantError: The loss became NaN or infinite.
+        DecantError: With `patience`, masks are final after the last of several epochs alone; before any step.
+            A loss, a weight or a validation image's logit became NaN or infinite; nothing of such an
+            epoch is kept. Or the network does not answer as it did when it was measured.
     """
     first, end = epochs or (0, training.epochs)
-    _lay_out_(module, layout := _layout(module))
+    lay_out_(module, memory := layout(module))
     optimizer = training.optimizer.build(_groups(module, training.weight_decay))
-    progress = _Progress(module, optimizer, layout, _copy(state(module)), [], {}, constraints, sparsifier)
-    if scratch is not None and (content := scratch.read()) is not None:
-        progress.restore_(content)
+    progress = _Progress(
+        module, optimizer, memory, _copy(state(module)), [], {}, constraints, sparsifier, (first, end)
+    )
+    steps = _steps(train, training)
+    if training.patience and sparsifier is not None:
+        _check_choice(sparsifier, steps, end - first)
+    if scratch is not None:
+        resume_(progress, scratch)
     with _bar(title, end - first, training, train, done=len(progress.curve)) as bar:
-        while (epoch := first + len(progress.curve)) < end and not _exhausted(
-            progress.curve, training.patience
-        ):
-            row = _epoch(progress, training, loss, train, seed, epoch, (first, end), bar)
-            progress.curve.append(row | _validate(progress, training, validation))
-            if training.patience and progress.curve[-1] is _best(progress.curve):
-                progress.best = _copy(_final(progress, training))
+        rows = progress.competing(steps, end - first)
+        while (epoch := first + len(progress.curve)) < end and not _exhausted(rows, training.patience):
+            with drawing(derive_seed(seed, f"layers in epoch {epoch}")):
+                row = _epoch(progress, training, loss, train, seed, epoch, (first, end), bar)
+            progress.curve.append(row | _validate(progress, training, validation, seed, epoch + 1))
+            rows = progress.competing(steps, end - first)
+            if training.patience and rows and progress.curve[-1] is _best(rows):
+                progress.keep(training)
             if scratch is not None:
                 scratch.write(progress.content())
-    module.load_state_dict(progress.best if training.patience else _final(progress, training), strict=False)
-    project_(module, progress.held)
-    _lay_out_(module, torch.contiguous_format)
-    module.eval()
+    progress.end_(training)
+    _check_measured(module, _best(rows) if training.patience else progress.curve[-1], validation, seed)
+    lay_out_(module, torch.contiguous_format)
     return progress.curve
+
+
+def _check_choice(sparsifier: Sparsifier, steps: int, epochs: int) -> None:
+    """Refuse a patience that has nothing to choose from, as the masks are final too late for that."""
+    if epochs > 1 and not sparsifier.complete((epochs - 1) * steps, epochs * steps):
+        raise DecantError(
+            f"training.patience: masks are final after the last of {epochs} epochs alone, so there is no "
+            "best one to end with; leave patience out, lower the schedule's end, or train for more epochs"
+        )
+
+
+def epochs_run(training: Training, curve: Sequence[EpochMetrics]) -> dict[str, int]:
+    """Return what the lineage says of a training that its recipe alone does not: where it stopped early."""
+    return {"epochs_run": len(curve)} if training.patience else {}
 
 
 def _epoch(
@@ -265,22 +374,47 @@ def group_norms(module: nn.Module) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def _validate(progress: _Progress, training: Training, validation: Examples) -> EpochMetrics:
-    """Return loss and accuracy on the validation images of the network as it would end here."""
-    final, constraints = _final(progress, training), progress.held
-    tensors = {name: constraints[name].project(t) if name in constraints else t for name, t in final.items()}
-    logits = predict(
-        lambda inputs: functional_call(progress.module.eval(), tensors, (inputs,)), validation.images
-    )
+def _validate(
+    progress: _Progress, training: Training, validation: Examples, seed: int, epoch: int
+) -> EpochMetrics:
+    """Return loss and accuracy on the validation images of the network as it would end after this epoch."""
+    final, held = progress.final(training), progress.held
+    for name, tensor in final.items():
+        if not torch.isfinite(tensor).all():
+            raise DecantError(f"{name} held NaN or infinity after epoch {epoch}; lower the learning rate")
+    tensors = {name: held[name].project(t) if name in held else t for name, t in final.items()}
+    module = progress.module.eval()
+    logits = _answers(lambda inputs: functional_call(module, tensors, (inputs,)), validation, seed)
+    if not torch.isfinite(logits).all():
+        raise DecantError(
+            f"Logits of validation images were NaN or infinite after epoch {epoch}; lower the learning rate"
+        )
     return {
         "validation_loss": F.cross_entropy(logits, validation.labels).item(),
         "validation_accuracy": (logits.argmax(1) == validation.labels).float().mean().item(),
     }
 
 
-def _final(progress: _Progress, training: Training) -> dict[str, Tensor]:
-    """Return the free weights and buffers that the training would end with now."""
-    return progress.averaged if training.average else state(progress.module)
+def _answers(network: Callable[[Tensor], Tensor], validation: Examples, seed: int) -> Tensor:
+    """Return the logits of the validation images; what draws in eval mode too draws the same each time."""
+    with drawing(derive_seed(seed, "validation")):
+        return predict(network, validation.images)
+
+
+def _check_measured(module: nn.Module, row: EpochMetrics, validation: Examples, seed: int) -> None:
+    """Check that the network that a training ends with is the function that this row of its curve measured.
+
+    Raises:
+        DecantError: It is not: layers keep something that is neither a parameter nor a buffer of their state.
+    """
+    logits = _answers(module, validation, seed)
+    found, measured = F.cross_entropy(logits, validation.labels).item(), row["validation_loss"]
+    if not abs(found - measured) <= EQUAL * (measured + logits.std().item()):
+        raise DecantError(
+            f"The network had a validation loss of {measured:.6g} after epoch {row['epoch']:.0f} and has "
+            f"{found:.6g} once its weights are put back: a layer keeps something beside parameters and "
+            "buffers; make it a buffer of the layer's state"
+        )
 
 
 def _average_(progress: _Progress, decay: float, step: int) -> None:
@@ -288,8 +422,12 @@ def _average_(progress: _Progress, decay: float, step: int) -> None:
     if decay == 0:
         return
     share = 1 - min(decay, (step + 1) / (step + 10))
+    now = state(progress.module)
+    fractions = [name for name, tensor in now.items() if tensor.is_floating_point()]
     with torch.no_grad():
-        torch._foreach_lerp_(list(progress.averaged.values()), list(state(progress.module).values()), share)
+        torch._foreach_lerp_([progress.averaged[n] for n in fractions], [now[n] for n in fractions], share)
+        for name in now.keys() - fractions:
+            progress.averaged[name].copy_(now[name])
 
 
 def _set_rate_(optimizer: torch.optim.Optimizer, training: Training, at: float) -> float:
@@ -309,36 +447,15 @@ def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def _best(curve: list[EpochMetrics]) -> EpochMetrics:
-    return min(curve, key=lambda row: row["validation_loss"])
+def _best(rows: Sequence[EpochMetrics]) -> EpochMetrics:
+    """Return the row of the lowest validation loss, the first of equal ones."""
+    return min(rows, key=lambda row: row["validation_loss"])
 
 
-def _exhausted(curve: list[EpochMetrics], patience: int | None) -> bool:
-    if patience is None or not curve:
+def _exhausted(rows: Sequence[EpochMetrics], patience: int | None) -> bool:
+    if patience is None or not rows:
         return False
-    return len(curve) - curve.index(_best(curve)) > patience
-
-
-def _layout(module: nn.Module) -> torch.memory_format:
-    """Return how tensors lie in memory while training: with the channels last where that is safe.
-
-    It is a sixth faster. But with torch 2.13 on AVX2, two threads, 4 input channels and a 1 x 1 convolution
-    of stride 2, the gradient of the weight came out up to 45 % wrong, and other in each run. Nothing of
-    the kind was found with multiples of 8, so only these are trained with the channels last.
-    """
-    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    widths = [layer.out_channels for layer in convolutions] + [
-        layer.in_channels for layer in convolutions[1:]
-    ]
-    aligned = bool(widths) and all(width % 8 == 0 for width in widths)
-    return torch.channels_last if aligned else torch.contiguous_format
-
-
-def _lay_out_(module: nn.Module, memory_format: torch.memory_format) -> None:
-    """Change, in place, how the weights lie in memory; models are evaluated and saved contiguous."""
-    for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=memory_format)
+    return len(rows) - rows.index(_best(rows)) > patience
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from decant.compression.finish import Result, begun
 from decant.examples import Splits, pixels
 from decant.networks.architectures import Architecture, build
 from decant.networks.layers import fit_normalization_
-from decant.training.fit import fit_
+from decant.training.fit import epochs_run, fit_
 from decant.training.recipe import Loss, Training
 from decant.training.run import Run
 
@@ -51,4 +51,5 @@ def train(
         constraints={},
         title=run.name,
     )
-    return begun(Checkpoint(architecture, images.shape, images.classes, module, lineage=lineage), curve)
+    model = Checkpoint(architecture, images.shape, images.classes, module, lineage=lineage)
+    return begun(model, curve, epochs_run(training, curve))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -86,7 +87,11 @@ def warning(loss: SoftTargets | None, bits: int) -> str | None:
 def against_teacher(
     loss: SoftTargets, teacher: nn.Module, label_smoothing: float = 0.0
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return the loss over (inputs, logits, labels) for which the teacher answers each batch as augmented."""
+    """Return the loss over (inputs, logits, labels) for which the teacher answers each batch as augmented.
+
+    It answers in eval mode and stays as it was given.
+    """
+    teacher = copy.deepcopy(teacher).eval()
 
     def batch_loss(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():

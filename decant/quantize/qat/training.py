@@ -15,6 +15,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE
 from decant.errors import DecantError
 from decant.examples import Examples
+from decant.networks.execution import predict
 from decant.quantize.qat.learners import Decaying, InputClip, InputLearner, WeightLearner, insert_, take_out_
 from decant.quantize.qat.trainers import Pact, Train
 from decant.quantize.quantizable import quantizable
@@ -22,6 +23,9 @@ from decant.quantize.schemes import Scheme
 from decant.training.fit import EpochMetrics, fit_
 from decant.training.recipe import Loss
 from decant.training.run import Run
+
+EQUAL = 1e-3
+"""How far logits may move on the average, as a share of their spread, where the function stays the same."""
 
 
 def train_rounded(
@@ -57,7 +61,7 @@ def train_rounded(
 
     Raises:
         DecantError: A weight has levels already, or a scheme finds none for it; names the weight. Or the
-            loss became NaN or infinite.
+            loss became NaN or infinite, or the network without learners is another one than with them.
     """
     module = copy.deepcopy(start.module)
     weights = _weight_learners(start, schemes, train)
@@ -83,11 +87,31 @@ def train_rounded(
             title=run.name,
             sparsifier=_Clock(),
         )
+        measured = predict(module, validation.images)
     finally:
         take_out_(module)
     learned = {name: learner.grid() for name, learner in inputs.items()}
     trained = replace(start, module=module, grids={**start.grids, **grids, **learned})
-    return _hardened(trained, weights), curve
+    hardened = _hardened(trained, weights)
+    if not close(measured, predict(hardened.module, validation.images)):
+        raise DecantError(
+            "The trained network answers otherwise without what rounded its weights in the training: a layer "
+            "reads its weight past its own forward pass; leave `train` out, or skip the layer"
+        )
+    return hardened, curve
+
+
+def same_answers(before: nn.Module, after: nn.Module, images: Tensor) -> bool:
+    """Say whether two forms of one network answer uint8 images [N, C, H, W] alike, but for rounding."""
+    return close(predict(before, images), predict(after, images))
+
+
+def close(expected: Tensor, found: Tensor) -> bool:
+    """Say whether logits [N, K] differ by rounding alone: on the average, as single ones may be a step off.
+
+    Where inputs are rounded, sums in another order bring some of them to the next point of their grid.
+    """
+    return bool((found - expected).abs().mean() <= EQUAL * expected.std())
 
 
 def _weight_learners(
@@ -145,6 +169,9 @@ class _Clock:
 
     def after_(self, module: nn.Module) -> None:
         return
+
+    def complete(self, taken: int, steps: int) -> bool:
+        return True
 
     def content(self) -> dict[str, Any]:
         return {}

@@ -1,0 +1,32 @@
+"""What a training draws comes from its recipe, also where layers know the global generators alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """Let everything inside that draws from a global generator draw as this seed says.
+
+    These are torch's on the CPU, NumPy's and Python's. Afterwards they stand where they stood: what ran
+    before does not change what is drawn, nor that what runs after.
+
+    Args:
+        seed: In [0, 2^63).
+    """
+    of_torch, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_torch)
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
