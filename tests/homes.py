@@ -39,8 +39,14 @@ def home(
 
 
 def write_params(content: Mapping[str, Any]) -> None:
-    """Write params.yaml of the current folder."""
-    Path("params.yaml").write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
+    """Write params.yaml of the current folder, without the anchors that PyYAML makes of what occurs twice."""
+    text = yaml.dump(dict(content), Dumper=_Repeating, sort_keys=False)
+    Path("params.yaml").write_text(text, encoding="utf-8")
+
+
+class _Repeating(yaml.SafeDumper):
+    def ignore_aliases(self, _: object) -> bool:
+        return True
 
 
 def noise(shape: tuple[int, int, int], **counts: int) -> dict[str, Split]:

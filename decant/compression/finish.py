@@ -9,6 +9,7 @@ from typing import Any
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.invariants import check_invariants
 from decant.compression.ledger import Entry, Tables, chosen, compare, created
+from decant.compression.promises import Promise, check_promises, nothing_lost, untrained
 from decant.compression.surgery import Kept
 from decant.lowering.integers import exact_sums, settled
 
@@ -23,6 +24,7 @@ class Result:
         curve: One row for each epoch of its training; empty where nothing was trained.
         facts: What the lineage should say beside the recipe.
         notes: What else its user should know.
+        promises: What has to be so of the model, also when it is read back from disk.
     """
 
     model: Checkpoint
@@ -30,6 +32,7 @@ class Result:
     curve: Sequence[Mapping[str, float]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    promises: Sequence[Promise] = ()
 
 
 def finished(
@@ -42,8 +45,9 @@ def finished(
     kept: Kept | None = None,
     facts: Mapping[str, Any] | None = None,
     note: str = "",
+    promises: Sequence[Promise] = (),
 ) -> Result:
-    """Check the child against its parent and return it with its ledger.
+    """Check the child against its parent and its recipe, and return it with its ledger.
 
     Biases are settled as integer kernels add them, so that what is measured from now on is what is deployed.
 
@@ -56,17 +60,29 @@ def finished(
         kept: What is left of the parent's tensors, where channels were removed.
         facts: What the lineage should say beside the recipe.
         note: What else its user should know.
+        promises: What the recipe promises of the child.
 
     Raises:
-        DecantError: Nothing changed, or what an earlier operation did no longer holds.
+        DecantError: Nothing changed, what an earlier operation did no longer holds, nothing is left of a
+            layer, or the child is not what the recipe promises.
     """
     child = settled(child)
     check_invariants(parent, child, kept)
+    promises = (nothing_lost(parent), *promises)
+    check_promises(child, promises)
     ledger = chosen(compare(parent, child, untouched, kept), tables or {})
     notes = [message for message in (note, exact_sums(child)) if message]
-    return Result(child, ledger, curve, facts or {}, notes)
+    return Result(child, ledger, curve, facts or {}, notes, promises)
 
 
-def begun(model: Checkpoint, curve: Sequence[Mapping[str, float]]) -> Result:
-    """Return a model that was trained from fresh weights, with its ledger."""
-    return Result(model, created(model), curve)
+def begun(
+    model: Checkpoint, curve: Sequence[Mapping[str, float]], facts: Mapping[str, Any] | None = None
+) -> Result:
+    """Return a model that was trained from fresh weights, with its ledger.
+
+    Raises:
+        DecantError: The training left nothing of a layer.
+    """
+    promises = (nothing_lost(untrained(model)),)
+    check_promises(model, promises)
+    return Result(model, created(model), curve, facts or {}, promises=promises)

@@ -1,7 +1,8 @@
 """How a budget is shared among layers: each allocation is one class, and the union names them.
 
 An allocation sees the score of every unit (a weight, a block, a channel) of every layer, and says how many
-units each layer loses. Which ones is then plain: those of the lowest score.
+units each layer loses. Which ones is then plain: those of the lowest score. Units that are removed already
+score minus infinity; they count, and no layer is given fewer than it has of them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Global(Section):
 
 
 class PerLayer(Section):
-    """Every layer loses the same share.
+    """Every layer loses the same share; one that has lost more already keeps that, the others share the rest.
 
     Does not help where a small layer, such as the first or the last, is what everything passes through.
     """
@@ -53,9 +54,17 @@ class PerLayer(Section):
 
     def counts(self, scores: Scores, shapes: Mapping[str, torch.Size], removed: int, probe: Probe) -> Counts:
         """Return how many units each layer loses: the share of each, rounded so that the sum is exact."""
-        sizes = {name: len(score) for name, score in scores.items()}
-        share = removed / sum(sizes.values())
-        return rounded({name: share * size for name, size in sizes.items()}, sizes, removed)
+        sizes, gone = _sizes(scores), _gone(scores, removed)
+        full: set[str] = set()  # layers that have lost more than their share already
+        while True:
+            rest = [name for name in sizes if name not in full]
+            share = (removed - sum(gone[n] for n in full)) / max(sum(sizes[n] for n in rest), 1)
+            over = {name for name in rest if gone[name] > share * sizes[name]}
+            if not over:
+                break
+            full |= over
+        lost = {n: float(gone[n]) if n in full else share * size for n, size in sizes.items()}
+        return rounded(lost, _room(sizes, gone, removed), removed)
 
 
 class Erk(Section):
@@ -70,20 +79,20 @@ class Erk(Section):
     kind: Literal["erk"] = "erk"
 
     def counts(self, scores: Scores, shapes: Mapping[str, torch.Size], removed: int, probe: Probe) -> Counts:
-        """Return how many units each layer loses; densities above 1 are cut there and the rest shared."""
-        sizes = {name: len(score) for name, score in scores.items()}
+        """Return how many units each layer loses; no density is above what is left of a layer."""
+        sizes, gone = _sizes(scores), _gone(scores, removed)
         raw = {name: sum(shapes[name]) / math.prod(shapes[name]) for name in sizes}
         dense: set[str] = set()
         kept = sum(sizes.values()) - removed
         while True:
-            rest = kept - sum(sizes[name] for name in dense)
+            rest = kept - sum(sizes[name] - gone[name] for name in dense)
             factor = max(rest, 0) / max(sum(raw[n] * sizes[n] for n in sizes if n not in dense), 1e-30)
-            over = {name for name in sizes if name not in dense and factor * raw[name] > 1}
+            over = {n for n in sizes if n not in dense and factor * raw[n] > 1 - gone[n] / sizes[n]}
             if not over:
                 break
             dense |= over
-        lost = {n: 0.0 if n in dense else sizes[n] * (1 - factor * raw[n]) for n in sizes}
-        return rounded(lost, sizes, removed)
+        lost = {n: float(gone[n]) if n in dense else sizes[n] * (1 - factor * raw[n]) for n in sizes}
+        return rounded(lost, _room(sizes, gone, removed), removed)
 
 
 class Lamp(Section):
@@ -124,16 +133,17 @@ class Adaptive(Section):
 
     def counts(self, scores: Scores, shapes: Mapping[str, torch.Size], removed: int, probe: Probe) -> Counts:
         """Return how many units each layer loses; they sum to `removed`."""
-        curves = {name: self._curve(name, len(score), probe) for name, score in scores.items()}
+        sizes, gone = _sizes(scores), _gone(scores, removed)
+        curves = {name: self._curve(name, gone[name], sizes[name], probe) for name in scores}
         return cheapest(curves, removed)
 
-    def _curve(self, name: str, size: int, probe: Probe) -> list[tuple[int, float]]:
-        """Return (units removed, cost) at densities that halve, from none removed to all but one."""
-        most = max(size - 1, 0)
+    def _curve(self, name: str, gone: int, size: int, probe: Probe) -> list[tuple[int, float]]:
+        """Return (units removed, cost) at densities that halve, from those gone already to all but one."""
+        most = max(size - 1, gone)
         last = min(size, 2**self.points)
         densities = [last ** -(point / (self.points - 1)) for point in range(1, self.points)]
         places = sorted({min(most, round(size * (1 - density))) for density in densities} | {most})
-        return [(0, 0.0), *((place, max(probe({name: place}), 0.0)) for place in places if place)]
+        return [(gone, 0.0), *((place, max(probe({name: place}), 0.0)) for place in places if place > gone)]
 
 
 Allocation = Annotated[Global | PerLayer | Erk | Lamp | Adaptive, Field(discriminator="kind")]
@@ -156,15 +166,16 @@ def cheapest(curves: Mapping[str, list[tuple[int, float]]], removed: int) -> Cou
     """Return the split of `removed` units whose summed cost, read off the curves' convex hulls, is least.
 
     Args:
-        curves: By layer, (units removed, cost) in rising order, beginning with (0, 0).
-        removed: Units to remove in all; at most the sum of the curves' ends.
+        curves: By layer, (units removed, cost) in rising order, beginning with (units gone already, 0).
+        removed: Units to remove in all; between the sums of the curves' beginnings and of their ends.
     """
     segments = []
     for index, (name, curve) in enumerate(curves.items()):
         hull = _hull(curve)
         for place, ((x0, y0), (x1, y1)) in enumerate(pairwise(hull)):
             segments.append(((y1 - y0) / (x1 - x0), index, place, name, x1 - x0))
-    counts, left = dict.fromkeys(curves, 0), removed
+    counts = {name: curve[0][0] for name, curve in curves.items()}
+    left = removed - sum(counts.values())
     for _, _, _, name, width in sorted(segments):
         taken = min(width, left)
         counts[name] += taken
@@ -172,17 +183,36 @@ def cheapest(curves: Mapping[str, list[tuple[int, float]]], removed: int) -> Cou
     return counts
 
 
-def rounded(shares: Mapping[str, float], sizes: Mapping[str, int], total: int) -> Counts:
-    """Return whole numbers near `shares` that sum to `total`: the largest remainders are rounded up."""
-    counts = {name: min(math.floor(share + 1e-9), sizes[name]) for name, share in shares.items()}
+def rounded(shares: Mapping[str, float], most: Mapping[str, int], total: int) -> Counts:
+    """Return whole numbers near `shares` that sum to `total`: the largest remainders are rounded up.
+
+    None is above `most`, whose sum is `total` or more.
+    """
+    counts = {name: min(math.floor(share + 1e-9), most[name]) for name, share in shares.items()}
     remainders = sorted(shares, key=lambda name: (counts[name] - shares[name], list(shares).index(name)))
     left = total - sum(counts.values())
     while left > 0:
-        room = [name for name in remainders if counts[name] < sizes[name]]
+        room = [name for name in remainders if counts[name] < most[name]]
         for name in room[:left]:
             counts[name] += 1
         left = total - sum(counts.values())
     return counts
+
+
+def _sizes(scores: Scores) -> dict[str, int]:
+    return {name: len(score) for name, score in scores.items()}
+
+
+def _gone(scores: Scores, removed: int) -> dict[str, int]:
+    """Return how many units of each layer are removed already; none where that is more than is asked for."""
+    gone = {name: int(torch.isinf(score).sum()) for name, score in scores.items()}
+    return gone if sum(gone.values()) <= removed else dict.fromkeys(gone, 0)
+
+
+def _room(sizes: Mapping[str, int], gone: Mapping[str, int], removed: int) -> Mapping[str, int]:
+    """Return the most that each layer can lose: all but one where that is enough."""
+    most = {name: max(size - 1, gone[name]) for name, size in sizes.items()}
+    return most if sum(most.values()) >= removed else sizes
 
 
 def _hull(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:

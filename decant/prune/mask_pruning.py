@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from decant.checkpoints.checkpoint import Checkpoint
+from decant.compression.promises import Promise
 from decant.compression.selection import select
 from decant.compression.surgery import Kept
 from decant.costs import counts
@@ -20,12 +22,12 @@ from decant.prune.allocations import Counts
 from decant.prune.budgets import PruningBudget
 from decant.prune.criteria import Obs
 from decant.prune.masks import Candidates, Masks, masked, masks_of, probe_of, ranked, search, smallest
-from decant.prune.obs import reconstruct
+from decant.prune.obs import Choose, reconstruct
 from decant.prune.origins import fresh
 from decant.prune.params import PruneParams
-from decant.prune.schedules import Iterative
-from decant.prune.structures import Masked, split
-from decant.prune.targets import Target, check_possible, formatted, target_of
+from decant.prune.schedules import Iterative, OneShot
+from decant.prune.structures import Masked, split, zeros_after
+from decant.prune.targets import Target, check_possible, formatted, target_of, unmasked
 from decant.training.fit import EpochMetrics
 
 DRIFT_IMAGES = 1000
@@ -119,7 +121,9 @@ class MaskPruning:
         budget = self.block.budget
         if budget is None or budget.measure == "sparsity":
             return None
-        return target_of(budget, self.parent, self.teacher, self.drift_images)
+        target = target_of(budget, self.parent, self.teacher, self.drift_images)
+        trained = not isinstance(self.block.schedule, OneShot)
+        return replace(target, cost=unmasked) if budget.measure == "nonzeros" and trained else target
 
     @cached_property
     def target(self) -> Target | None:
@@ -134,8 +138,8 @@ class MaskPruning:
         return target
 
     @property
-    def units(self) -> int:
-        """How many units go in all, where the masks change in a training: known before there are scores.
+    def zeros(self) -> int:
+        """How many weights masks hold in the end, where they change in a training: known before any score.
 
         Raises:
             DecantError: The budget cannot be met, or is met already.
@@ -146,10 +150,12 @@ class MaskPruning:
         candidates = self.candidates(ranked(blank, masks_of(self.parent)))
         if budget.measure == "sparsity":
             return candidates.removed(budget.amount)
-        assert (
-            self.target is not None
-        )  # non-zeros, all biases counted: training may move any of them off zero
-        return -(-round(counts.parameters(self.parent.module) - self.target.limit) // self.structure.size)
+        assert self.target is not None
+        # All biases counted, and what masks hold in other layers: training may move anything else off zero.
+        elsewhere = sum(
+            int((~mask).sum()) for name, mask in masks_of(self.parent).items() if name not in self.names
+        )
+        return counts.parameters(self.parent.module) - math.floor(self.target.limit) - elsewhere
 
     def budgets(self, schedule: Iterative) -> list[PruningBudget]:
         """Return the budget of each round, from what the model has to what is asked, in equal ratios."""
@@ -168,11 +174,23 @@ class MaskPruning:
         return [*(PruningBudget(**{budget.measure: round(part)}) for part in parts), budget]
 
     def scores(self, module: nn.Module | None = None) -> Masks:
-        """Return the scores of the prunable weights, minus infinity where they are removed already."""
+        """Return the scores of the prunable weights, minus infinity where they are zero and stay so."""
         criterion = self.block.criterion
         scored = module or (fresh(self.parent, self.train) if criterion.fresh else self.parent.module)
         every = criterion.scores(scored, self.train, self.seed)
-        return ranked({name: every[name].detach() for name in self.names}, masks_of(self.parent))
+        return ranked({name: every[name].detach() for name in self.names}, self._alive)
+
+    @property
+    def _moves(self) -> bool:
+        """Whether survivors get other values, so that only what a mask holds is sure to be zero."""
+        return self.block.criterion.repairs or not isinstance(self.block.schedule, OneShot)
+
+    @property
+    def _alive(self) -> Masks:
+        """What is left of each weight: not masked and, where nothing moves it off zero later, not zero."""
+        if self._moves:
+            return masks_of(self.parent)
+        return {name: self.parent.module.get_parameter(name).detach() != 0 for name in self.names}
 
     def candidates(self, scores: Mapping[str, Tensor]) -> Candidates:
         """Return what may be removed, with these scores."""
@@ -197,27 +215,58 @@ class MaskPruning:
         candidates.check(counts)
         return Pruned(self.made(candidates, counts))
 
-    def check(self, model: Checkpoint) -> None:
-        """Check that the budget is met in the end, whatever a training did to the free weights.
+    def promises(self, result: Pruned) -> list[Promise]:
+        """Return what the recipe promises of what was made of the parent."""
+        return [self.met, self._sparse, self._patterned]
 
-        Raises:
-            DecantError: It is not; says by how much.
-        """
-        if self.target is not None and not self.target.met_by(model):
-            raise DecantError(
-                f"budget: {self.target.measure} {formatted(self.target.limit)} was met before the training "
-                f"and is not after it: {formatted(self.target.cost(model))}; ask for less"
-            )
+    def met(self, model: Checkpoint) -> list[str]:
+        """Return by how much a budget is exceeded in the end, whatever a training did to the free weights."""
+        if self.target is None or self.target.met_by(model):
+            return []
+        return [
+            f"budget: {self.target.measure} {formatted(self.target.limit)} was met before the training "
+            f"and is not after it: {formatted(self.target.cost(model))}; ask for less"
+        ]
+
+    def _sparse(self, model: Checkpoint) -> list[str]:
+        """Return that there are fewer zeros than asked, or more by a whole unit."""
+        budget = self.block.budget
+        if budget is None or budget.measure != "sparsity":
+            return []
+        weights = {name: model.module.get_parameter(name) for name in self.names}
+        total = sum(weight.numel() for weight in weights.values())
+        asked, masks = round(budget.amount * total), masks_of(model)
+        held = {n: masks.get(n, w == w) if self._moves else w != 0 for n, w in weights.items()}
+        zeros = total - sum(int(survives.sum()) for survives in held.values())
+        if asked <= zeros < asked + self.structure.size:
+            return []
+        return [
+            f"budget: sparsity {budget.amount} is {asked:,} zeros of {total:,} weights, and {zeros:,} are "
+            f"held at zero; build the model anew, and report this if it happens again"
+        ]
+
+    def _patterned(self, model: Checkpoint) -> list[str]:
+        """Return the weights whose masks are not as the structure has them."""
+        masks, earlier = masks_of(model), masks_of(self.parent)
+        wrong = {
+            name: self.structure.broken_by(masks[name], earlier.get(name, torch.ones_like(masks[name])))
+            for name in self.names
+            if name in masks
+        }
+        return [f"{name}: {reason}; build the model anew" for name, reason in wrong.items() if reason]
 
     def made(self, candidates: Candidates, counts: Counts) -> Checkpoint:
         """Return the model that has lost so many units of each layer."""
         if not isinstance(criterion := self.block.criterion, Obs):
             return self._masked(candidates, counts)
-        zeros = {name: count * self.structure.size for name, count in counts.items()}
+        zeros = {
+            name: int((~mask | torch.isinf(candidates.scores[name])).sum())
+            for name, mask in candidates.masks(counts).items()
+        }
         solved = reconstruct(
             self.parent.module,
             zeros,
-            {name: self._chooser(self.parent.module.get_parameter(name).shape) for name in zeros},
+            self._choosers({name: self.parent.module.get_parameter(name).shape for name in zeros}),
             self.train.first(criterion.images).images,
             masks=masks_of(self.parent),
             damping=criterion.damping,
@@ -228,14 +277,23 @@ class MaskPruning:
     def _masked(self, candidates: Candidates, counts: Counts) -> Checkpoint:
         return masked(self.parent, candidates.masks(counts))
 
-    def _chooser(self, shape: torch.Size) -> Callable[[Tensor, int], Tensor]:
-        """Return the choice of a layer's zeros among scores [rows, d], by the structure."""
+    def _choosers(self, shapes: Mapping[str, torch.Size]) -> dict[str, Choose]:
+        """Return the choice of each layer's zeros among scores [rows, d], by the structure.
 
-        def choose(scores: Tensor, zeros: int) -> Tensor:
-            whole = scores.reshape(len(scores), *shape[1:])
-            return self.structure.mask(whole, zeros // self.structure.size).reshape(scores.shape)
+        Where units are partly zero already, a layer may come to a few zeros more than it was given; layers
+        that are solved later have as many fewer.
+        """
+        more: dict[str, int] = {}
 
-        return choose
+        def choose(scores: Tensor, zeros: int, name: str) -> Tensor:
+            whole = scores.reshape(shapes[name]).double()
+            wanted = zeros - sum(extra for other, extra in more.items() if other != name)
+            after = zeros_after(self.structure, whole)
+            units = min(int(torch.searchsorted(after, wanted)), len(after) - 1)
+            more[name] = int(after[units]) - zeros
+            return self.structure.mask(whole, units).reshape(scores.shape)
+
+        return {name: partial(choose, name=name) for name in shapes}
 
 
 def repaired(parent: Checkpoint, solved: Mapping[str, tuple[Tensor, Tensor]]) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from decant.costs.drift import ModelCost, drift_from
 from decant.errors import DecantError
 from decant.prune.allocations import Allocation, Counts, Probe
 from decant.prune.budgets import PruningBudget, bracket
-from decant.prune.structures import Masked, NOfM
+from decant.prune.structures import Masked, NOfM, zeros_after
 from decant.prune.targets import Target
 
 Masks = dict[str, Tensor]
@@ -28,7 +29,7 @@ class Candidates:
     Attributes:
         structure: What goes together.
         allocation: How the layers share.
-        scores: By weight, in its shape; minus infinity where an earlier mask has removed it.
+        scores: By weight, in its shape; minus infinity where it is zero already and stays so.
         probe: What it costs to remove so many units of some layers.
     """
 
@@ -37,29 +38,33 @@ class Candidates:
     scores: Mapping[str, Tensor]
     probe: Probe
 
-    @property
-    def most(self) -> int:
-        """Units that can be removed with one left in each layer."""
-        return sum(len(self.structure.pool(score)) - 1 for score in self.scores.values())
-
-    @property
+    @cached_property
     def gone(self) -> int:
         """Units that were removed earlier."""
-        return sum(int(torch.isinf(self.structure.pool(score)).sum()) for score in self.scores.values())
+        return sum(int(torch.isinf(units).sum()) for units in self._units.values())
+
+    @cached_property
+    def most(self) -> int:
+        """Units that can be removed with one left in each layer that has any."""
+        return sum(self._smallest.values())
 
     def removed(self, sparsity: float) -> int:
-        """Return the number of units at a sparsity over all these weights, rounded.
+        """Return the number of zeros at a sparsity over all these weights, rounded.
 
         Raises:
-            DecantError: A layer or more would be left with nothing.
+            DecantError: A layer or more would be left with nothing, or there are more zeros already.
         """
         total = sum(score.numel() for score in self.scores.values())
-        count = round(sparsity * total / self.structure.size)
-        if count > self.most:
-            nearest = self.most * self.structure.size / total
+        count, least, most = round(sparsity * total), self.zeros({}), self.zeros(self._smallest)
+        if count > most:
             raise DecantError(
                 f"budget: sparsity {sparsity} leaves less than one unit for each of {len(self.scores)} "
-                f"layers; the nearest possible is {nearest:.6g}"
+                f"layers; the nearest possible is {most / total:.6g}"
+            )
+        if count < least:
+            raise DecantError(
+                f"budget: sparsity {sparsity} is exceeded already: {least:,} of the {total:,} weights are zero, "
+                f"which is {least / total:.6g}; ask for a higher sparsity, or prune an ancestor"
             )
         return count
 
@@ -67,16 +72,33 @@ class Candidates:
         """Return how many units each layer loses; an N:M pattern has one answer."""
         if isinstance(self.structure, NOfM):
             return {name: self.structure.fixed(score.shape) for name, score in self.scores.items()}
-        pooled = {name: self.structure.pool(score) for name, score in self.scores.items()}
         shapes = {name: score.shape for name, score in self.scores.items()}
-        return self.allocation.counts(pooled, shapes, removed, self.probe)
+        return self.allocation.counts(self._units, shapes, max(removed, self.gone), self.probe)
+
+    def reaching(self, zeros: int) -> Counts:
+        """Return the fewest units that each layer loses so that there are so many zeros in all, or just more.
+
+        Just more is by less than a unit, and none where units are single weights; those of an earlier pruning
+        count, wherever they are.
+        """
+        size = self.structure.size
+        if size == 1:
+            return self.counts(zeros)
+        partly = self.zeros({}) - size * self.gone  # zeros in units of which something is left
+        _, units = bracket(
+            lambda tried: self.zeros(self.counts(tried)) >= zeros,
+            -(-(zeros - partly) // size) - 1,
+            min(-(-zeros // size), self.most),
+        )
+        return self._trimmed(self.counts(units), zeros)
+
+    def zeros(self, counts: Mapping[str, int]) -> int:
+        """Return how many weights are zero once so many units are removed, those from earlier included."""
+        return sum(int(after[counts.get(name, 0)]) for name, after in self._zeros.items())
 
     def masks(self, counts: Mapping[str, int]) -> Masks:
-        """Return the masks, by weight, that remove these numbers of units; earlier masks hold."""
-        return {
-            name: self.structure.mask(self.scores[name], count) & torch.isfinite(self.scores[name])
-            for name, count in counts.items()
-        }
+        """Return the masks, by weight, that remove these numbers of units."""
+        return {name: self.structure.mask(self.scores[name], count) for name, count in counts.items()}
 
     def check(self, counts: Mapping[str, int]) -> None:
         """Refuse to empty a layer.
@@ -84,17 +106,49 @@ class Candidates:
         Raises:
             DecantError: Names the layers.
         """
-        emptied = [n for n, count in counts.items() if count >= len(self.structure.pool(self.scores[n]))]
-        if emptied:
+        if emptied := [name for name, count in counts.items() if count > self._smallest[name]]:
             names = ", ".join(name.removesuffix(".weight") for name in emptied)
             raise DecantError(
                 f"Nothing would be left of {names}, and of the network's answers no more than the biases "
                 "after it; ask for less, put the layer into skip, or take the allocation layer, erk or lamp"
             )
 
+    @cached_property
+    def _units(self) -> Masks:
+        return {name: self.structure.pool(score) for name, score in self.scores.items()}
+
+    @cached_property
+    def _zeros(self) -> Masks:
+        return {name: zeros_after(self.structure, score) for name, score in self.scores.items()}
+
+    @cached_property
+    def _smallest(self) -> Counts:
+        """How many units each layer can lose: all but one, or what it has lost already."""
+        return {
+            name: max(len(units) - 1, int(torch.isinf(units).sum())) for name, units in self._units.items()
+        }
+
+    def _trimmed(self, counts: Counts, zeros: int) -> Counts:
+        """Return the counts with units given back while there is a whole one too many.
+
+        Allocations that share by layer round each layer, so that one unit more may be two here and one less
+        there.
+        """
+        counts = dict(counts)
+        while self.zeros(counts) - zeros >= self.structure.size:
+            last = {n: int(self._zeros[n][c] - self._zeros[n][c - 1]) for n, c in counts.items() if c}
+            if not any(last.values()):  # what is too much was there before
+                break
+            counts[max(last, key=last.__getitem__)] -= 1
+        return counts
+
 
 def ranked(scores: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> Masks:
-    """Return scores in double precision, minus infinity where an earlier mask has removed the weight.
+    """Return scores in double precision, minus infinity where a weight is removed already.
+
+    Args:
+        scores: By weight.
+        earlier: By weight, for those of which something is removed: True survives.
 
     Raises:
         DecantError: A score is NaN; names the layer.
@@ -132,7 +186,7 @@ def probe_of(
         if (key := tuple(counts.items())) not in known:
             if not drift:
                 drift.append(drift_from(parent, images()))
-            kept = {n: structure.mask(scores[n], c) & torch.isfinite(scores[n]) for n, c in counts.items()}
+            kept = {n: structure.mask(scores[n], c) for n, c in counts.items()}
             known[key] = drift[0](masked(parent, kept))
         return known[key]
 
@@ -145,7 +199,7 @@ def smallest(parent: Checkpoint, structure: Masked, names: list[str]) -> Checkpo
     for name in names:
         weight = parent.module.get_parameter(name)
         score = ranked({name: weight.detach().abs()}, earlier)[name]
-        masks[name] = structure.mask(score, len(structure.pool(score)) - 1) & torch.isfinite(score)
+        masks[name] = structure.mask(score, len(structure.pool(score)) - 1)
     return masked(parent, masks)
 
 
@@ -171,7 +225,7 @@ def search(
     if budget is None:
         return candidates.counts(0)
     if target is None:
-        return candidates.counts(candidates.removed(budget.amount))
+        return candidates.reaching(candidates.removed(budget.amount))
     if target.measure == "drift":
         fits, _ = bracket(
             lambda n: not target.met_by(make(candidates.counts(n))),

@@ -46,7 +46,12 @@ def prune(
     kind = ChannelPruning if isinstance(block.structure, Channels) else MaskPruning
     pruning = kind(block, parent, teacher, splits, run.seed)
     result = run_schedule(pruning, run)
-    pruning.check(result.model)
     return finished(
-        parent, result.model, pruning.untouched, curve=result.curve, kept=result.kept, facts=result.facts
+        parent,
+        result.model,
+        pruning.untouched,
+        curve=result.curve,
+        kept=result.kept,
+        facts=result.facts,
+        promises=pruning.promises(result),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decant.checkpoints.constraints import project_
+from decant.errors import DecantError
 from decant.prune.mask_pruning import MaskPruning
 from decant.prune.masks import Masks, masked, masks_of, ranked
 from decant.prune.schedules import Gradual, Rigl, Surgery
@@ -25,17 +26,26 @@ class GradualSparsifier:
     """
 
     def __init__(self, pruning: MaskPruning, schedule: Gradual | Surgery) -> None:
-        self._once, self._schedule, self._removed = pruning, schedule, pruning.units
+        self._once, self._schedule, self._removed = pruning, schedule, pruning.zeros
         self._moves = pruning.block.criterion.accumulates
         self._moved: Masks = {}
         self.masks: Masks = {}
         self.dense = self._moves or isinstance(schedule, Surgery)
 
     def before_(self, module: nn.Module, step: int, steps: int) -> None:
-        """Change the masks where it is time."""
+        """Change the masks where it is time.
+
+        Raises:
+            DecantError: They are final before the first step, and the criterion scores steps.
+        """
+        if self._moves and self._schedule.complete(1, steps):
+            raise DecantError(
+                f"schedule.end: {self._schedule.end:g} of {steps} steps is before the first one, and "
+                f"{self._once.block.criterion.kind} scores steps; raise it, or train for more epochs"
+            )
         if self._schedule.due(step, steps) and (part := self._schedule.ramp(step, steps)) > 0:
             candidates = self._once.candidates(self._scores(module))
-            counts = candidates.counts(round(part * self._removed))
+            counts = candidates.reaching(round(part * self._removed))
             if self._once.block.budget is None:
                 counts = {name: math.ceil(part * count) for name, count in counts.items()}
             candidates.check(counts)
@@ -49,6 +59,10 @@ class GradualSparsifier:
                 assert weight.grad is not None
                 moved = -(weight.detach() * weight.grad).contiguous()
                 self._moved[name] = self._moved[name] + moved if name in self._moved else moved
+
+    def complete(self, taken: int, steps: int) -> bool:
+        """Say whether the masks are final, once `taken` of all `steps` were taken."""
+        return self._schedule.complete(taken, steps)
 
     def content(self) -> dict[str, Any]:
         """Return what an interrupted training is resumed from."""
@@ -80,7 +94,7 @@ class RiglSparsifier:
         self._once, self._schedule = pruning, schedule
         self._gradients: Masks = {}
         candidates = pruning.candidates(pruning.scores())
-        candidates.check(counts := candidates.counts(pruning.units))
+        candidates.check(counts := candidates.reaching(pruning.zeros))
         self.masks = candidates.masks(counts)
         self.dense = False
 
@@ -99,6 +113,10 @@ class RiglSparsifier:
                 gradient = module.get_parameter(name).grad
                 assert gradient is not None
                 self._gradients[name] = gradient.detach().clone(memory_format=torch.contiguous_format)
+
+    def complete(self, taken: int, steps: int) -> bool:
+        """Say whether the masks are final, once `taken` of all `steps` were taken."""
+        return self._schedule.complete(taken, steps)
 
     def content(self) -> dict[str, Any]:
         """Return what an interrupted training is resumed from."""

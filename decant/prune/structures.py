@@ -44,6 +44,10 @@ class Weights(Section):
         """Return the mask [score's shape], False for the `removed` units of the lowest score."""
         return lowest(score.flatten(), removed).logical_not().reshape(score.shape)
 
+    def broken_by(self, mask: Tensor, earlier: Tensor) -> str:
+        """Return what is wrong with a mask, given the parent's: never anything, as single weights go."""
+        return ""
+
 
 class Blocks(Section):
     """Blocks of `rows` x `columns` weights of the matrix [outputs, inputs * kernel], removed as one.
@@ -84,6 +88,12 @@ class Blocks(Section):
         rows, columns = score.shape[0] // self.rows, score[0].numel() // self.columns
         kept = lowest(self.pool(score), removed).logical_not().reshape(rows, 1, columns, 1)
         return kept.expand(rows, self.rows, columns, self.columns).reshape(score.shape)
+
+    def broken_by(self, mask: Tensor, earlier: Tensor) -> str:
+        """Return what is wrong with a mask, given the parent's: blocks that lost a part of their weights."""
+        left, had = self.pool(mask.double()), self.pool(earlier.double())
+        parts = int(((left > 0) & (left < had)).sum())
+        return f"{parts} of {len(left)} blocks have lost some of their weights and not all" if parts else ""
 
 
 class NOfM(Section):
@@ -142,18 +152,38 @@ class NOfM(Section):
         kept.scatter_(1, self.m - 1 - order[:, :zeros], False)
         return kept.reshape(last.shape).movedim(-1, 1).contiguous()
 
+    def broken_by(self, mask: Tensor, earlier: Tensor) -> str:
+        """Return what is wrong with a mask, given the parent's: groups of m that keep more than n."""
+        left = mask.movedim(1, -1).reshape(-1, self.m).sum(1)
+        full = int((left > self.n).sum())
+        return f"{full} of {len(left)} groups of {self.m} keep more than {self.n}" if full else ""
+
 
 Structure = Annotated[Weights | Blocks | NOfM | Channels, Field(discriminator="kind")]
 Masked = Weights | Blocks | NOfM
 """The structures that leave the shapes alone."""
 
 
+def removal_order(scores: Tensor) -> Tensor:
+    """Return the places [N], int64, of scores [N] from the lowest on; of equal ones the later goes first."""
+    return len(scores) - 1 - scores.flip(0).argsort(stable=True)
+
+
 def lowest(scores: Tensor, count: int) -> Tensor:
     """Return True for the `count` lowest of scores [N], exactly; of equal ones the later goes first."""
-    order = scores.flip(0).argsort(stable=True)
     chosen = torch.zeros(len(scores), dtype=torch.bool)
-    chosen[len(scores) - 1 - order[:count]] = True
+    chosen[removal_order(scores)[:count]] = True
     return chosen
+
+
+def zeros_after(structure: Masked, score: Tensor) -> Tensor:
+    """Return how many weights are zero [U + 1], int64, once 0, 1, ... U units of a weight are removed.
+
+    Those whose score is minus infinity are zero from the start. A unit that is partly so adds only the rest.
+    """
+    alive = torch.isfinite(score)
+    added = structure.pool(alive.double()).long()[removal_order(structure.pool(score))]
+    return int((~alive).sum()) + torch.cat([torch.zeros(1, dtype=torch.long), added.cumsum(0)])
 
 
 def split(structure: Masked, shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], dict[str, str]]:

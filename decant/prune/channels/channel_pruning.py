@@ -13,6 +13,8 @@ from torch import Tensor
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE
+from decant.compression.promises import Promise
+from decant.compression.surgery import Kept
 from decant.costs.drift import drift_from
 from decant.costs.layers import layers_of, macs
 from decant.examples import Examples
@@ -22,6 +24,7 @@ from decant.prune.channels.ladder import (
     ChannelPlan,
     Ladder,
     PlanCost,
+    floors_of,
     ladder_of,
     shrink,
     shrink_to_drift,
@@ -117,6 +120,28 @@ class ChannelPruning(MaskPruning):
         plan.check(self.train.first(CHECKED).images)
         return Pruned(plan.model, plan.kept, facts)
 
+    def promises(self, result: Pruned) -> list[Promise]:
+        """Return what the recipe promises of what was made of the parent."""
+        return [self.met, lambda model: self._numbered(kept_counts(self.groups, result.kept))]
+
+    def _numbered(self, left: Mapping[str, int]) -> list[str]:
+        """Return which numbers of channels may not be, by group and in all."""
+        least = floors_of(self.groups, self.round_to, self.channels.minimum)
+        wrong = [
+            f"{group.name}: {left[group.name]} channels are left, which is neither all nor a multiple of "
+            f"{self.round_to} from {least[group.name]} on; build the model anew"
+            for group in self.groups
+            if left[group.name] != group.count
+            and (left[group.name] % self.round_to or left[group.name] < least[group.name])
+        ]
+        budget, total, found = self.block.budget, sum(g.count for g in self.groups), sum(left.values())
+        if budget is None or budget.measure != "sparsity":
+            return wrong
+        limit = total - round(budget.amount * total)
+        if found > limit or (self.round_to == 1 and found != limit):
+            wrong.append(f"budget: {limit:,} of {total:,} channels are to be left, and {found:,} are")
+        return wrong
+
     def _planned(self, ladder: Ladder, target: Target | None) -> tuple[ChannelPlan, dict[str, Any]]:
         budget, facts = self.block.budget, {"round_to": self.round_to}
         assert budget is not None
@@ -173,6 +198,16 @@ class ChannelPruning(MaskPruning):
                 held = self.parent.constraints.get(name, FREE)
                 module.get_parameter(name).copy_(held.project(weight))
         return ChannelPlan(replace(self.parent, module=module), self.groups, plan.gone)
+
+
+def kept_counts(groups: Sequence[ChannelGroup], kept: Kept) -> dict[str, int]:
+    """Return how many channels of each group are left, given what is left of the tensors."""
+    left = {}
+    for group in groups:
+        name, dim, indices = group.members[0]
+        whole = name not in kept or dim not in kept[name]
+        left[group.name] = group.count if whole else int(torch.isin(indices, kept[name][dim]).all(1).sum())
+    return left
 
 
 def _probe(
