@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
+from tasks.pipeline.params import read_yaml
 from tasks.pipeline.record import OURS, closure, meaning_of
 
 EDITS = {
@@ -96,7 +95,7 @@ class Pipeline:
             path.parent.name: frozenset(closure(path.relative_to(root), root))
             for path in sorted(root.glob("tasks/*/__main__.py"))
         }
-        dvc, params = (yaml.safe_load((root / name).read_text()) for name in ("dvc.yaml", "params.yaml"))
+        dvc, params = (read_yaml(root / name, shared=True) for name in ("dvc.yaml", "params.yaml"))
         return cls(root, code, [stage for stage in _stages(dvc["stages"], params) if stage.operation])
 
     def after(self, texts: Mapping[Path, str]) -> Reruns:

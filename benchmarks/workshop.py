@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.files import size_bytes
@@ -86,7 +85,7 @@ class Workshop:
         before = Path.cwd()
         os.chdir(self.folder)
         content = self.sections | {"seed": seed, "models": dict(models)}
-        Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        Path("params.yaml").write_text(json.dumps(content), encoding="utf-8")  # which is YAML too
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 yield

@@ -31,10 +31,16 @@ LAYERS = (
 """The files and folders of decant/. Each imports only what stands in a line above its own."""
 
 TORCHLESS = ("errors", "progress", "outputs", "seeds", "schema", "sealed", "recipes")
-FOR_FLOWS = {"decant/errors.py", "decant/schema.py", "tasks/pipeline/params.py", "tasks/validate/gates.py"}
+FOR_FLOWS = {
+    "decant/errors.py",
+    "decant/schema.py",
+    "tasks/pipeline/params.py",
+    "tasks/pipeline/yaml_reader.py",
+    "tasks/validate/gates.py",
+}
 """All that flows may import of the rest."""
 
-LIBRARIES_OF_THE_PIPELINE = ("prefect", "dvc", "yaml", "pyarrow", "matplotlib")
+LIBRARIES_OF_THE_PIPELINE = ("prefect", "dvc", "yaml", "ruamel", "pyarrow", "matplotlib")
 """What decant imports without."""
 
 ASKED_BY_NAME = {"decant/prune/channels/latency.py"}

@@ -5,11 +5,13 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
+from dvc.utils.serialize import parse_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +20,8 @@ from decant.finetune.params import FinetuneParams
 from decant.quantize.params import QuantizeParams
 from decant.schema import Section, did_you_mean, mistakes
 from decant.seeds import derive_seed
-from tasks.pipeline.params import read_section, read_yaml, validate
+from tasks.pipeline import yaml_reader
+from tasks.pipeline.params import read_section, read_yaml, sections, validate
 from tasks.validate import __main__ as stage
 from tasks.validate.recipes import Recipes, Threads, check
 from tests.imports import OPERATIONS, ROOT
@@ -356,18 +359,48 @@ def written(folder: Path, content: str | bytes) -> Path:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("a: 1\nb: {c: 1}\na: 2\n", "the key 'a' stands twice\n  in .*, line 3, column 1"),
+        ("a: 1\nb: {c: 1}\na: 2\n", "line 3, column 1: the key 'a' stands twice"),
         (
             "models:\n  x: {op: clip}\n  x: {op: prune}\n",
-            "the key 'x' stands twice\n  in .*, line 3, column 3",
+            "line 3, column 3: the key 'x' stands twice",
         ),
         ("a: {b: 1, b: 1}", "the key 'b' stands twice"),
-        ("models:\n  80: {op: clip}\n", "this key is of type int to YAML; put it in quotes\n  in .*, line 2"),
-        ("models: {on: {op: clip}}\n", "this key is of type bool to YAML; put it in quotes"),
-        ("? [a, b]\n: 1\n", "this key is of type seq to YAML"),
-        ("a: [1, 2\n", "is not valid YAML"),
-        ("a: 1\n\tb: 2\n", "is not valid YAML"),
-        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        (
+            "models:\n  80: {op: clip}\n",
+            "line 2, column 3: this key is of type int to YAML; put it in quotes",
+        ),
+        ("models: {1e3: {op: clip}}\n", "this key is of type float to YAML; put it in quotes"),
+        ("models: {true: {op: clip}}\n", "this key is of type bool to YAML; put it in quotes"),
+        ("? [a, b]\n: 1\n", "line 1, column 3: a key must be a word"),
+        ("a: [1, 2\n", "line 2, column 1: did not find expected|line 1, column 9: expected"),
+        ("a: 1\n\tb: 2\n", "line 2, column 1: found .*tab"),
+        (
+            "a: !!python/object/apply:os.system [ls]\n",
+            "line 1, column 4: .* is a tag; write the value without",
+        ),
+        ("a: !!str 5\n", "line 1, column 4: tag:yaml.org,2002:str is a tag"),
+        ("a: 2026-02-30\n", "line 1, column 4: '2026-02-30' is of type timestamp to YAML; put it in quotes"),
+        ("a: 2001-01-01\n", "is of type timestamp to YAML"),
+        ("a: [1, +_]\n", "line 1, column 8: '.*' is no number; put it in quotes if it is a word"),
+        ("a: ._e+1\n", "is no number"),
+        (f"a: {'9' * 5000}\n", "line 1, column 4: a value of 5,000 characters; 40 is the most"),
+        (f"a: 0x{'f' * 60}\n", "a value of 62 characters; 40 is the most"),
+        (f"a: {'x' * 20_000}\n", "a value of 20,000 characters; 10,000 is the most"),
+        (f"{'x' * 300}: 1\n", "a key of 300 characters; 250 is the most"),
+        (f"a: {'[' * 5000}\n", "line 1, column 67: values lie more than 64 deep in one another"),
+        (f"a: {'{b: ' * 900}", "values lie more than 64 deep in one another"),
+        (f"a: [{'x, ' * 100_000}]", "the file stands for more than 100,000 values"),
+        ("a" * (2**20 + 1), "has more than the 1,048,576 characters that are read"),
+        (
+            "a: *b\n",
+            "line 1, column 4: `&`, `\\*` and `<<` share values, and `dvc exp run -S` would then set",
+        ),
+        ("a: &b {c: 1}\n", "line 1, column 4: `&`, `\\*` and `<<` share values"),
+        ("a: &b 1\n", "line 1, column 4: `&`, `\\*` and `<<` share values"),
+        ("a: {<<: {b: 1}}\n", "line 1, column 5: `&`, `\\*` and `<<` share values"),
+        ("%YAML 1.1\n---\na: on\n", "line 1, column 1: a line that begins with % changes how YAML is read"),
+        ("a: 1\n--- 2\n", "line 2, column 1: but found another document"),
+        ("a: \0\n", "is not valid YAML: .*character"),
         ("", "must hold named sections, found NoneType"),
         ("- a\n", "must hold named sections, found list"),
         (b"a: \xff\n", r"Cannot read .*it must be a text file in UTF-8"),
@@ -386,12 +419,98 @@ def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:
         read_yaml(tmp_path / "params.yaml")
 
 
-def test_merged_keys_may_be_overridden_at_any_depth(tmp_path: Path) -> None:
-    content = "a: {b: {c: &x {<<: {k: 2, l: 3}, k: 1}}}\ny: {<<: *x, l: 4}\n"
-    assert read_yaml(written(tmp_path, content)) == {
+def test_files_that_dvc_writes_may_share_values() -> None:
+    content = "a: {b: {c: &x {<<: {k: 2, l: 3}, k: 1}}}\ny: {<<: *x, l: 4}\nz: [*x, *x]\n"
+    assert sections(content, "dvc.lock") == {
         "a": {"b": {"c": {"k": 1, "l": 3}}},
         "y": {"k": 1, "l": 4},
+        "z": [{"k": 1, "l": 3}] * 2,
     }
+
+
+def nested(line: str, times: int) -> str:
+    """Return ever larger values: each line may use the one before by `*`."""
+    return "\n".join(
+        ["b0: &b0 [x, x]", *(f"b{i}: &b{i} " + line.replace("*", f"*b{i - 1}") for i in range(1, times))]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            nested("[*, *, *, *, *, *, *, *, *]", 30),
+            "line 7, .* the file stands for more than 1,000,000 values",
+        ),
+        (nested("[*]", 3000), "line 63, .* values lie more than 64 deep in one another"),
+        (
+            nested("{<<: *}", 3000).replace("[x, x]", "{}", 1),
+            "more than 64 deep in one another",
+        ),
+        ("a: &a [*a]\n", "line 1, column 8: no value before this one is named &a"),
+        ("a: &a {<<: *a}\n", "no value before this one is named &a"),
+        ("a: &a b\nc: {*a : 1}\n", "line 2, column 5: an alias is no key"),
+        ("a: {<<: [1]}\n", "line 1, column 10: expected a mapping for merging"),
+    ],
+    ids=["values", "depth", "merges", "itself", "merged-with-itself", "key", "merged-number"],
+)
+def test_what_is_small_and_stands_for_much_is_refused_at_once(content: str, words: str) -> None:
+    began = time.process_time()
+    with pytest.raises(DecantError, match=words):
+        sections(content, "dvc.lock")
+    assert time.process_time() - began < 1
+
+
+WORDS = [
+    "2e-3",
+    "1e3",
+    "0e0",
+    "1e400",
+    "0o17",
+    "017",
+    "010",
+    "08",
+    "1_000",
+    "0x1F",
+    "+1",
+    "1.",
+    "-.5",
+    "on",
+    "off",
+]
+WORDS += [
+    "yes",
+    "no",
+    "y",
+    "1:30",
+    "12:30:45",
+    "~",
+    "",
+    "null",
+    "True",
+    ".inf",
+    "'5'",
+    '"\\x41"',
+    "|\n  a\n",
+    "é",
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_means_what_it_means_to_dvc(word: str) -> None:
+    text = f"a: {word}\nb: [x, 1]\n"
+    assert repr(sections(text, "params.yaml", shared=False)) == repr(dict(parse_yaml(text, "params.yaml")))
+
+
+@given(st.text(alphabet="ab01: -[]{}',\"#&*!|>%@?<\n\t\\e._~", max_size=60))
+def test_whatever_is_read_is_read_as_dvc_does_and_all_else_is_one_sentence(text: str) -> None:
+    try:
+        ours = yaml_reader.parse(text, "params.yaml")
+    except DecantError as error:
+        assert len(str(error)) < 1200
+        assert str(error).startswith("params.yaml")
+    else:
+        assert repr(ours or {}) == repr(parse_yaml(text, "params.yaml"))
 
 
 def test_one_section_is_read_and_named_by_its_path(tmp_path: Path) -> None:

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter
 
 from decant.errors import DecantError
 from decant.schema import did_you_mean, mistakes
+from tasks.pipeline import yaml_reader
 
 PARAMS = Path("params.yaml")
 
+MOST_LINES, MOST_OF_A_LINE = 20, 400
+"""How much of what is wrong with a file is said at once."""
 
 S = TypeVar("S")
 
 
-def read_yaml(path: Path = PARAMS) -> dict[str, Any]:
-    """Return the whole of params.yaml, unvalidated.
+def read_yaml(path: Path = PARAMS, *, shared: bool = False) -> dict[str, Any]:
+    """Return the whole of params.yaml, or of another file of sections, unvalidated.
+
+    Args:
+        path: The file.
+        shared: Whether its values may be shared by anchors, aliases and merges.
 
     Raises:
-        DecantError: The file is missing or no YAML, a key is no string or stands twice, it is not a mapping.
+        DecantError: The file is missing, is no YAML that can be read (see `yaml_reader.parse`), or holds
+            something else than named sections.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        with path.open("rb") as file:
+            text = file.read(yaml_reader.MOST_CHARACTERS[shared] + 1).decode()
     except FileNotFoundError:
         raise DecantError(f"No {path} here; run from the root of the repository") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DecantError(f"Cannot read {path}: {error}; it must be a text file in UTF-8") from None
-    except yaml.YAMLError as error:
-        message = str(error).replace('"<unicode string>"', str(path))
-        raise DecantError(f"{path} is not valid YAML: {message}") from None
+    return sections(text, str(path), shared=shared)
+
+
+def sections(text: str, name: str, *, shared: bool = True) -> dict[str, Any]:
+    """Return the named sections of a YAML file's text; see `read_yaml`."""
+    content = yaml_reader.parse(text, name, shared=shared)
     if not isinstance(content, dict):
-        raise DecantError(f"{path} must hold named sections, found {type(content).__name__}")
+        raise DecantError(f"{name} must hold named sections, found {type(content).__name__}")
     return content
 
 
@@ -55,30 +67,17 @@ def read_section(name: str, schema: type[S], path: Path = PARAMS) -> S:
 
 def validate(content: Any, schema: Any, place: str = "", path: Path = PARAMS) -> Any:
     """Return `content` as `schema`, or raise a DecantError with one line for each mistake."""
-    if wrong := mistakes(content, schema, place):
-        raise DecantError(f"{path} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
+    refuse(mistakes(content, schema, place), path)
     return TypeAdapter(schema).validate_python(content)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's own loader keeps the last of two equal keys silently: a model would vanish unseen."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Return a mapping whose keys are strings, each written once; what `<<` merges in may repeat them."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
-                kind = key.tag.removeprefix(_TAG)
-                raise _unreadable(f"this key is of type {kind} to YAML; put it in quotes", key)
-            if key.value in seen:
-                raise _unreadable(f"the key {key.value!r} stands twice", key)
-            seen.add(key.value)
-        return node
-
-
-_TAG = "tag:yaml.org,2002:"
-
-
-def _unreadable(message: str, key: yaml.Node) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+def refuse(wrong: Sequence[str], path: Path = PARAMS) -> None:
+    """Raise a DecantError with a line for each mistake, the first so many; nothing where there is none."""
+    if not wrong:
+        return
+    lines = [
+        line if len(line) <= MOST_OF_A_LINE else f"{line[:MOST_OF_A_LINE]}…" for line in wrong[:MOST_LINES]
+    ]
+    if rest := len(wrong) - len(lines):
+        lines.append(f"and {rest:,} more")
+    raise DecantError(f"{path} is not valid:\n" + "\n".join(f"  {line}" for line in lines))

@@ -18,7 +18,7 @@ from decant.prune.structures import Masked, split
 from decant.quantize.params import QuantizeParams
 from decant.schema import Name, Section, did_you_mean, mistakes
 from tasks.benchmark.params import BenchmarkParams
-from tasks.pipeline.params import PARAMS, validate
+from tasks.pipeline.params import refuse
 from tasks.prepare.params import PrepareParams
 from tasks.prepare.sources import SOURCES
 from tasks.teacher.params import TeacherParams
@@ -64,11 +64,9 @@ def check(content: dict[str, Any]) -> Recipes:
             go back to that there was not, a network too large for the images, a gate for a model that there
             is not.
     """
-    if wrong := [*mistakes(content, Recipes), *_broken_lineages(content.get("models"))]:
-        raise DecantError(f"{PARAMS} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
-    recipes: Recipes = validate(content, Recipes)
-    if wrong := _impossible(recipes):
-        raise DecantError(f"{PARAMS} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
+    refuse([*mistakes(content, Recipes), *_broken_lineages(content.get("models"))])
+    recipes = Recipes.model_validate(content)
+    refuse(_impossible(recipes))
     return recipes
 
 
