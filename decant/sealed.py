@@ -114,7 +114,7 @@ def unseal(sealed: bytes, *beside: bytes) -> dict[str, Any]:
         ValueError: As `sum_of`; or it is no JSON object of finite numbers.
     """
     sum_of(sealed, *beside)
-    content = json.loads(sealed, parse_constant=_no_number)
+    content = parsed(sealed)
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, expected an object")
     del content["sha256"]
@@ -140,6 +140,22 @@ def read_sealed(path: Path, remedy: Message) -> dict[str, Any]:
     """
     with reading(path, remedy):
         return unseal(read_bytes(path))
+
+
+def parsed(content: bytes) -> Any:
+    """Return what a JSON text holds; the standard library alone takes NaN, and the last of two equal keys.
+
+    Raises:
+        ValueError: It is no JSON, a number is not finite, or a key stands twice.
+    """
+    return json.loads(content, parse_constant=_no_number, object_pairs_hook=_once)
+
+
+def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(entries)
+    if len(content) < len(entries):
+        raise ValueError("a key stands twice")
+    return content
 
 
 def _sum(*parts: bytes) -> str:

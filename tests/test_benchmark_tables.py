@@ -106,9 +106,9 @@ def spoilt(change: Callable[[Table], Any]) -> str:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "cannot be read: Expecting value"),
-        ('{"machine": ', "cannot be read: Expecting value"),
-        ("\xff", "is no table of measured times|cannot be read"),
+        ("", "does not hold what it should .* Expecting value"),
+        ('{"machine": ', "does not hold what it should .* Expecting value"),
+        ("\xff", "does not hold what it should"),
         ("[]", "is no table of measured times"),
         ("3", "is no table of measured times"),
         ('{"machine": {}, "settings": {"rounds": 13}, "models": {}}', "is no table of measured times"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from decant.checkpoints.lineage import write_lineage
 from decant.errors import DecantError
 from tasks.report.__main__ import main
 from tasks.report.pictures import draw, floor, save, styles
@@ -41,12 +42,18 @@ def write_models(rows: Sequence[ModelRow], trained: Sequence[str] = ()) -> None:
         folder = Path("models") / r.name
         folder.mkdir(parents=True)
         Path("metrics", f"{r.name}.json").write_text(json.dumps(r.metrics))
-        (folder / "lineage.json").write_text(json.dumps([{"name": "x", "op": op} for op in r.operations]))
-        if r.name in trained:
-            (folder / "curve.csv").write_text(
-                "epoch,loss,accuracy,learning_rate,validation_loss,validation_accuracy\n"
-                "1,0.9,0.7,0.1,0.8,0.75\n2,0.5,0.8,0.05,0.6,0.79\n"
-            )
+        put_lineage(folder, r.operations, CURVE if r.name in trained else None)
+
+
+CURVE = (
+    "epoch,loss,accuracy,learning_rate,validation_loss,validation_accuracy\n"
+    "1,0.9,0.7,0.1,0.8,0.75\n2,0.5,0.8,0.05,0.6,0.79\n"
+)
+
+
+def put_lineage(folder: Path, operations: Sequence[object], curve: str | None = None) -> None:
+    steps = [{"name": "x", "op": operation} for operation in operations]
+    write_lineage(folder, "", steps, {"curve.csv": curve} if curve else {})
 
 
 @pytest.fixture
@@ -130,33 +137,66 @@ def test_a_model_without_metrics_is_named_with_what_to_do(here: Path) -> None:
         read_rows(["teacher", "small"])
 
 
-@pytest.mark.parametrize("value", [None, "high", True, float("nan")])
-def test_a_measure_that_is_no_number_is_named(here: Path, value: object) -> None:
+@pytest.mark.parametrize(
+    ("measure", "value"),
+    [
+        ("nll", None),
+        ("nll", "high"),
+        ("nll", True),
+        ("nll", -0.1),
+        ("nll", 10**400),
+        ("accuracy", 1.0000002),
+        ("accuracy_low", -1e-17),
+        ("size_bytes", 0),
+        ("ratio", 0.0),
+    ],
+)
+def test_a_measure_that_is_no_number_in_its_range_is_named(here: Path, measure: str, value: object) -> None:
     write_models(FOUR)
-    Path("metrics/teacher.json").write_text(json.dumps({**FOUR[0].metrics, "nll": value}))
-    with pytest.raises(DecantError, match=r"no number for nll; run `dvc repro evaluate-teacher`"):
+    Path("metrics/teacher.json").write_text(json.dumps({**FOUR[0].metrics, measure: value}))
+    with pytest.raises(DecantError, match=rf"in its range for {measure}; run `dvc repro evaluate-teacher`"):
+        read_rows(["teacher"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "{}",
+        "[]",
+        "5",
+        "null",
+        "[" * 100_000,
+        '{"nll": NaN}',
+        '{"nll": 1, "nll": 2}',
+        "9" * 9999,
+        "\xff",
+    ],
+)
+def test_metrics_that_cannot_be_read_are_one_sentence(here: Path, content: str) -> None:
+    write_models(FOUR)
+    Path("metrics/teacher.json").write_text(content, encoding="latin1")
+    with pytest.raises(DecantError, match=r"^metrics/teacher\.json .*; run `dvc repro evaluate-teacher`$"):
         read_rows(["teacher"])
 
 
 def test_broken_files_are_named(here: Path) -> None:
-    write_models(FOUR, trained=["small"])
-    Path("metrics/teacher.json").write_text("{")
-    with pytest.raises(DecantError, match=r"metrics/teacher\.json is not JSON"):
-        read_rows(["teacher"])
-    Path("metrics/teacher.json").write_text("[]")
-    with pytest.raises(DecantError, match=r"metrics/teacher\.json has no number for accuracy, "):
-        read_rows(["teacher"])
+    write_models(FOUR, trained=["small", "middle"])
     Path("models/middle/lineage.json").unlink()
-    with pytest.raises(
-        DecantError, match=r"No models/middle/lineage\.json; run `dvc repro -f compress@middle`"
-    ):
+    with pytest.raises(DecantError, match=r"No model at models/middle/lineage\.json; run `dvc repro`"):
         read_rows(["middle"])
-    Path("models/small/lineage.json").write_text("[]")
-    with pytest.raises(DecantError, match=r"models/small/lineage\.json does not name the steps"):
-        read_rows(["small"])
-    Path("models/small/curve.csv").write_text("epoch,loss\n1,2\n")
-    with pytest.raises(DecantError, match=r"curve\.csv lacks the columns validation_loss, accuracy, valid"):
+    for operations in ([], ["teacher", 5]):
+        put_lineage(Path("models/middle"), operations)
+        with pytest.raises(DecantError, match=r"models/middle/lineage\.json does not name the steps"):
+            read_rows(["middle"])
+    Path("models/small/curve.csv").write_text(CURVE.replace("0.9", "0.8"))
+    with pytest.raises(DecantError, match=r"models/small/curve\.csv does not hold what it should"):
         read_curves(["small"])
+    for curve in ("epoch,loss\n1,2\n", CURVE + "3,0.4\n"):
+        put_lineage(Path("models/small"), ["teacher"], curve)
+        with pytest.raises(DecantError, match=r"curve\.csv lacks the columns .*validation_accuracy"):
+            read_curves(["small"])
 
 
 def test_curves_are_in_long_form_and_models_without_training_have_none(here: Path) -> None:

@@ -6,7 +6,6 @@ is left as it is for as long as it is of the same models, measured in the same w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +17,7 @@ from decant.errors import DecantError
 from decant.export.timing import processor
 from decant.outputs import file_name
 from decant.schema import Section, mistakes
+from decant.sealed import parsed, read_bytes, reading
 from tasks.benchmark.params import BenchmarkParams
 from tasks.pipeline.record import ROOT, meaning
 
@@ -106,10 +106,8 @@ def read(path: Path) -> Table:
     Raises:
         DecantError: It cannot be read, or holds something else.
     """
-    try:
-        content: Table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DecantError(f"{path} cannot be read: {error}") from None
+    with reading(path, "delete it or measure anew"):
+        content: Table = parsed(read_bytes(path))
     if wrong := mistakes(content, _Table):
         raise DecantError(f"{path} is no table of measured times: {wrong[0]}")
     return content

@@ -224,7 +224,7 @@ def _members(package: Path, source: IdxSource, stems: Sequence[str]) -> dict[str
         assert unpacking.stdout is not None
         stream = _Bounded(unpacking.stdout, sum(source.sizes.values()) + len(STEMS) * AROUND, package.name)
         try:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]  # it only reads
                 for member in archive:
                     stem = wanted.get(member.name.removeprefix("./"))
                     if stem is not None and (file := archive.extractfile(member)) is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decant.errors import DecantError
+from decant.checkpoints.lineage import read_beside, read_lineage
+from decant.errors import DecantError, Message
+from decant.sealed import parsed, read_bytes, reading
 
 METRICS = Path("metrics")
 MODELS = Path("models")
@@ -30,6 +30,9 @@ MEASURES = (
     "sparsity",
     "bits_per_weight",
 )
+FRACTIONS = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error", "agreement", "sparsity")
+LARGEST = 1 << 63
+"""No count of anything here is larger."""
 CURVE = ("epoch", "loss", "validation_loss", "accuracy", "validation_accuracy")
 
 
@@ -72,19 +75,19 @@ def read_curves(names: Iterable[str]) -> list[dict[str, str]]:
     """Return the epochs of every model that was trained, one after another, numbers as they were written.
 
     Raises:
-        DecantError: A curve lacks a column.
+        DecantError: A curve is not the one that was written, or lacks a column.
     """
     curves = []
     for name in names:
-        path = MODELS / name / "curve.csv"
-        if not path.exists():  # clipped, pruned or quantized: nothing was trained
+        text = read_beside(MODELS / name, "curve.csv")
+        if text is None:  # clipped, pruned or quantized: nothing was trained
             continue
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in CURVE if column not in (reader.fieldnames or ())]
-            if missing:
-                raise DecantError(f"{path} lacks the columns {', '.join(missing)}; {_rebuild(name)}")
-            curves += [{"model": name, **{column: line[column] for column in CURVE}} for line in reader]
+        lines = list(csv.DictReader(text.splitlines()))
+        missing = [column for column in CURVE if not all(line.get(column) for line in lines)]
+        if missing:
+            path = MODELS / name / "curve.csv"
+            raise DecantError(f"{path} lacks the columns {', '.join(missing)}; {_rebuild(name)}")
+        curves += [{"model": name, **{column: line[column] for column in CURVE}} for line in lines]
     return curves
 
 
@@ -105,42 +108,37 @@ def pareto_front(rows: Sequence[ModelRow]) -> set[str]:
 
 def _metrics(name: str) -> dict[str, float]:
     path = METRICS / f"{name}.json"
-    content = _read_json(path, _reevaluate(name))
-    missing = [key for key in MEASURES if not (isinstance(content, dict) and _is_number(content.get(key)))]
-    if missing:
-        raise DecantError(f"{path} has no number for {', '.join(missing)}; {_reevaluate(name)}")
+    with reading(path, _reevaluate(name)):
+        content = parsed(read_bytes(path))
+    wrong = [
+        key for key in MEASURES if not (isinstance(content, dict) and _is_possible(key, content.get(key)))
+    ]
+    if wrong:
+        raise DecantError(f"{path} has no number in its range for {', '.join(wrong)}; {_reevaluate(name)}")
     return {key: content[key] for key in MEASURES}
 
 
 def _operations(name: str) -> tuple[str, ...]:
-    path = MODELS / name / "lineage.json"
-    try:
-        operations = tuple(str(step["op"]) for step in _read_json(path, _rebuild(name)))
-    except (KeyError, TypeError):
-        operations = ()
-    if not operations:
+    operations = tuple(step.get("op") for step in read_lineage(MODELS / name).lineage.steps)
+    if not operations or not all(isinstance(operation, str) for operation in operations):
+        path = MODELS / name / "lineage.json"
         raise DecantError(f"{path} does not name the steps that made the model; {_rebuild(name)}")
-    return operations
+    return tuple(map(str, operations))
 
 
-def _read_json(path: Path, remedy: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DecantError(f"No {path}; {remedy}") from None
-    except ValueError as error:
-        raise DecantError(f"{path} is not JSON ({error}); {remedy}") from None
+def _is_possible(measure: str, value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    if measure in ("size_bytes", "ratio") and value == 0:  # they are drawn and printed by their ratios
+        return False
+    return 0 <= value <= (1 if measure in FRACTIONS else LARGEST)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _reevaluate(name: str) -> str:
+def _reevaluate(name: str) -> Message:
     stage = "evaluate-teacher" if name == TEACHER else f"evaluate@{name}"
     return f"run `dvc repro {stage}`"
 
 
-def _rebuild(name: str) -> str:
+def _rebuild(name: str) -> Message:
     stage = TEACHER if name == TEACHER else f"compress@{name}"
     return f"run `dvc repro -f {stage}`"
