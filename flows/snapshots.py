@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol
 from decant.errors import DecantError, Message
 from decant.sealed import one_line, read_bytes
 from flows.noise import MOST_IMAGES, TEACHER, MetricValues, images
+from tasks.pipeline.lockfile import MEND
 from tasks.pipeline.params import MOST_LINES, sections
 from tasks.validate.gates import BETTER_HIGHER, INTERVAL
 
@@ -71,7 +72,7 @@ class WorkingTree:
             if not isinstance(content, dict):
                 raise CannotCompare(
                     f"dvc.lock {self.label} is broken: expected a mapping in {place}, found "
-                    f"{one_line(repr(content))}; `git checkout dvc.lock` brings back the committed one"
+                    f"{one_line(repr(content))}; `{MEND}` makes it whole"
                 )
         return lock
 
