@@ -4,11 +4,13 @@ import copy
 import hashlib
 import io
 import math
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -286,6 +288,87 @@ def test_early_stopping_ends_with_the_best_epoch(tmp_path: Path) -> None:
     assert F.cross_entropy(logits, VALIDATION.labels).item() == pytest.approx(losses[best], rel=1e-5)
 
 
+def test_of_equal_losses_the_first_is_the_best_one(tmp_path: Path) -> None:
+    still = {"epochs": 9, "average": 0.0, "weight_decay": 0.0, "optimizer": Sgd(learning_rate=1e-30)}
+    curve = train(build(Mlp(hidden=(8,)), (1, 8, 8), 3, seed=0), tmp_path, patience=2, **still)
+    assert len({row["validation_loss"] for row in curve}) == 1
+    assert len(curve) == 3
+
+
+class Hopping(nn.Module):
+    """Draws from every global generator, in eval mode too."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * (1 + 0.01 * torch.rand(()) + 0.01 * np.random.random() + 0.01 * random.random())
+
+
+def drawing_net() -> nn.Module:
+    """Return a network of layers that draw: dropout, attention's, a randomized rectifier, one of ours."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Flatten(2),
+            nn.Unflatten(2, (4, 16)),
+            nn.Flatten(0, 1),
+            nn.TransformerEncoderLayer(16, 2, 8, dropout=0.3, batch_first=True),
+            nn.RReLU(),
+            nn.Dropout(0.3),
+            Hopping(),
+            nn.Flatten(),
+            nn.Linear(64, 3),
+        )
+
+
+def test_what_layers_draw_is_the_seeds_and_the_global_generators_stay(tmp_path: Path) -> None:
+    one, same, other = drawing_net(), drawing_net(), drawing_net()
+    train(one, tmp_path / "1")
+    torch.manual_seed(123)
+    np.random.seed(123)
+    random.seed(123)
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    train(same, tmp_path / "2")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1][1])
+    assert random.getstate() == before[2]
+    train(other, tmp_path / "3", seed=6)
+    assert equal(one, same)
+    assert not equal(one, other)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_what_layers_draw_is_the_same_after_an_interruption(
+    stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, halves = drawing_net(), drawing_net()
+    curve = train(whole, tmp_path / "whole", patience=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "_epoch", interrupt_after(stop_after, fit_module._epoch))
+        with pytest.raises(KeyboardInterrupt):
+            train(halves, tmp_path / "halves", patience=3)
+    torch.rand(7)
+    fresh = drawing_net()
+    assert train(fresh, tmp_path / "halves", patience=3) == curve
+    assert equal(fresh, whole)
+
+
+class Remembering(nn.Module):
+    """Keeps a number that no state holds: what it answers later is not what was measured."""
+
+    seen = 0.0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 0.1
+        return inputs * (1 + self.seen)
+
+
+def test_a_network_that_is_not_the_one_that_was_measured_is_refused(tmp_path: Path) -> None:
+    still = {"epochs": 9, "average": 0.0, "weight_decay": 0.0, "optimizer": Sgd(learning_rate=1e-30)}
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), Remembering())
+    with pytest.raises(DecantError, match=r"once its weights are put back: a layer keeps something beside"):
+        train(module, tmp_path, patience=2, **still)
+
+
 def test_weight_decay_pulls_at_weights_alone() -> None:
     module = resnet()
     decayed, free = fit_module._groups(module, 0.1)
@@ -313,7 +396,54 @@ def test_the_smoothed_loss_is_torchs() -> None:
 
 def test_nan_ends_the_training_in_words(tmp_path: Path) -> None:
     with pytest.raises(DecantError, match=r"The loss became (nan|inf) in epoch \d+; lower the learning rate"):
-        train(resnet(), tmp_path, optimizer=Sgd(learning_rate=1e30))
+        train(resnet(), tmp_path, optimizer=Sgd.model_construct(learning_rate=1e30, momentum=0.9))
+
+
+class Exploding(nn.Module):
+    """Answers what is finite in training mode, and else what is not."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs if self.training else inputs - torch.tensor([0.0, 0.0, math.inf])
+
+
+class Counting(nn.Module):
+    """Keeps a statistic that overflows; nothing that it answers shows it."""
+
+    statistic: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("statistic", torch.tensor(1e38))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.statistic *= 10
+        return inputs
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("layer", "rate", "words"),
+    [
+        (
+            nn.Identity(),
+            1e38,
+            r"weight held NaN or infinity after epoch 1|validation images were NaN or infinite",
+        ),
+        (Exploding(), 0.05, "Logits of validation images were NaN or infinite after epoch 1; lower"),
+        (Counting(), 0.05, r"3\.statistic held NaN or infinity after epoch 1; lower"),
+    ],
+)
+def test_nothing_that_is_not_finite_is_kept_wherever_it_first_shows(
+    layer: nn.Module, rate: float, words: str, average: float, patience: int | None, tmp_path: Path
+) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 3), copy.deepcopy(layer))
+    absurd = Sgd.model_construct(learning_rate=rate, momentum=0.9)
+    last = {"epochs": 1, "batch_size": 1000, "schedule": Cosine(), "optimizer": absurd}
+    with pytest.raises(DecantError, match=words):
+        train(module, tmp_path, average=average, patience=patience, **last)
+    assert not list(tmp_path.iterdir())
 
 
 def test_flips_and_shifts_agree_with_a_loop() -> None:
