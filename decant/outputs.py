@@ -61,13 +61,18 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON that is the same bytes for the same content: keys in the given order, no time stamp, no NaN.
+def json_text(content: Any) -> str:
+    """Return JSON that is the same text for the same content: keys in the given order, no time stamp, no NaN.
 
     Raises:
         ValueError: A number is NaN or infinite; strict JSON cannot hold them.
     """
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `json_text` of the content, whole or not at all."""
+    write_text(path, json_text(content))
 
 
 def file_name(words: str) -> str:

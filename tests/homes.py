@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ import pytest
 import torch
 import yaml
 
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.checkpoints.files import save
+from decant.checkpoints.lineage import read_lineage
+from tasks.pipeline import lineages
+from tasks.pipeline.lineages import MODELS
+from tasks.pipeline.params import read_yaml
 from tasks.prepare import tables
 from tasks.prepare.sources import SOURCES
 from tasks.prepare.splits import Split
@@ -47,6 +54,15 @@ def write_params(content: Mapping[str, Any]) -> None:
 class _Repeating(yaml.SafeDumper):
     def ignore_aliases(self, _: object) -> bool:
         return True
+
+
+def put_model(name: str, checkpoint: Checkpoint) -> None:
+    """Write a model of the test's own as if the recipe of that name in params.yaml had made it."""
+    params = read_yaml()
+    parents = {parent: read_lineage(MODELS / parent) for parent in lineages.parents(name, params)}
+    step = lineages.written(name, params) | {"parents": {key: found.seal for key, found in parents.items()}}
+    earlier = next((found.lineage.steps for found in parents.values()), ())
+    save(replace(checkpoint, lineage=(*earlier, step)), MODELS / name)
 
 
 def noise(shape: tuple[int, int, int], **counts: int) -> dict[str, Split]:

@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from pydantic import create_model
 from torch import Tensor, nn
 
 from decant.checkpoints import files as checkpoints
 from decant.checkpoints.activations import DynamicGrid, InputGrid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints, Range
-from decant.checkpoints.files import load, save
+from decant.checkpoints.files import load
 from decant.errors import DecantError
 from decant.export.deploy import check_same, deploy, to_onnx
 from decant.export.runtime import open_session
@@ -39,7 +40,7 @@ from tasks.benchmark.verdicts import verdict
 from tasks.pipeline.params import validate
 from tasks.pipeline.stage import run
 from tests import homes
-from tests.homes import noise, write_params
+from tests.homes import noise, put_model, write_params
 
 SHAPE = (1, 8, 8)
 CLASSES = tuple("abcde")
@@ -304,6 +305,9 @@ class Flipping(Section):
 
     kind: Literal["flipping"] = "flipping"
 
+    def weights(self, shape: tuple[int, int, int], classes: int) -> dict[str, tuple[int, ...]]:
+        return {"2.weight": (classes, 64)}
+
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), _Flip(), nn.Linear(64, classes))
 
@@ -330,11 +334,10 @@ def flipping() -> Checkpoint:
 
 def write_inputs(*names: str) -> None:
     models = {name: {"op": "quantize", "from": "teacher"} for name in names}
-    write_params({"benchmark": {"threads": 1, "rounds": 3, "seconds": 0.1}, "models": models})
+    threads, benchmark = {"teacher": 1, "quantize": 1}, {"threads": 1, "rounds": 3, "seconds": 0.1}
+    write_params({"seed": 1, "threads": threads, "teacher": {}, "benchmark": benchmark, "models": models})
     for name in ("teacher", *names):
-        folder = Path("models", name)
-        folder.mkdir(parents=True)
-        save({**KINDS, "flipping": flipping}[name](), folder)
+        put_model(name, {**KINDS, "flipping": flipping}[name]())
 
 
 @pytest.fixture
@@ -430,7 +433,7 @@ def test_another_model_has_all_measured_anew(home: Path, capsys: pytest.CaptureF
     write_inputs("static", "masked")
     stage.main()
     first = json.loads(path_here().read_text())
-    save(KINDS["int8"](), Path("models/masked"))
+    put_model("masked", KINDS["int8"]())
     capsys.readouterr()
     stage.main()
     said = "is not what would be measured now (other models: masked): all models are measured anew"
@@ -466,7 +469,8 @@ def test_a_file_that_holds_no_times_is_named_and_replaced(
 def test_a_model_that_onnx_cannot_say_keeps_none_of_the_others_from_it(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(checkpoints, "Architecture", Architecture | Flipping)
+    more = create_model("More", __base__=checkpoints.Description, architecture=(Architecture | Flipping, ...))
+    monkeypatch.setattr(checkpoints, "Description", more)
     write_inputs("masked", "flipping", "int4")
     before = {path: path.read_bytes() for path in Path("models").rglob("*.*")}
     monkeypatch.setattr(sys, "argv", ["benchmark"])

@@ -320,8 +320,11 @@ def test_a_mask_is_no_range_for_activations(home: Path) -> None:
 
 def test_inputs_outside_a_fixed_range_are_told_by_layer(home: Path) -> None:
     far = {"cut": {"kind": "bounds", "minimum": -900, "maximum": -800}}
+    with pytest.raises(DecantError, match=r"cannot be clipped so: inputs of stem\.0, .* would all be one number"):
+        apply(["inputs"], m0_inputs=far)
+    between = {"cut": {"kind": "bounds", "minimum": -900, "maximum": -1.5}, "skip": [*SKIPPED, "head"]}
     with pytest.raises(DecantError, match=r"cannot be clipped so: inputs of .*: A range from .* no number"):
-        apply(["inputs", "inputs"], m1_inputs=far)
+        apply(["inputs", "inputs"], m1_inputs=between)
     beyond = {"activations": {"range": {"kind": "bounds", "minimum": 800}}}
     with pytest.raises(DecantError, match=r"cannot be rounded so: inputs of stem\.0, which lie in range \["):
         apply(["static"], m0_static=beyond)
@@ -484,5 +487,5 @@ def test_a_missing_parent_says_what_to_do(home: Path) -> None:
     model = BLOCKS["prune"] | {"from": "nobody"}
     write_blocks({"m": model})
     main = importlib.import_module("tasks.prune.__main__").main
-    with pytest.raises(DecantError, match=r"No model at models/nobody/model\.json; run `dvc repro`"):
+    with pytest.raises(DecantError, match=r"No model at models/nobody/lineage\.json; run `dvc repro`"):
         main("m")

@@ -11,6 +11,7 @@ import torch
 from decant.checkpoints.activations import InputGrid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints, Range
+from decant.checkpoints.files import load
 from decant.compression.finish import begun, finished
 from decant.compression.invariants import check_invariants
 from decant.compression.ledger import as_json, compare, created, lines
@@ -20,7 +21,6 @@ from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.structure import compressible
 from decant.prune.params import PruneParams
 from decant.quantize.schemes import Integer
-from tasks.pipeline.models import load_model
 from tasks.pipeline.splits import TRAIN, read
 from tasks.pipeline.step import Step, begin_model, write
 from tests.homes import home, noise
@@ -248,13 +248,14 @@ def test_a_step_writes_the_model_its_ledger_and_its_lineage(
     ledger = json.loads((folder / "ledger.json").read_text())
     assert ledger == as_json(compare(parent, child, {LAST: "because"}))
     assert [entry["changed"] for entry in ledger] == [12, 0, 0, 0]
-    earlier, own = load_model("small").lineage
+    earlier, own = load(place / "models" / "small").lineage
     assert earlier == {"op": "teacher", "name": "teacher"}
     assert (own["name"], own["op"], own["from"]) == ("small", "prune", "teacher")
     assert own["budget"]["sparsity"] == 0.5
     assert own["criterion"]["kind"] == "magnitude"
     assert (own["seed"], own["threads"]) == (step().seed, 1)
     assert own["data"].startswith("sha256:")
+    assert own["params"]["budget"] == {"sparsity": 0.5}
     assert own["versions"] == {"torch": torch.__version__}
     assert own["drawn"] == 3
     assert list((place / "models").iterdir()) == [folder]

@@ -14,7 +14,8 @@ from torch import nn
 
 from decant.checkpoints.activations import DynamicGrid, InputGrid
 from decant.checkpoints.checkpoint import Checkpoint
-from decant.checkpoints.files import save, size_bytes
+from decant.checkpoints.files import size_bytes
+from decant.compression.finish import begun
 from decant.errors import DecantError
 from decant.lowering.folding import folded
 from decant.lowering.integers import settled
@@ -24,8 +25,12 @@ from decant.networks.structure import compressible
 from decant.quantize import recipe
 from decant.quantize.params import QuantizeParams
 from decant.quantize.schemes import Binary, Integer
-from tasks.pipeline.models import MODELS, load_model
-from tasks.pipeline.params import validate
+from decant.schema import Section
+from tasks.pipeline.lineages import MODELS
+from tasks.pipeline.models import load_model
+from tasks.pipeline.params import read_yaml, validate
+from tasks.pipeline.step import begin
+from tasks.pipeline.step import write as write_model
 from tasks.quantize import __main__ as stage
 from tests.imports import OPERATIONS
 
@@ -141,9 +146,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     layer.bias.uniform_(-0.3, 0.3)
                     layer.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
                     layer.running_var.uniform_(0.2, 1.0)  # type: ignore[union-attr]
-        (MODELS / "teacher").mkdir(parents=True)
-        teacher = Checkpoint(NET, (1, 8, 8), CLASSES, module.eval(), lineage=({"name": "teacher"},))
-        save(teacher, MODELS / "teacher")
+        teacher = Checkpoint(NET, (1, 8, 8), CLASSES, module.eval())
+        write_model(begin("teacher", "teacher", "teacher", Section), begun(teacher, []))
     return folder
 
 
@@ -158,7 +162,7 @@ def threads() -> Iterator[None]:
 def write(models: dict[str, Any]) -> None:
     counts = dict.fromkeys((*OPERATIONS, "teacher", "evaluate"), 1)
     data = {"source": "digits", "validation": 100}
-    content = {"seed": 1, "threads": counts, "data": data, "models": models}
+    content = {"seed": 1, "threads": counts, "data": data, "teacher": {}, "models": models}
     Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
@@ -167,12 +171,14 @@ def made(
 ) -> tuple[Checkpoint, dict[str, Any], dict[str, dict[str, Any]]]:
     """Return what the stage wrote: the model, the last step of its lineage, its ledger by name."""
     patch.chdir(images)
-    write({name: copy.deepcopy(BLOCK | more)})
+    # Beside those that it may be made from.
+    earlier = {model: block for model, block in (read_yaml().get("models") or {}).items() if model != name}
+    write(earlier | {name: copy.deepcopy(BLOCK | more)})
     stage.main(name)
     folder = MODELS / name
     ledger = json.loads((folder / "ledger.json").read_text())
-    lineage = json.loads((folder / "lineage.json").read_text())
-    return load_model(name), lineage[-1], {entry["name"]: entry for entry in ledger}
+    model = load_model(name)
+    return model, dict(model.lineage[-1]), {entry["name"]: entry for entry in ledger}
 
 
 def widths(model: Checkpoint) -> dict[str, int]:
@@ -358,7 +364,7 @@ def test_what_is_rounded_already_is_refused_and_what_was_there_stays(
     made(images, monkeypatch, "once", activations={})
     before = (MODELS / "once" / "model.safetensors").read_bytes()
     with pytest.raises(DecantError, match=r"of once is quantized already; quantize one of its ancestors"):
-        made(images, monkeypatch, "once", **{"from": "once"})
+        made(images, monkeypatch, "twice", **{"from": "once"})
     assert (MODELS / "once" / "model.safetensors").read_bytes() == before
 
 

@@ -14,7 +14,7 @@ from tasks.benchmark.params import BenchmarkParams
 from tasks.benchmark.tables import TEACHER
 from tasks.benchmark.times import write_times
 from tasks.pipeline import splits
-from tasks.pipeline.models import load_model
+from tasks.pipeline.models import load_models
 from tasks.pipeline.params import read_section
 from tasks.pipeline.stage import run
 
@@ -29,14 +29,14 @@ def main() -> None:
     params = read_section("benchmark", BenchmarkParams)
     torch.set_num_threads(params.threads)
     test = splits.read(splits.TEST)
-    models = {name: load_model(name) for name in (TEACHER, *sorted(read_section("models", dict[str, Any])))}
+    models = load_models(TEACHER, *sorted(read_section("models", dict[str, Any])))
     exports, failed = export(models, test, params.threads)
     with replacing(ONNX) as folder:
         folder.mkdir()
         for name, made in exports.items():
             (folder / f"{name}.onnx").write_bytes(made.content)
     if TEACHER in exports:
-        write_times(exports, ONNX, test.first(256).images, params)
+        write_times(exports, ONNX, test.at_most(256).images, params)
     if failed:
         reasons = "\n  ".join(failed)
         raise DecantError(f"{len(failed)} of {len(models)} models are not in {ONNX}:\n  {reasons}")

@@ -18,7 +18,7 @@ from tasks.benchmark.page import readme
 from tasks.benchmark.params import BenchmarkParams
 from tasks.benchmark.tables import BENCHMARK, MEASURED, TEACHER, Table, kept, path_here, read, settings
 from tasks.benchmark.verdicts import verdict
-from tasks.pipeline.models import MODELS
+from tasks.pipeline.lineages import MODELS
 
 
 def write_times(exports: Mapping[str, Export], folder: Path, images: Tensor, params: BenchmarkParams) -> None:

@@ -10,7 +10,8 @@ from decant.outputs import write_json
 from tasks.evaluate import predictions
 from tasks.evaluate.measures import headline, measure
 from tasks.pipeline import splits
-from tasks.pipeline.models import MODELS, load_model
+from tasks.pipeline.lineages import MODELS, TEACHER
+from tasks.pipeline.models import load_models
 from tasks.pipeline.params import read_section
 from tasks.pipeline.stage import run
 
@@ -21,10 +22,11 @@ def main(model: str) -> None:
     The teacher's own evaluation writes its predictions.
     """
     make_deterministic(read_section("threads.evaluate", int))
-    teacher, measured, test = load_model("teacher"), load_model(model), splits.read(splits.TEST)
+    models, test = load_models(TEACHER, model, with_parents=True), splits.read(splits.TEST)
+    teacher, measured = models[TEACHER], models[model]
     logits = predict(measured.module, test.images)
-    sources = [splits.TEST, *(MODELS / "teacher" / file for file in DEPLOYED)]
-    if model == "teacher":
+    sources = [splits.TEST, *(MODELS / TEACHER / file for file in DEPLOYED)]
+    if model == TEACHER:
         predictions.write(predictions.TEACHER, logits.argmax(1), sources)
     reference = predictions.read(predictions.TEACHER, len(test), sources)
     row = measure(measured, teacher, logits, reference, test.labels, size_bytes(MODELS / model))

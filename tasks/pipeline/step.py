@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,25 +12,27 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from decant.checkpoints.files import DEPLOYED, save
+from decant.checkpoints.files import DEPLOYED, load, save
+from decant.checkpoints.lineage import read_lineage
 from decant.compression.finish import Result
 from decant.compression.ledger import as_json, lines
+from decant.compression.promises import check_written
 from decant.errors import DecantError
 from decant.networks.execution import make_deterministic
-from decant.outputs import replacing, write_json
+from decant.outputs import json_text, replacing
+from decant.recipes import counted
 from decant.schema import Block, Section
 from decant.seeds import derive_seed
 from decant.training.resume import SCRATCH, Scratch, scratch
 from decant.training.run import Run
 from tasks.pipeline import splits
-from tasks.pipeline.models import MODELS, load_model
-from tasks.pipeline.params import read_section
+from tasks.pipeline.lineages import MODELS, TEACHER, written
+from tasks.pipeline.models import load_models
+from tasks.pipeline.params import read_section, read_yaml
 from tasks.pipeline.record import ROOT, record
 
 S = TypeVar("S", bound=Section)
 B = TypeVar("B", bound=Block)
-
-TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,10 @@ class Step(Generic[S]):
     Attributes:
         name: The model that it makes.
         op: The operation.
-        block: The model's block of params.yaml.
+        block: The model's block of params.yaml, with no more images in any place than there are.
         seed: Of this model alone, derived from the name.
         threads: How many threads every sum is split over; the bits depend on it.
+        params: What params.yaml says of this step, as it is written there.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Step(Generic[S]):
     block: S
     seed: int
     threads: int
+    params: Mapping[str, Any]
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -70,7 +75,8 @@ def begin(name: str, section: str, op: str, schema: type[S]) -> Step[S]:
     """Read the block of `name` and make the process deterministic."""
     seed, threads = read_section("seed", int), read_section(f"threads.{op}", int)
     make_deterministic(threads)
-    return Step(name, op, read_section(section, schema), derive_seed(seed, name), threads)
+    block = read_section(section, schema)
+    return Step(name, op, block, derive_seed(seed, name), threads, written(name, read_yaml())["params"])
 
 
 def begin_model(name: str, schema: type[B]) -> Step[B]:
@@ -85,34 +91,54 @@ def begin_model(name: str, schema: type[B]) -> Step[B]:
 def compress(name: str, schema: type[B], operation: Callable[..., Result]) -> None:
     """Read the block of a compressed model, its parent, the teacher and the images; write what comes out."""
     step = begin_model(name, schema)
-    parent, teacher = load_model(step.block.from_), load_model(TEACHER)
-    run = step.run(*dict.fromkeys((step.block.from_, TEACHER)))
-    write(step, operation(parent, step.block, splits.read_splits(), teacher=teacher, run=run))
+    images = splits.read_splits()
+    step = replace(step, block=counted(step.block, images))
+    names, data = tuple(dict.fromkeys((step.block.from_, TEACHER))), _sum(splits.TRAIN)
+    models, seals = load_models(*names, data=data), {name: read_lineage(MODELS / name).seal for name in names}
+    parent, teacher = models[step.block.from_], models[TEACHER]
+    result = operation(parent, step.block, images, teacher=teacher, run=step.run(*names))
+    write(step, result, seals)
 
 
-def write(step: Step[S], result: Result) -> None:
-    """Print the ledger and write `models/<name>`: the model, its ledger, and a curve where it was trained."""
+def write(step: Step[S], result: Result, parents: Mapping[str, str] | None = None) -> None:
+    """Print the ledger and write `models/<name>`: the model, its ledger, and a curve where it was trained.
+
+    What was written is read again, and compared with the model in memory and with what the recipe promises.
+
+    Args:
+        step: What made it.
+        result: What came out.
+        parents: The seals of the models that it was made from, by name.
+    """
     print("\n".join(lines(f"{step.name}: {step.op}", result.ledger)))
     if result.facts:
         print(f"  {', '.join(f'{name} {value}' for name, value in result.facts.items())}")
-    entry = {**step.recipe, "data": _sum(splits.TRAIN), "versions": {"torch": torch.__version__}}
+    entry = {
+        **step.recipe,
+        "params": step.params,
+        "parents": dict(parents or {}),
+        "data": _sum(splits.TRAIN),
+        "versions": {"torch": torch.__version__},
+    }
     model = replace(result.model, lineage=(*result.model.lineage, entry | dict(result.facts)))
+    beside = {"ledger.json": json_text(as_json(result.ledger))}
+    if result.curve:
+        beside["curve.csv"] = _curve(result.curve)
     with replacing(MODELS / step.name) as folder:
         folder.mkdir()
-        save(model, folder)
-        write_json(folder / "ledger.json", as_json(result.ledger))
-        if result.curve:
-            _write_curve(folder / "curve.csv", result.curve)
+        save(model, folder, beside)
+        check_written(model, load(folder), result.promises)
     for note in result.notes:
         print(f"  note: {note}")
     Scratch(SCRATCH / step.name).clear()
 
 
-def _write_curve(path: Path, curve: Sequence[Mapping[str, float]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, curve[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: float(f"{value:.6g}") for key, value in row.items()} for row in curve)
+def _curve(curve: Sequence[Mapping[str, float]]) -> str:
+    """Return the rows of a curve as the text of a table."""
+    writer = csv.DictWriter(file := io.StringIO(), curve[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: float(f"{value:.6g}") for key, value in row.items()} for row in curve)
+    return file.getvalue()
 
 
 def _sum(path: Path) -> str:
