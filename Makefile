@@ -34,8 +34,10 @@ smoke: $(STAMP) ## the same pipeline on a small data set in a throw-away clone, 
 	$(PYTHON) -m tests.smoke
 
 PORT := 4200
+# PASSWORD=off: for a server that something else guards.
+PASSWORD := on
 serve: $(STAMP) ## a Prefect server, the deployments of prefect.yaml and a worker, until Ctrl-C (PORT=4200)
-	$(PYTHON) -m flows.serve --port $(PORT)
+	$(PYTHON) -m flows.serve --port $(PORT) --password $(PASSWORD)
 
 # Tests that share a server or a built pipeline run in one process one after another: tests/conftest.py.
 JOBS := 2

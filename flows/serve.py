@@ -2,6 +2,7 @@
 
 A Prefect server (with SQLite, unless it is told of another database), the deployments of prefect.yaml, and a
 worker that runs them. With PREFECT_API_URL set there is a server already, and only the worker is started.
+The server answers its own pages alone, and asks for a password: see flows/password.py.
 Ctrl-C ends everything, as does the end of this process by any other means.
 """
 
@@ -19,9 +20,15 @@ import urllib.request
 from pathlib import Path
 from typing import NoReturn
 
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_SERVER_API_AUTH_STRING,
+    temporary_settings,
+)
 
 from decant.errors import DecantError
+from flows import password
 from flows.pool import Watched
 
 POOL = "decant"
@@ -33,12 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until interrupted; return the exit status: 0 for an interruption, 1 for a failure."""
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__.partition("\n")[0])
     parser.add_argument("--port", type=int, default=4200, help="of the server (default: 4200)")
-    port: int = parser.parse_args(arguments).port
+    parser.add_argument(
+        "--password",
+        choices=("on", "off"),
+        default="on",
+        help="whether the server asks for one; off for one that something else guards (on)",
+    )
+    chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, _interrupt)  # also where it was started in the background, and so ignored
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with Watched() as watched:
-            serve(watched, port)
+            serve(watched, chosen.port, _asked() if chosen.password == "on" else None)
     except KeyboardInterrupt:
         _say("Stopped: no server, no worker and no run is left")
         return 0
@@ -47,8 +60,38 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def serve(watched: Watched, port: int) -> NoReturn:
+def _asked() -> str | None:
+    """Return the `user:password` that a server started here asks for; None where one is there already."""
+    if PREFECT_API_URL.value():
+        return None
+    if chosen := PREFECT_SERVER_API_AUTH_STRING.value():
+        return str(chosen)
+    made, new = password.make()
+    if new:
+        _say(f"Made a password, shown this once: {made}")
+    _say(f'The server asks for it; other shells: export PREFECT_API_AUTH_STRING="$(cat {password.place()})"')
+    return made
+
+
+def guarded(url: str, secret: str | None = None) -> dict[str, str]:
+    """Return the settings of a server that answers its own pages, and clients that give the password."""
+    localhost = url.removesuffix("/api").replace("127.0.0.1", "localhost")
+    settings = {
+        # Its pages would look for the API at port 4200 else, whatever the port.
+        "PREFECT_SERVER_UI_API_URL": url,
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"{url.removesuffix('/api')},{localhost}",
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+    }
+    return settings | ({"PREFECT_SERVER_API_AUTH_STRING": secret} if secret else {})
+
+
+def serve(watched: Watched, port: int, secret: str | None = None) -> NoReturn:
     """Start the server, the deployments and the worker, and wait.
+
+    Args:
+        watched: Sees to it that none of them is left.
+        port: Of the server.
+        secret: `user:password`, which the server asks for and its clients here give; for none, None.
 
     Raises:
         DecantError: The port is taken, or one of them ended.
@@ -62,10 +105,10 @@ def serve(watched: Watched, port: int) -> NoReturn:
         require_free(port)
         _say("Starting a Prefect server (the first time, it makes its database)")
         command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        # Its pages would look for the API at port 4200 else, whatever the port.
-        settings = os.environ | {"PREFECT_SERVER_UI_API_URL": url}
+        settings = os.environ | guarded(url, secret)
         processes["the server"] = watched.start(prefect(command), stdout=subprocess.DEVNULL, env=settings)
     os.environ |= {"PREFECT_API_URL": url, "DECANT_HOME": str(Path.cwd())}
+    os.environ |= {"PREFECT_API_AUTH_STRING": secret} if secret else {}
     wait_for(url, processes)
     for arguments in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
         _say(f"prefect {' '.join(arguments)}")
@@ -74,17 +117,24 @@ def serve(watched: Watched, port: int) -> NoReturn:
         watched.end(done)
         if done.returncode:
             raise DecantError(
-                f"`prefect {' '.join(arguments)}` failed; run it yourself with PREFECT_API_URL={url}"
+                f"`prefect {' '.join(arguments)}` failed; run it yourself with PREFECT_API_URL={url} (and "
+                "PREFECT_API_AUTH_STRING=user:password, where the server asks for one)"
             )
     if "the server" in processes:
-        with temporary_settings({PREFECT_API_URL: url}):
+        with temporary_settings(
+            {PREFECT_API_URL: url} | ({PREFECT_API_AUTH_STRING: secret} if secret else {})
+        ):
             close_lost_runs()
     processes["the worker"] = watched.start(prefect(["worker", "start", "--pool", POOL]))
     _say(f"Serving the deployments of prefect.yaml at {url.removesuffix('/api')}; Ctrl-C ends it")
     try:
-        while True:
+        while not watched.lost:
             time.sleep(0.5)
             _check(processes)
+        raise DecantError("the process that ends all others was ended by somebody, and so they are too")
+    except DecantError:  # a run whose worker is gone would go on
+        watched.stop(clean=False)
+        raise
     finally:  # before the server, so that it hears what became of the runs
         watched.end(processes["the worker"], grace=4)
 

@@ -1,6 +1,8 @@
 """Scheduled runs work beside the user's tree and leave a branch; `make serve` serves them, and stops."""
 
+import base64
 import functools
+import http.client
 import inspect
 import json
 import os
@@ -207,6 +209,64 @@ def free_port() -> int:
         return port
 
 
+def status(port: int, path: str, origin: str, method: str = "POST", secret: str = "", **more: str) -> int:
+    """Return what the server answers to a page's request, whose body has no type."""
+    headers = {"Origin": origin} | {name.replace("_", "-"): value for name, value in more.items()}
+    if secret:
+        headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request(method, f"/api{path}", body=b"{}" if method == "POST" else None, headers=headers)
+    return connection.getresponse().status
+
+
+def its_own_pages_alone(port: int, secret: str) -> None:
+    """Ask as a page from elsewhere, as one whose name was made to stand for this machine, and as the UI."""
+    own, elsewhere, asked = f"http://localhost:{port}", "http://evil.example.org", "/flow_runs/filter"
+    ask = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "content-type"}
+    assert status(port, asked, elsewhere, "OPTIONS", **ask) == 400
+    for origin in (own, f"http://127.0.0.1:{port}"):
+        assert status(port, asked, origin, "OPTIONS", **ask) == 200
+    assert status(port, asked, elsewhere) in (401, 403)
+    assert status(port, asked, f"http://evil.example.org:{port}", Host=f"evil.example.org:{port}") in (
+        401,
+        403,
+    )
+    assert status(port, "/csrf-token?client=page", elsewhere, "GET") == 401
+    assert status(port, asked, own, secret="decant:guessed-it") in (401, 403)
+    assert status(port, asked, own, secret=secret) == 403  # a token is missing
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    named = {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}", "Origin": own}
+    connection.request("GET", "/api/csrf-token?client=page", headers=named)
+    token = json.load(connection.getresponse())["token"]
+    given = {"Prefect_Csrf_Token": token, "Prefect_Csrf_Client": "page"}
+    assert status(port, asked, own, secret=secret, **given) == 200
+
+
+def its_flows_know_it(port: int, environment: dict[str, str]) -> None:
+    """A flow that is started by hand against the server finds the password by itself."""
+    code = (
+        "import flows; from prefect.client.orchestration import get_client;"
+        "print(len(get_client(sync_client=True).read_flows()))"
+    )
+    url = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment | url, capture_output=True, text=True)
+    assert done.stdout.strip() in ("1", "2"), done.stderr
+
+
+def test_a_server_is_given_its_own_origins_tokens_and_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import get_current_settings
+
+    settings = serve.guarded("http://127.0.0.1:4300/api", "decant:secret-enough")
+    for name, value in ({"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "*"} | settings).items():
+        monkeypatch.setenv(name, value)
+    server = type(get_current_settings())().server.api
+    assert server.cors_allowed_origins == "http://127.0.0.1:4300,http://localhost:4300"
+    assert server.csrf_protection_enabled
+    assert server.auth_string is not None
+    assert server.auth_string.get_secret_value() == "decant:secret-enough"
+    assert "PREFECT_SERVER_API_AUTH_STRING" not in serve.guarded("http://127.0.0.1:4300/api")
+
+
 @pytest.mark.slow
 def test_serve_runs_what_is_due_and_stops_on_ctrl_c(tmp_path: Path) -> None:
     folder = project(tmp_path / "w")
@@ -235,7 +295,15 @@ def test_serve_runs_what_is_due_and_stops_on_ctrl_c(tmp_path: Path) -> None:
         assert done, (tmp_path / "serve.log").read_text()
         assert json.loads(git(folder, "show", "nightly:metrics/teacher.json"))["accuracy"] == 0.6
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/ui-settings") as answer:
-            assert json.load(answer)["api_url"] == f"http://127.0.0.1:{port}/api"
+            shown = json.load(answer)
+        assert shown["api_url"] == f"http://127.0.0.1:{port}/api"
+        assert shown["auth"] == "BASIC"
+        kept = tmp_path / "prefect" / "decant-password"
+        assert kept.stat().st_mode & 0o777 == 0o600
+        secret = kept.read_text().strip()
+        assert (tmp_path / "serve.log").read_text().count(secret) == 1
+        its_own_pages_alone(port, secret)
+        its_flows_know_it(port, environment)
     finally:
         began = time.monotonic()
         served.send_signal(signal.SIGINT)
