@@ -194,3 +194,16 @@ def test_the_teacher_answers_the_batch_that_the_student_saw() -> None:
     value.backward()
     assert student.grad is not None
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_the_teacher_answers_in_eval_mode_and_stays_as_it_was() -> None:
+    teacher = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    labels = torch.arange(8) % 3
+    loss = against_teacher(Softmax(), teacher)
+    quiet = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5)).eval()
+    assert loss(inputs, inputs, labels) == softened_kl(inputs, quiet(inputs).detach(), 1.0)
+    assert loss(inputs, inputs, labels) == loss(inputs, inputs, labels)
+    assert teacher.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())

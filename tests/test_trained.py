@@ -26,6 +26,7 @@ from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.execution import predict
 from decant.networks.layers import Summand
 from decant.networks.structure import compressible
+from decant.quantize.params import QuantizeParams
 from decant.quantize.qat.learners import (
     LEAST,
     Decaying,
@@ -52,6 +53,7 @@ from decant.quantize.qat.trainers import (
     check_pairing,
 )
 from decant.quantize.qat.training import train_rounded
+from decant.quantize.recipe import Quantized, Recipe
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Scheme, Ternary
 from decant.training import fit as fit_module
 from decant.training.fit import EpochMetrics
@@ -583,6 +585,63 @@ def test_the_hardened_network_answers_to_the_bit_as_with_learners(
     for way, (scheme, make, bits) in WAYS.items():
         child, _ = run(tmp_path / way, start(), scheme, make(training(epochs=1)), bits)
         assert torch.equal(predict(child.module, VALIDATION.images), with_learners.pop()), way
+
+
+@pytest.mark.parametrize("way", ["ste-signs", "lsq", "ttq", "error-decay"])
+def test_with_patience_levels_and_grids_are_those_of_the_best_epoch(way: str, tmp_path: Path) -> None:
+    scheme, make, bits = WAYS[way]
+    recipe = training(epochs=6, patience=2, optimizer=Sgd(learning_rate=0.5), average=0.0, l1=0.01)
+    child, curve = run(tmp_path, start(), scheme, make(recipe), bits)
+    losses = [row["validation_loss"] for row in curve]
+    logits = predict(child.module, VALIDATION.images)
+    found = nn.functional.cross_entropy(logits, VALIDATION.labels).item()
+    assert found == pytest.approx(min(losses), rel=1e-5)
+    assert min(losses) < losses[-1]
+
+
+class Bypassed(nn.Linear):
+    """A layer that answers in eval mode without its own forward pass, as fused kernels do."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            return super().__call__(inputs)
+        return nn.functional.linear(inputs, 3 * self.weight, self.bias)
+
+
+def test_a_network_that_answers_otherwise_without_its_learners_is_refused(tmp_path: Path) -> None:
+    parent = start(Mlp(hidden=(16,)))
+    layer = parent.module.get_submodule("layers.0")
+    layer.__class__ = Bypassed
+    recipe = Ste(training=training(epochs=1))
+    with pytest.raises(DecantError, match="answers otherwise without what rounded its weights"):
+        run(tmp_path, parent, Binary(), recipe)
+
+
+def test_batch_norms_stay_where_folding_would_make_another_function(tmp_path: Path) -> None:
+    def made(*layers: nn.Module) -> Quantized:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            first = nn.Conv2d(1, 8, 3, padding=1)
+            net = nn.Sequential(first, *layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 3)).eval()
+        parent = Checkpoint(NET, (1, 8, 8), TRAIN.classes, net)
+        sgd = {"kind": "sgd", "learning_rate": 0.05}
+        train = {"kind": "ste", "training": {"epochs": 2, "batch_size": 32, "optimizer": sgd}}
+        scheme = {"kind": "integer", "bits": 8}
+        block = {"op": "quantize", "from": "teacher", "scheme": scheme, "train": train}
+        recipe = QuantizeParams.model_validate(block)
+        return Recipe(recipe, parent, parent, TRAIN, VALIDATION).trained(Run("model"))
+
+    for result, norms in (
+        (made(nn.ReLU(), nn.BatchNorm2d(8)), 1),  # a batch norm over a rectifier
+        (made(nn.BatchNorm2d(8), nn.ReLU()), 0),
+    ):
+        logits = predict(result.model.module, VALIDATION.images)
+        found = nn.functional.cross_entropy(logits, VALIDATION.labels).item()
+        assert found == pytest.approx(result.curve[-1]["validation_loss"], rel=0.01)
+        layers = [layer for layer in result.model.module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        assert len(layers) == norms
+        assert result.model.folded == (norms == 0)
+        assert ("another function once folded" in result.facts["folded"]) == (norms == 1)
 
 
 @pytest.mark.parametrize("way", ["lsq", "pact", "ttq", "error-decay", "centroids"])
