@@ -502,3 +502,9 @@ def test_the_average_is_the_one_of_a_loop() -> None:
         decay = min(0.4, (step + 1) / (step + 10))
         expected = {n: decay * t + (1 - decay) * state(module)[n] for n, t in expected.items()}
     assert all(torch.allclose(progress.averaged[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_batch_of_one_image_is_refused_where_a_batch_norm_sees_one_number(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    with pytest.raises(DecantError, match=r"batch of one image cannot be trained on .*; raise batch_size"):
+        train(module, tmp_path, batch_size=1)

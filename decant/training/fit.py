@@ -336,7 +336,7 @@ def _step_(
         for name, constraint in progress.held.items()
     }
     with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
-        logits = functional_call(module, satisfying, (inputs,)) if satisfying else module(inputs)
+        logits = _forward(module, satisfying, inputs)
     value = loss(inputs, logits.float(), labels)
     total = value
     if training.l1:
@@ -351,6 +351,21 @@ def _step_(
         sparsifier.after_(module)
     progress.optimizer.step()
     return value.item(), logits.detach()
+
+
+def _forward(module: nn.Module, satisfying: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """Return the logits of a batch with the weights that satisfy their constraints.
+
+    Raises:
+        DecantError: A batch norm has one number for each channel alone, of which there is no variance.
+    """
+    try:
+        logits: Tensor = functional_call(module, satisfying, (inputs,)) if satisfying else module(inputs)
+    except ValueError as error:
+        if len(inputs) > 1:
+            raise
+        raise DecantError(f"A batch of one image cannot be trained on ({error}); raise batch_size") from None
+    return logits
 
 
 def group_norms(module: nn.Module) -> Tensor:
