@@ -36,6 +36,12 @@ TRIED = 8
 UNMOVED = 1e-9
 """By which share of the largest the logits may move, in float64, when a pair is scaled by powers of two."""
 
+FLOAT32 = 1e-4
+"""By which share of the largest they may move when all is done and weights are back in float32."""
+
+NOTHING = 2.0**-20
+"""What is below this share of a layer's largest is as good as zero, and has no size to make a factor of."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -54,7 +60,9 @@ def equalized(checkpoint: Checkpoint, images: Tensor) -> Balanced:
 
     With r_i the largest size of the weights that give channel i, and r'_i of those that read it,
     s_i = sqrt(r_i / r'_i) makes both sqrt(r_i r'_i). As a layer may be in two pairs, all are gone through
-    until nothing moves. A channel with a range of 0 stays as it is.
+    until nothing moves. A channel with a range of next to nothing stays as it is, and none grows, its bias
+    included, beyond the largest of its layer: a channel that is its bias alone, as batch norms leave some,
+    would fill the grid of all others.
 
     Helps one scale for a whole tensor, where a few channels make the step coarse for all others. Does not
     help where each output channel has its own scale, which undoes the first layer's part of it; and it may
@@ -77,16 +85,17 @@ def equalized(checkpoint: Checkpoint, images: Tensor) -> Balanced:
     """
     pairs, skipped = pairs_of(checkpoint, images)
     work = copy.deepcopy(checkpoint.module).double()
+    alive = {pair: _alive(*ranges(work, pair)) for pair in pairs}
     for _ in range(SWEEPS):
         moved = 0.0
         for pair in pairs:
             given, read = ranges(work, pair)
-            factors = torch.where((given > 0) & (read > 0), (given / read).sqrt(), 1.0)
+            factors = _bounded((given / read).sqrt(), alive[pair], _biases(work, pair), given)
             scale_(work, pair, factors)
             moved = max(moved, factors.log().abs().max().item())
         if moved < SETTLED:
             break
-    return _with_weights_of(checkpoint, work), pairs, skipped
+    return _with_weights_of(checkpoint, work, images), pairs, skipped
 
 
 def smoothed(checkpoint: Checkpoint, images: Tensor, strength: float) -> Balanced:
@@ -94,7 +103,8 @@ def smoothed(checkpoint: Checkpoint, images: Tensor, strength: float) -> Balance
 
     Each input channel of a pair's second layer is divided by s_j = max|x_j|^a / max|w_j|^(1 - a), and its
     weights are multiplied by it; the layer before absorbs the division. At a = 1/2 channel and weights
-    reach equally far. A channel that is always 0, or that no weight reads, stays as it is.
+    reach equally far. A channel that is always next to nothing, or that hardly any weight reads, stays as it
+    is, and none grows in the layer before beyond the largest there.
 
     Helps inputs rounded on one grid where a few channels are far larger than the others, as in
     transformers. Does not help where only weights are rounded, which it makes harder, nor where channels
@@ -124,9 +134,31 @@ def smoothed(checkpoint: Checkpoint, images: Tensor, strength: float) -> Balance
     for pair in pairs:
         given, read = ranges(work, pair)
         inputs = largest[pair.second].double().reshape(len(given), -1).amax(1)
-        factors = inputs.pow(strength) / read.pow(1 - strength)
-        scale_(work, pair, torch.where((inputs > 0) & (read > 0), factors, 1.0))
-    return _with_weights_of(checkpoint, work), pairs, skipped
+        sizes, wanted = given.maximum(_biases(work, pair)), inputs.pow(strength) / read.pow(1 - strength)
+        scale_(work, pair, _bounded(wanted, _alive(inputs, read), sizes, given))
+    return _with_weights_of(checkpoint, work, images), pairs, skipped
+
+
+def _alive(*sizes: Tensor) -> Tensor:
+    """Return which channels [C] are more than next to nothing beside the largest, in all of the sizes."""
+    return torch.stack([size > NOTHING * size.max() for size in sizes]).all(0)
+
+
+def _bounded(wanted: Tensor, alive: Tensor, bounded: Tensor, given: Tensor) -> Tensor:
+    """Return the factors [C] that are wanted, as far as they let nothing grow beyond what is largest now.
+
+    Where all channels want to grow, they may by what the last of them wants: that is a change of unit.
+
+    Args:
+        wanted: By which each channel is to be divided.
+        alive: Those that may be moved; the others get 1.
+        bounded: Sizes that are divided too, and that the bound is for.
+        given: The largest weight that gives each channel.
+    """
+    if not bool(alive.any()):
+        return torch.ones_like(wanted)
+    unit = wanted[alive].max().clamp(max=1.0)
+    return torch.where(alive, wanted.maximum(unit * bounded / bounded.maximum(given).max()), 1.0)
 
 
 def pairs_of(checkpoint: Checkpoint, images: Tensor) -> tuple[list[Pair], dict[str, str]]:
@@ -148,14 +180,13 @@ def pairs_of(checkpoint: Checkpoint, images: Tensor) -> tuple[list[Pair], dict[s
     if unfolded := followers(module):
         layer = next(iter(unfolded)).removesuffix(".weight")
         raise DecantError(f"A batch norm follows {layer}; fold them first, it would undo what is moved")
-    bare = copy.deepcopy(module).double()
-    # In float, without the grids and clamps that would hide what the layers themselves do.
-    attach_(bare, {}, {name: Range() for name in {**checkpoint.grids, **checkpoint.clamps}})
+    bare, whole = _bare(checkpoint), copy.deepcopy(module).double()
     inputs = pixels(images[:TRIED]).double()
     pairs, skipped = [], {}
     for first, second in pairwise(compressible(module)):
         pair = Pair(first, second)
-        if reason := _no_pair(bare, pair, inputs) or _bound(checkpoint, pair):
+        reason = _no_pair(bare, pair, inputs) or _bound(checkpoint, pair)
+        if reason := reason or (_no_pair(whole, pair, inputs) and "what lies between is clamped or rounded"):
             skipped[first] = reason
         else:
             pairs.append(pair)
@@ -167,6 +198,13 @@ def ranges(module: nn.Module, pair: Pair) -> tuple[Tensor, Tensor]:
     given = module.get_parameter(pair.first).detach().flatten(1).abs().amax(1)
     read = _by_input(module, pair.second).abs().amax((1, 3))
     return given, read.reshape(len(given), -1).amax(1)
+
+
+def _biases(module: nn.Module, pair: Pair) -> Tensor:
+    """Return the size of the bias of each channel of a pair [C]; zeros where there is none."""
+    giver = _layer(module, pair.first)
+    biases = giver.weight.new_zeros(len(giver.weight)) if giver.bias is None else giver.bias
+    return biases.detach().abs()
 
 
 def scale_(module: nn.Module, pair: Pair, factors: Tensor) -> None:
@@ -234,13 +272,32 @@ def _largest_inputs(module: nn.Module, pairs: list[Pair], images: Tensor) -> dic
     return found
 
 
-def _with_weights_of(checkpoint: Checkpoint, work: nn.Module) -> Checkpoint:
-    """Return the checkpoint with the parameters of a float64 copy of its module."""
+def _with_weights_of(checkpoint: Checkpoint, work: nn.Module, images: Tensor) -> Checkpoint:
+    """Return the checkpoint with the parameters of a float64 copy of its module.
+
+    Raises:
+        DecantError: In float, with nothing rounded, it is not the same function.
+    """
     child = checkpoint.narrowed({})
     with torch.no_grad():
         for name, parameter in child.module.named_parameters():
             parameter.copy_(work.get_parameter(name))
+        inputs = pixels(images[:TRIED]).double()
+        before, after = (_bare(each)(inputs) for each in (checkpoint, child))
+    gap, largest = (after - before).abs().max().item(), before.abs().max().item()
+    if not gap <= FLOAT32 * largest:
+        raise DecantError(
+            f"Sizes cannot be moved between layers in float32: logits move by up to {gap:.3g}, and the "
+            f"largest is {largest:.3g}; leave equalize and smooth out"
+        )
     return child
+
+
+def _bare(checkpoint: Checkpoint) -> nn.Module:
+    """Return the network in float64, without the grids and clamps, which hide what its layers do."""
+    bare = copy.deepcopy(checkpoint.module).double()
+    attach_(bare, {}, {name: Range() for name in {**checkpoint.grids, **checkpoint.clamps}})
+    return bare
 
 
 def _layer(module: nn.Module, name: str) -> Any:
