@@ -1,7 +1,9 @@
 """The password of `make serve`: made once, readable by its owner alone, found by flows on this machine."""
 
+import http.server
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from decant.errors import DecantError
 from flows import password
 from tests.clones import isolated
 from tests.imports import ROOT
+from tests.toys import workspace, writes
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +98,29 @@ def test_flows_take_it_unless_they_are_given_another() -> None:
             [sys.executable, "-c", code], cwd=ROOT, env=plain | environment, capture_output=True, text=True
         )
         assert done.stdout.strip() == found, done.stderr
+
+
+class Guarded(http.server.BaseHTTPRequestHandler):
+    """Answers as a Prefect server does to who has not its password."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_flow_without_the_server_s_password_says_so(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", {"a": writes("a.out")})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        environment = isolated() | {"PREFECT_API_URL": url, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "flows.compress"]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        server.shutdown()
+    assert done.returncode == 1
+    assert f"the Prefect server at {url} asks for a password" in done.stderr
+    assert "Traceback" not in done.stderr

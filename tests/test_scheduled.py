@@ -20,7 +20,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from decant.errors import DecantError
-from flows import scheduled, serve
+from flows import scheduled, serve, worktrees
 from flows.watchdog import members
 from tasks.validate.gates import BETTER_HIGHER
 from tests.imports import ROOT
@@ -78,8 +78,8 @@ def test_a_clone_shares_the_cache_and_goes_away(tmp_path: Path) -> None:
 
 def test_a_clone_that_a_killed_run_has_left_is_replaced(tmp_path: Path) -> None:
     folder = project(tmp_path / "w")
-    context = scheduled.clone(folder, "main", "nightly")
-    clone = context.__enter__()  # and never left
+    clone = scheduled.folder_of(folder, "nightly")
+    worktrees.add(folder, clone, "main")
     (clone / "litter").write_text("x")
     with scheduled.clone(folder, "main", "nightly") as again:
         assert again == clone
