@@ -9,13 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints
 from decant.costs import counts
+from decant.costs.divergence import divergence
+from decant.errors import DecantError
 from decant.networks.architectures import Lenet5, Lenet300100, Mlp, build
 from tasks.evaluate import accuracy
-from tasks.evaluate.measures import HEADLINE, headline, measure
+from tasks.evaluate.measures import HEADLINE, RANGES, headline, measure
 
 
 def logits(seed: int, count: int = 40, classes: int = 4, scale: float = 2.0) -> Tensor:
@@ -73,9 +76,16 @@ def test_wilson_s_interval_is_the_published_one() -> None:
 def test_the_interval_holds_the_share_and_stays_in_range(count: int, part: float) -> None:
     share = round(part * count) / count
     low, high = accuracy.wilson_interval(share, count)
-    assert -1e-15 <= low <= share + 1e-15
-    assert share - 1e-15 <= high <= 1 + 1e-15
+    assert 0 <= low <= share
+    assert share <= high <= 1
     assert high - low > 0
+
+
+def test_the_ends_of_the_interval_are_whole_where_the_share_is() -> None:
+    ends = [
+        (accuracy.wilson_interval(0.0, n)[0], accuracy.wilson_interval(1.0, n)[1]) for n in range(1, 20001)
+    ]
+    assert set(ends) == {(0.0, 1.0)}
 
 
 @given(st.integers(0, 99))
@@ -207,6 +217,44 @@ def test_counting_leaves_no_hook_behind() -> None:
 def checkpoint(hidden: int = 5) -> Checkpoint:
     module = build(Mlp(hidden=(hidden,)), (1, 2, 2), 3, seed=0).eval()
     return Checkpoint(Mlp(hidden=(hidden,)), (1, 2, 2), tuple("abc"), module)
+
+
+def test_certain_answers_have_a_likelihood_of_nothing_and_no_minus() -> None:
+    found = accuracy.nll(torch.tensor([[1000.0, 0.0], [0.0, 1000.0]]), torch.tensor([0, 1]))
+    assert str(found) == "0.0"
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1e-3, 1.0, 50.0, 1e30]))
+def test_the_divergence_of_two_networks_is_never_below_zero(seed: int, scale: float) -> None:
+    expected = logits(seed, scale=scale)
+    assert divergence(expected, expected) >= 0
+    assert divergence(expected * (1 + 1e-7), expected) >= 0
+    other = logits(seed + 1, scale=1.0)
+    by_hand = F.kl_div(other.double().log_softmax(1), expected.double().softmax(1), reduction="batchmean")
+    assert divergence(other, expected) == pytest.approx(max(0.0, by_hand.item()), rel=1e-9, abs=1e-12)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60), st.sampled_from([1e-6, 1.0, 1e4, 1e38]))
+def test_every_measure_lies_in_its_range(seed: int, count: int, scale: float) -> None:
+    answers, truth = logits(seed, count, 3, scale), labels(seed + 1, count, 3)
+    right = answers.argmax(1)
+    for classes, reference in ((truth, right), (right, right), ((right + 1) % 3, (right + 1) % 3)):
+        row = measure(checkpoint(), checkpoint(7), answers, reference, classes, size=100)
+        assert list(row) == list(RANGES)
+        for key, (low, high) in RANGES.items():
+            assert low <= row[key] <= high
+            assert math.isfinite(row[key])
+            assert not str(row[key]).startswith("-")
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_not_written(wrong: float) -> None:
+    answers = logits(0, 9, 3)
+    answers[3] = wrong
+    with pytest.raises(
+        DecantError, match=r"(nll|calibration_error) came out as (nan|inf), and is a number from 0"
+    ):
+        measure(checkpoint(), checkpoint(), answers, answers.argmax(1), labels(1, 9, 3), size=100)
 
 
 KEYS = [

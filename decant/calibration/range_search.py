@@ -10,7 +10,7 @@ from torch import Tensor
 from decant.calibration.ranges import CANDIDATES, Best, Fitted, Span
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.ledger import Tables
-from decant.costs.divergence import softened_kl
+from decant.costs.divergence import divergence
 from decant.errors import DecantError
 from decant.examples import Examples
 from decant.networks.execution import predict
@@ -92,7 +92,7 @@ def choose(
             logits = predict(trial(name, span).module, images)
         except ValueError:
             return None
-        return softened_kl(logits.double(), expected.double(), 1.0).item()
+        return divergence(logits, expected)
 
     choices = {}
     for name in progress_bar(names, "ranges", "tensors"):

@@ -25,7 +25,8 @@ def nonzeros(module: nn.Module) -> int:
 def sparsity(module: nn.Module) -> float:
     """Return the fraction in [0, 1] of zeros among the weights of convolutions and linear layers."""
     weights = compressible(module).values()
-    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    return zeros / max(1, sum(weight.numel() for weight in weights))
 
 
 def macs(module: nn.Module, shape: Shape) -> int:

@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def divergence(logits: Tensor, expected: Tensor) -> float:
+    """Return KL(expected || found) of logits [N, C] in double precision, mean over examples, in nats.
+
+    It is at least 0, which the rounding of its sums is not.
+    """
+    return softened_kl(logits.double(), expected.double(), 1.0).clamp(min=0.0).item()
+
+
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return T^2 * KL(teacher || student) at temperature T, mean over the batch.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from decant.checkpoints.checkpoint import Checkpoint
-from decant.costs.divergence import softened_kl
+from decant.costs.divergence import divergence
 from decant.networks.execution import predict
 
 ModelCost = Callable[[Checkpoint], float]
@@ -16,4 +16,4 @@ ModelCost = Callable[[Checkpoint], float]
 def drift_from(reference: Checkpoint, images: Tensor) -> ModelCost:
     """Return the cost KL(reference || model) of the logits, mean over uint8 images [N, C, H, W], in nats."""
     expected = predict(reference.module, images).double()
-    return lambda model: softened_kl(predict(model.module, images).double(), expected, 1.0).item()
+    return lambda model: divergence(predict(model.module, images), expected)

@@ -24,15 +24,20 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
         Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927, J. Am. Stat.
         Assoc. 22.
     """
+    return _wilson_low(share, count), 1 - _wilson_low(1 - share, count)
+
+
+def _wilson_low(share: float, count: int) -> float:
+    """Return the lower end in [0, share]: the product of both ends over the upper one."""
     z = 1.959963984540054
     middle = share + z**2 / (2 * count)
     reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return (middle - reach) / (1 + z**2 / count), (middle + reach) / (1 + z**2 / count)
+    return share**2 / (middle + reach)
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:
-    """Return the mean negative log likelihood of the labels, in nats."""
-    return F.cross_entropy(logits.double(), labels).item()
+    """Return the mean negative log likelihood of the labels, in nats, at least 0."""
+    return F.cross_entropy(logits.double(), labels).item() + 0.0  # no minus before the 0 of certain answers
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:

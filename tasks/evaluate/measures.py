@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.costs import counts
+from decant.errors import DecantError
 from tasks.evaluate import accuracy
 
 HEADLINE = ("accuracy", "agreement", "nll", "ratio", "size_bytes")
 """The measures that `dvc metrics show` prints; all thirteen are too wide for a terminal."""
 
 Metrics = dict[str, float]
+
+RANGES: dict[str, tuple[float, float]] = {
+    "accuracy": (0, 1),
+    "accuracy_low": (0, 1),
+    "accuracy_high": (0, 1),
+    "nll": (0, math.inf),
+    "calibration_error": (0, 1),
+    "agreement": (0, 1),
+    "size_bytes": (1, math.inf),
+    "ratio": (0, math.inf),
+    "parameters": (1, math.inf),
+    "nonzeros": (0, math.inf),
+    "macs": (0, math.inf),
+    "sparsity": (0, 1),
+    "bits_per_weight": (0, math.inf),
+}
+"""Each measure's least and largest value; all are finite."""
 
 
 def measure(
@@ -26,6 +46,9 @@ def measure(
         reference: The classes [N] that the teacher predicts.
         labels: The truth [N].
         size: Bytes of the model on disk.
+
+    Raises:
+        DecantError: A measure is not in its range, as of a model whose logits are NaN or infinite.
     """
     share = accuracy.accuracy(logits, labels)
     low, high = accuracy.wilson_interval(share, len(labels))
@@ -46,7 +69,19 @@ def measure(
         "sparsity": counts.sparsity(model.module),
         "bits_per_weight": 8 * size / count,
     }
-    return {key: value if isinstance(value, int) else float(f"{value:.6g}") for key, value in row.items()}
+    return {key: _written(key, value) for key, value in row.items()}
+
+
+def _written(key: str, value: float) -> float:
+    """Return a measure as it is written."""
+    number = value if isinstance(value, int) else float(f"{value:.6g}")
+    low, high = RANGES[key]
+    if not (low <= number <= high and math.isfinite(number)):
+        raise DecantError(
+            f"{key} came out as {number}, and is a number from {low:g} to {high:g}: the model's logits or "
+            f"weights may be NaN or infinite; make it anew, with a lower learning rate where it was trained"
+        )
+    return number
 
 
 def headline(row: Metrics) -> Metrics:

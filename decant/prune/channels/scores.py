@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from decant.costs.divergence import softened_kl
+from decant.costs.divergence import divergence
 from decant.networks.execution import predict
 from decant.networks.structure import compressible
 from decant.progress import progress_bar
@@ -40,10 +40,9 @@ def by_drift(module: nn.Module, groups: Sequence[ChannelGroup], images: Tensor) 
             drifts = []
             for channel in range(group.count):
                 gone = {group.name: torch.arange(group.count) == channel}
-                logits = predict(zeroed(module, groups, gone), images).double()
-                drifts.append(softened_kl(logits, expected, 1.0))
+                drifts.append(divergence(predict(zeroed(module, groups, gone), images), expected))
                 progress.update()
-            scores[group.name] = torch.stack(drifts)
+            scores[group.name] = torch.tensor(drifts, dtype=torch.double)
     return scores
 
 
