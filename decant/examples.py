@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from pydantic import Field
+
+from decant.errors import DecantError
 from decant.lazy import torch
 
 if TYPE_CHECKING:
@@ -35,7 +38,17 @@ class Examples:
         return len(self.labels)
 
     def first(self, count: int) -> Examples:
-        """Return the first `count` examples; they are a fair sample only where the order is random."""
+        """Return the first `count` examples; they are a fair sample only where the order is random.
+
+        Raises:
+            DecantError: There are not as many.
+        """
+        if count > len(self):
+            raise DecantError(f"{count:,} images are asked for, and there are {len(self):,}; ask for fewer")
+        return self.at_most(count)
+
+    def at_most(self, count: int) -> Examples:
+        """Return the first `count` examples, or all where there are fewer."""
         return Examples(self.images[:count], self.labels[:count], self.classes)
 
 
@@ -50,6 +63,25 @@ class Splits:
 
     train: Examples
     validation: Examples
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many examples each split has, by its name."""
+        return {"training": len(self.train), "validation": len(self.validation)}
+
+
+@dataclass(frozen=True)
+class CountOf:
+    """Marks a number of a recipe as one of images, and says of which split."""
+
+    split: Literal["training", "validation"]
+
+
+TrainImages = Annotated[int, Field(gt=0, le=100_000_000), CountOf("training")]
+"""A number of training images in a recipe: refused where there are fewer, see `decant.recipes.counted`."""
+
+ValidationImages = Annotated[int, Field(gt=0, le=100_000_000), CountOf("validation")]
+"""The like of validation images."""
 
 
 def pixels(images: Tensor) -> Tensor:

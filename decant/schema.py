@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from reprlib import Repr
 from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
@@ -22,14 +23,34 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from decant.errors import Message
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(gt=0, le=1_000_000)]
+Index = Annotated[int, Field(ge=0, le=1_000_000)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6)]
+"""Numbers of recipes end somewhere, so that a slip of the finger is no work for years; pydantic's do not."""
+
+Amount = Annotated[float, Field(gt=0, le=1e15)]
+"""Of bytes, weights or multiplications; or a share of them."""
+
+LONGEST_NAME = 64
+
+RESERVED = {
+    *("true", "false", "yes", "no", "on", "off", "y", "n", "null", "none", "nan", "inf", "infinity"),
+    *("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))),
+}
+"""Words that are no words to YAML or to `dvc exp run -S`, and those that no file on Windows can be called."""
 
 
 def _name(value: str) -> str:
-    """Names are parts of paths, of stages' names and of dotted keys."""
-    if not re.fullmatch("[a-z0-9][a-z0-9_-]*", value):
+    """Names are parts of paths, of stages' names, of dotted keys and of command lines."""
+    if not re.fullmatch("[a-z][a-z0-9_-]*", value):
         raise ValueError(
-            f"a name has lower-case letters, digits, - and _ and begins with a letter or digit, got {value!r}"
+            f"a name has lower-case letters, digits, - and _ and begins with a letter, got {_short(value)}"
         )
+    if value in RESERVED:
+        raise ValueError(f"{value!r} is no name: YAML, DVC or Windows take it for something else")
+    if len(value) > LONGEST_NAME:
+        raise ValueError(f"a name has at most {LONGEST_NAME} characters, got {len(value)}")
     return value
 
 
@@ -65,12 +86,17 @@ class Block(Section):
     from_: str = Field(alias="from")
 
 
+LISTED = 100
+"""Known words in a message, and characters of a word that are compared with them."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> Message:
     """Return `; did you mean …?` where a known word is near, and the list of known words where none is."""
     known = sorted(known)
-    if near := difflib.get_close_matches(word, known, n=1):
+    if near := difflib.get_close_matches(word[:LISTED], known, n=1):
         return f"; did you mean {near[0]!r}?"
-    return f"; known are {', '.join(known)}" if known else ""
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f"; known are {', '.join(known[:LISTED])}{more}" if known else ""
 
 
 def mistakes(content: Any, schema: Any, place: str = "") -> list[str]:
@@ -128,7 +154,7 @@ def _line(details: ErrorDetails, content: Any, place: str) -> Message:
         elif index < last or details["type"] != "missing":
             entered = False
             continue  # the tag of a union: in the schema, not in the file
-        parts.append(str(part))
+        parts.append(str(part) if str(part).isprintable() else repr(part))
     return f"{'.'.join(parts) or 'top level'}: {_message(details)}"
 
 
@@ -155,6 +181,8 @@ def _message(details: ErrorDetails) -> Message:
             return details["msg"].removeprefix("Value error, ")
         case "too_short":
             return f"needs {context['min_length']} or more entries, got {found}"
+        case "too_long":
+            return f"takes at most {context['max_length']} entries, got {found}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"must be a mapping of keys to values, got {found}"
         case "tuple_type" | "list_type":
@@ -171,6 +199,18 @@ def _message(details: ErrorDetails) -> Message:
             return f"{details['msg'].replace('Input should be', 'must be', 1)}, got {found}"
 
 
+SHOWN = 60
+"""Characters of a value in a message."""
+
+_FEW = Repr()
+_FEW.maxlist = _FEW.maxtuple = _FEW.maxdict = SHOWN // 3
+_FEW.maxstring = _FEW.maxlong = _FEW.maxother = 2 * SHOWN
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    """Return the beginning of a value's text, without making the rest of it."""
+    try:
+        text = _FEW.repr(value)
+    except ValueError:  # Python makes no text of thousands of digits
+        return f"{type(value).__name__} of thousands of digits"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

@@ -34,6 +34,8 @@ TORCHLESS = ("errors", "progress", "outputs", "seeds", "schema", "sealed", "reci
 FOR_FLOWS = {
     "decant/errors.py",
     "decant/schema.py",
+    "decant/sealed.py",
+    "tasks/pipeline/lockfile.py",
     "tasks/pipeline/params.py",
     "tasks/pipeline/yaml_reader.py",
     "tasks/validate/gates.py",
@@ -50,8 +52,9 @@ RAISED_LATER = {
     "decant/schema.py": "mistakes of a section, all at once",
     "tasks/benchmark/exports.py": "models without an export, all at once at the end",
     "tasks/benchmark/tables.py": "printed: why times are measured anew",
-    "tasks/pipeline/params.py": "the message of the YAML parser, made shorter",
+    "tasks/pipeline/yaml_reader.py": "the message of the YAML parser, made shorter",
     "tasks/prepare/files.py": "all ways to the files that failed",
+    "tasks/validate/chains.py": "mistakes in params.yaml, all at once",
     "tasks/validate/gates.py": "mistakes in params.yaml, all at once",
     "tasks/validate/recipes.py": "mistakes in params.yaml, all at once",
 }

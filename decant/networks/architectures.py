@@ -63,6 +63,10 @@ class Resnet(Section):
                 found[f"stages.{index}.{layer}.weight"] = size
         return found | {"head.weight": (classes, self._features(shape))}
 
+    def fewest(self, shape: Shape, batch: int) -> int:
+        """Return how many numbers of a channel a batch norm sees at least, in a batch of so many images."""
+        return batch * math.prod(self._last(shape))
+
     def build(self, shape: Shape, classes: int) -> nn.Module:
         """Return the network with fresh weights for images of `shape` [C, H, W]."""
         from decant.networks.layers import Normalize, ResidualBlock
@@ -94,10 +98,15 @@ class Resnet(Section):
 
     def _pooled(self, shape: Shape) -> tuple[int, int]:
         """Return height and width of what the last layer reads."""
+        height, width = self._last(shape)
+        return min(height, self.pool), min(width, self.pool)
+
+    def _last(self, shape: Shape) -> tuple[int, int]:
+        """Return height and width of what the last batch norm reads; no other one reads less."""
         height, width = (_half(side) for side in shape[1:])
         for _, _, stride in self._blocks():
             height, width = (height, width) if stride == 1 else (_half(height), _half(width))
-        return min(height, self.pool), min(width, self.pool)
+        return height, width
 
     def _features(self, shape: Shape) -> int:
         """Return how many numbers the last layer reads."""

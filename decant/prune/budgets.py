@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
-from decant.schema import Section
+from decant.schema import Amount, Positive, Section
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -30,11 +30,11 @@ class PruningBudget(Section):
     """
 
     sparsity: Share | None = None
-    nonzeros: PositiveFloat | None = None
-    bytes: PositiveFloat | None = None
-    macs: PositiveFloat | None = None
+    nonzeros: Amount | None = None
+    bytes: Amount | None = None
+    macs: Amount | None = None
     latency: Share | None = None
-    drift: PositiveFloat | None = None
+    drift: Positive | None = None
 
     @model_validator(mode="after")
     def _one(self) -> PruningBudget:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from decant.schema import Fraction, Section
+from decant.schema import Count, Fraction, Index, NotNegative, Section
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Training
 
@@ -38,7 +38,7 @@ class Iterative(Trained):
     """
 
     kind: Literal["iterative"] = "iterative"
-    rounds: Annotated[int, Field(ge=2)] = 3
+    rounds: Annotated[int, Field(ge=2, le=1000)] = 3
 
     def part(self, number: int, start: float, end: float) -> float:
         """Return how much is left after round `number` of 1 to `rounds`, on the geometric way to `end`."""
@@ -56,7 +56,7 @@ class During(Trained):
 
     begin: Fraction = 0.0
     end: Fraction = 0.6
-    every: PositiveInt = 50
+    every: Count = 50
 
     @model_validator(mode="after")
     def _ordered(self) -> During:
@@ -110,7 +110,7 @@ class Surgery(During):
     """
 
     kind: Literal["surgery"] = "surgery"
-    lead: Annotated[float, Field(ge=0)] = 0.1
+    lead: NotNegative = 0.1
 
 
 class Rigl(During):
@@ -144,7 +144,7 @@ class Rewind(Section):
     """
 
     kind: Literal["rewind"] = "rewind"
-    epoch: NonNegativeInt
+    epoch: Index
     weights: bool = True
 
 

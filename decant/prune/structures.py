@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from decant.lazy import torch
 from decant.prune.channels.structure import Channels
-from decant.schema import Section
+from decant.schema import Count, Section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,8 +60,8 @@ class Blocks(Section):
     """
 
     kind: Literal["blocks"] = "blocks"
-    rows: PositiveInt = 1
-    columns: PositiveInt = 4
+    rows: Count = 1
+    columns: Count = 4
 
     @property
     def size(self) -> int:
@@ -109,8 +109,8 @@ class NOfM(Section):
     """
 
     kind: Literal["n-of-m"] = "n-of-m"
-    n: PositiveInt = 2
-    m: PositiveInt = 4
+    n: Count = 2
+    m: Count = 4
 
     @model_validator(mode="after")
     def _fewer(self) -> NOfM:

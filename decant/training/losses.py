@@ -6,11 +6,11 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from decant.costs.divergence import softened_kl
 from decant.lazy import torch
-from decant.schema import Fraction, Section
+from decant.schema import Fraction, Positive, Section
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Temperature(Section):
     """
 
     kind: Literal["temperature"] = "temperature"
-    temperature: PositiveFloat = 4.0
+    temperature: Positive = 4.0
     hard: Fraction = 0.1
 
     def __call__(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from decant.schema import Section
+from decant.schema import Positive, Section
 
 
 class BenchmarkParams(Section):
     """How latency is measured; no model depends on it."""
 
-    threads: PositiveInt = 1
-    rounds: Annotated[int, Field(ge=3)] = 20  # in each, every model has its turn
-    seconds: PositiveFloat = 25.0  # no further round begins after these
+    threads: Annotated[int, Field(gt=0, le=1024)] = 1
+    rounds: Annotated[int, Field(ge=3, le=10_000)] = 20  # in each, every model has its turn
+    seconds: Positive = 25.0  # no further round begins after these

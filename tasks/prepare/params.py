@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
 from decant.schema import Section, did_you_mean
@@ -17,7 +19,7 @@ class PrepareParams(Section):
     """
 
     source: str
-    validation: int = Field(ge=1)
+    validation: Annotated[int, Field(ge=1, le=100_000_000)]
 
     @field_validator("source")
     @classmethod

@@ -33,6 +33,11 @@ class IdxSource:
     package: str | None = None
     shape: tuple[int, int, int] = (1, 28, 28)
 
+    @property
+    def training(self) -> int:
+        """How many images there are that are no test images."""
+        return self.sizes[TRAIN_LABELS] - 8
+
 
 @dataclass(frozen=True)
 class DigitsSource:
@@ -49,6 +54,11 @@ class DigitsSource:
     classes: tuple[str, ...]
     test: int
     shape: tuple[int, int, int] = (1, 8, 8)
+
+    @property
+    def training(self) -> int:
+        """How many images there are that are no test images."""
+        return 1797 - self.test
 
 
 Source = IdxSource | DigitsSource

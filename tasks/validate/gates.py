@@ -34,11 +34,16 @@ class Tolerance:
         return self.amount * abs(Decimal(str(old))) if self.relative else self.amount
 
 
+LEAST, MOST = Decimal("1e-12"), Decimal("1e15")
+
+
 def _tolerance(value: Any) -> Tolerance:
     """Read 0.005 or `1%`."""
     if not re.fullmatch(r"(\d+|\d*\.\d+)(e[-+]?\d+)?( ?%)?", text := str(value)):
         raise ValueError(f"must be a number such as 0.005 or a share such as 1%, 0 or more, got {value!r}")
     amount = Decimal(text.removesuffix("%").strip())
+    if amount and not LEAST <= amount <= MOST:
+        raise ValueError(f"must be 0 or between {LEAST} and {MOST}, got {value!r}")
     return Tolerance(amount / 100, relative=True) if text.endswith("%") else Tolerance(amount)
 
 

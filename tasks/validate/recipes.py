@@ -4,53 +4,54 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from decant.clip.params import ClipParams
-from decant.compression.selection import unskipped
 from decant.distill.params import DistillParams
 from decant.errors import DecantError
 from decant.finetune.params import FinetuneParams
-from decant.networks.architectures import WeightShapes
+from decant.networks.architectures import check_size
 from decant.prune.params import PruneParams
-from decant.prune.schedules import Rewind
-from decant.prune.structures import Masked, split
 from decant.quantize.params import QuantizeParams
+from decant.recipes import excesses
 from decant.schema import Name, Section, did_you_mean, mistakes
 from tasks.benchmark.params import BenchmarkParams
-from tasks.pipeline.params import refuse
+from tasks.pipeline.params import MOST_LINES, refuse
 from tasks.prepare.params import PrepareParams
 from tasks.prepare.sources import SOURCES
 from tasks.teacher.params import TeacherParams
+from tasks.validate.chains import TEACHER, Known, impossible
 from tasks.validate.gates import Gates
-
-TEACHER = "teacher"
+from tasks.validate.images import Data, untrainable
 
 AnyBlock = Annotated[
     ClipParams | PruneParams | QuantizeParams | DistillParams | FinetuneParams, Field(discriminator="op")
 ]
 
 
+ThreadCount = Annotated[int, Field(gt=0, le=1024)]
+
+
 class Threads(Section):
     """How many threads each operation splits its sums over; the last bits depend on it."""
 
-    teacher: PositiveInt
-    clip: PositiveInt
-    prune: PositiveInt
-    quantize: PositiveInt
-    distill: PositiveInt
-    finetune: PositiveInt
-    evaluate: PositiveInt
+    teacher: ThreadCount
+    clip: ThreadCount
+    prune: ThreadCount
+    quantize: ThreadCount
+    distill: ThreadCount
+    finetune: ThreadCount
+    evaluate: ThreadCount
 
 
 class Recipes(Section):
     """All of params.yaml."""
 
-    seed: NonNegativeInt
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     threads: Threads
     data: PrepareParams
     teacher: TeacherParams
-    models: dict[Name, AnyBlock] = Field(min_length=1)
+    models: dict[Name, AnyBlock] = Field(min_length=1, max_length=10_000)
     benchmark: BenchmarkParams
     gates: Gates = Gates()
 
@@ -61,8 +62,8 @@ def check(content: dict[str, Any]) -> Recipes:
     Raises:
         DecantError: An unknown key or kind, a value out of range, a `from` that names no model, a cycle, a
             layer to skip that there is not, quantizing twice, a structure that fits no layer, a training to
-            go back to that there was not, a network too large for the images, a gate for a model that there
-            is not.
+            go back to that there was not, a network too large for the images, more images than there are, a
+            gate for a model that there is not.
     """
     refuse([*mistakes(content, Recipes), *_broken_lineages(content.get("models"))])
     recipes = Recipes.model_validate(content)
@@ -72,83 +73,59 @@ def check(content: dict[str, Any]) -> Recipes:
 
 def _impossible(recipes: Recipes) -> list[str]:
     """Return what would fail only when it is used, perhaps minutes later, behind the teacher."""
-    networks, wrong = _weights_of_all(recipes)
-    wrong += recipes.gates.strangers({TEACHER, *recipes.models})
+    wrong = [*recipes.gates.strangers({TEACHER, *recipes.models}), *_too_many_images(recipes)]
+    known, broken = _roots(recipes)
+    wrong += broken
+    children: dict[str, list[str]] = {}
     for name, block in recipes.models.items():
-        line = _line_of(name, recipes)
-        quantized = [other for other in line[1:] if _op(other, recipes) == "quantize"]
-        if isinstance(block, QuantizeParams) and quantized and not block.skip:
-            wrong.append(
-                f"models.{name}.from: {quantized[0]} is quantized already; start from its ancestor, or name "
-                f"the layers in skip that have levels"
-            )
-        if line[-1] in networks:
-            try:
-                chosen = unskipped(list(networks[line[-1]]), getattr(block, "skip", ()))
-            except DecantError as error:
-                wrong.append(f"models.{name}.skip: {error}")
-            else:
-                wrong += _unprunable(name, block, networks[line[-1]], chosen)
-        if isinstance(block, PruneParams):
-            wrong += _no_way_back(name, block, line[-1], recipes)
+        if not isinstance(block, DistillParams):
+            children.setdefault(block.from_, []).append(name)
+    parents = list(known)
+    for parent in parents:  # which grows, down to the youngest
+        for name in children.get(parent, ()):
+            found, known[name] = impossible(name, recipes.models[name], known[parent], _data(recipes))
+            wrong += [f"models.{name}.{line}" for line in found]
+            parents.append(name)
     return wrong
 
 
-def _unprunable(name: str, block: Any, weights: WeightShapes, chosen: list[str]) -> list[str]:
-    """Return that a structure fits no layer of the network, with the reason for each."""
-    if not isinstance(block, PruneParams) or not isinstance(block.structure, Masked):
-        return []
-    fitting, refused = split(block.structure, {n: weights[n] for n in chosen})
-    if fitting:
-        return []
-    reasons = "; ".join(f"{weight}: {reason}" for weight, reason in refused.items())
-    return [f"models.{name}.structure: no layer can be pruned so: {reasons}"]
-
-
-def _no_way_back(name: str, block: PruneParams, root: str, recipes: Recipes) -> list[str]:
-    """Return what keeps a model from going back to how the teacher was trained, where it asks for that."""
-    wrong, rewind = [], isinstance(block.schedule, Rewind)
-    if (block.criterion.fresh or rewind) and root != TEACHER:
-        place = "schedule: rewind goes" if rewind else f"criterion: {block.criterion.kind} goes"
-        wrong.append(f"models.{name}.{place} back to the teacher's training, and {root} had another one")
-    epochs = recipes.teacher.training.epochs
-    if isinstance(block.schedule, Rewind) and block.schedule.epoch >= epochs:
-        wrong.append(
-            f"models.{name}.schedule.epoch: must be less than the teacher's {epochs} epochs, "
-            f"got {block.schedule.epoch}"
-        )
-    return wrong
-
-
-def _weights_of_all(recipes: Recipes) -> tuple[dict[str, WeightShapes], list[str]]:
-    """Return the weights of each network that is trained from fresh ones, and why others cannot be built."""
+def _data(recipes: Recipes) -> Data:
     source = SOURCES[recipes.data.source]
-    architectures = {f"{TEACHER}.architecture": recipes.teacher.architecture} | {
-        f"models.{name}.student": block.student
+    return Data(source.shape, max(source.training - recipes.data.validation, 1))
+
+
+def _too_many_images(recipes: Recipes) -> list[str]:
+    """Return where more images are asked for than the splits will have."""
+    held_out, there = recipes.data.validation, SOURCES[recipes.data.source].training
+    if held_out >= there:
+        return [f"data.validation: must leave some of the {there:,} training images, got {held_out:,}"]
+    sizes = {"validation": held_out, "training": there - held_out}
+    sections = {f"{TEACHER}.": recipes.teacher} | {
+        f"models.{n}.": block for n, block in recipes.models.items()
+    }
+    return [line for place, section in sections.items() for line in excesses(section, sizes, place)]
+
+
+def _roots(recipes: Recipes) -> tuple[dict[str, Known], list[str]]:
+    """Return what is known of each network that is trained from fresh weights, and why others cannot be."""
+    blocks = {TEACHER: (f"{TEACHER}.architecture", recipes.teacher.architecture)} | {
+        name: (f"models.{name}.student", block.student)
         for name, block in recipes.models.items()
         if isinstance(block, DistillParams)
     }
-    networks, wrong = {}, []
-    for place, architecture in architectures.items():
+    known, wrong, source = {}, [], SOURCES[recipes.data.source]
+    for name, (place, architecture) in blocks.items():
         try:
-            weights = architecture.weights(source.shape, len(source.classes))
+            check_size(architecture, source.shape, len(source.classes))
         except DecantError as error:
             wrong.append(f"{place}: {error}")
-        else:
-            networks[place.removeprefix("models.").rpartition(".")[0]] = weights
-    return networks, wrong
-
-
-def _line_of(name: str, recipes: Recipes) -> list[str]:
-    """Return the model and its ancestors up to the one that was trained from fresh weights."""
-    line = [name]
-    while _op(line[-1], recipes) not in (TEACHER, "distill"):
-        line.append(recipes.models[line[-1]].from_)
-    return line
-
-
-def _op(name: str, recipes: Recipes) -> str:
-    return TEACHER if name == TEACHER else recipes.models[name].op
+            continue
+        weights = architecture.weights(source.shape, len(source.classes))
+        known[name] = Known(name, architecture, weights, recipes.teacher.training.epochs)
+        section = recipes.teacher if name == TEACHER else recipes.models[name]
+        inside = place.rpartition(".")[0]
+        wrong += [f"{inside}.{line}" for line in untrainable(section, architecture, False, _data(recipes))]
+    return known, wrong
 
 
 def _broken_lineages(models: Any) -> list[str]:
@@ -160,11 +137,12 @@ def _broken_lineages(models: Any) -> list[str]:
         if isinstance(name, str) and isinstance(block, dict) and isinstance(block.get("from"), str)
     }
     known = {TEACHER, *(name for name in blocks if isinstance(name, str))}
-    wrong = [
-        f"models.{name}.from: there is no model {parent!r}{did_you_mean(parent, known - {name})}"
-        for name, parent in parents.items()
-        if parent not in known
-    ]
+    strangers = [name for name, parent in parents.items() if parent not in known]
+    wrong = []
+    for name in strangers[:MOST_LINES]:
+        near = did_you_mean(parents[name], known - {name})
+        wrong.append(f"models.{name}.from: there is no model {parents[name]!r}{near}")
+    wrong += [f"models.{name}.from: there is no such model" for name in strangers[MOST_LINES:]]
     if TEACHER in blocks:
         wrong.append(f"models.{TEACHER}: the name belongs to the section {TEACHER}; choose another")
     parents.pop(TEACHER, None)
@@ -173,11 +151,15 @@ def _broken_lineages(models: Any) -> list[str]:
 
 def _cycles(parents: dict[str, str]) -> list[list[str]]:
     """Return each cycle once, as the path from its first model in order of names back to itself."""
-    cycles = []
-    for start in sorted(parents):
-        path = [start]
-        while (parent := parents.get(path[-1])) is not None and parent not in path:
-            path.append(parent)
-        if parent == start and start == min(path):
-            cycles.append([*path, start])
-    return cycles
+    cycles, seen = [], set[str]()
+    for name in parents:
+        path: dict[str, None] = {}  # in order, and quick to look into
+        while name in parents and name not in seen:
+            seen.add(name)
+            path[name] = None
+            name = parents[name]
+        if name in path:
+            cycle = [*path][[*path].index(name) :]
+            first = cycle.index(min(cycle))
+            cycles.append([*cycle[first:], *cycle[:first], cycle[first]])
+    return sorted(cycles)

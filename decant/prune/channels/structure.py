@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field
 
-from decant.schema import Section
+from decant.schema import Count, Section
 
 
 class Channels(Section):
@@ -24,6 +24,6 @@ class Channels(Section):
     """
 
     kind: Literal["channels"] = "channels"
-    round_to: PositiveInt | Literal["auto"] = 1
-    minimum: PositiveInt = 1
-    batch: PositiveInt = 1
+    round_to: Count | Literal["auto"] = 1
+    minimum: Count = 1
+    batch: Annotated[int, Field(gt=0, le=4096)] = 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
 from decant.quantize.schemes import Binary, Codebook, Integer, Scheme, Ternary
-from decant.schema import Section
+from decant.schema import NotNegative, Positive, Section
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Training
 
@@ -121,7 +121,7 @@ class Pact(Trainer):
     """
 
     kind: Literal["pact"] = "pact"
-    decay: NonNegativeFloat = 0.0005
+    decay: NotNegative = 0.0005
     schemes: ClassVar[tuple[str, ...]] = Ste.schemes
     needs_activations: ClassVar[bool] = True
 
@@ -177,8 +177,8 @@ class ErrorDecay(Trainer):
     """
 
     kind: Literal["error-decay"] = "error-decay"
-    first: PositiveFloat = 0.1
-    last: PositiveFloat = 10.0
+    first: Positive = 0.1
+    last: Positive = 10.0
     schemes: ClassVar[tuple[str, ...]] = ("binary",)
 
     @model_validator(mode="after")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field, PositiveFloat, PositiveInt
+from typing import TYPE_CHECKING, Literal
 
 from decant.checkpoints.constraints import Constraints
 from decant.lazy import torch
 from decant.quantize.rounding.by_outputs import ByOutputs
 from decant.reconstruction.least_squares import NormalEquations
+from decant.schema import Count, NotNegative, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,9 +58,9 @@ class AdaRound(ByOutputs):
     """
 
     kind: Literal["adaround"] = "adaround"
-    steps: PositiveInt = 200
-    regularization: Annotated[float, Field(ge=0)] = 4.0
-    rate: PositiveFloat = 0.2
+    steps: Count = 200
+    regularization: NotNegative = 4.0
+    rate: Positive = 0.2
 
     def _damped(self) -> float:
         return 0.0  # nothing is inverted here, so nothing needs damping

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from decant.checkpoints.constraints import Constraints
 from decant.lazy import torch
@@ -42,7 +42,7 @@ class ByOutputs(Section):
 
     kind: str
     # Left out where nothing is searched for: recipes that are older than it keep their lineage to the byte.
-    search: Annotated[PositiveInt, Field(exclude_if=lambda count: count == 1)] = 1
+    search: Annotated[int, Field(gt=0, le=1000, exclude_if=lambda count: count == 1)] = 1
 
     def fitted(
         self, weight: Tensor, held: Constraints, moments: InputHessian | None
