@@ -305,6 +305,11 @@ CAN = {
     ),
     "fewer and fewer multiplications": chain(THIN, THIN | {"budget": {"macs": 0.4}}),
     "channels of quantized weights": chain(INT8, THIN),
+    "back where no batch norm was folded": with_value(
+        "teacher/architecture",
+        {"kind": "mlp", "hidden": [8]},
+        chain(INT8, SPARSE | {"schedule": {"kind": "rewind", "epoch": 0}}),
+    ),
     "back to the learning rate alone": chain(
         INT8, SPARSE | {"schedule": {"kind": "rewind", "epoch": 0, "weights": False}}
     ),

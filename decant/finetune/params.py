@@ -4,14 +4,37 @@ from __future__ import annotations
 
 from typing import Literal
 
-from decant.schema import Block
+from pydantic import model_validator
+
+from decant.schema import Block, Index
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Training
 
 
+class Further(Training):
+    """A training that may have no epoch: statistics alone are estimated then."""
+
+    epochs: Index
+
+
 class FinetuneParams(Block):
-    """How the model is trained further; with `loss`, on the soft targets of `teacher`."""
+    """How the model is trained further; with `loss`, on the soft targets of `teacher`.
+
+    With `statistics` and no epochs those of batch norms are estimated anew on training images, and no weight
+    is changed.
+    """
 
     op: Literal["finetune"]
-    training: Training
+    training: Further
     loss: SoftTargets | None = None
+    statistics: bool = False
+
+    @model_validator(mode="after")
+    def _fitting(self) -> FinetuneParams:
+        if self.statistics and self.training.epochs:
+            raise ValueError("a training estimates statistics: take epochs: 0, or leave out statistics")
+        if not self.statistics and not self.training.epochs:
+            raise ValueError("epochs: 0 trains nothing: take more, or statistics: true")
+        if self.loss is not None and not self.training.epochs:
+            raise ValueError("loss is for a training, and there are no epochs: leave it out")
+        return self

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from decant.outputs import write_text
+from tasks.pipeline import lockfile
 from tasks.pipeline.params import read_yaml
 from tasks.pipeline.stage import run
 from tasks.validate.recipes import check
@@ -16,8 +18,10 @@ def main() -> None:
     """Read params.yaml; say all that is wrong with it, or write the same bytes as ever.
 
     Every other stage comes after this one; since its output never changes, a valid edit reruns nothing but
-    the stages that it is about.
+    the stages that it is about. Before DVC, a broken dvc.lock is told here; in a stage, DVC has read it already.
     """
+    if "DVC_STAGE" not in os.environ:
+        lockfile.check()
     check(read_yaml())
     write_text(VALID, "params.yaml is valid\n")
 

@@ -120,7 +120,7 @@ def _quantize(
     }
     child = replace(
         parent,
-        folded=parent.folded or block.fold,
+        folded=parent.folded or (block.fold and isinstance(parent.architecture, Resnet)),
         levels={**dict.fromkeys(chosen, name), **parent.levels},
         grouped=parent.grouped | grouped,
         inputs={**(dict.fromkeys(chosen, name) if block.activations else {}), **parent.inputs},
