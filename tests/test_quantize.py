@@ -432,30 +432,74 @@ def test_shifting_is_for_balanced_signs_alone_and_lets_gradients_through() -> No
 # --- codebooks
 
 
-def naive_lloyd(numbers: list[float], entries: int) -> list[float]:
-    low, high = min(numbers), max(numbers)
-    means = [low + (high - low) * k / (entries - 1) for k in range(entries)]
-    while True:
-        groups: list[list[float]] = [[] for _ in means]
-        for number in numbers:
-            groups[min(range(entries), key=lambda k: abs(means[k] - number))].append(number)
-        after = [sum(g) / len(g) if g else m for g, m in zip(groups, means, strict=True)]
-        if all(math.isclose(a, b, rel_tol=1e-13) for a, b in zip(after, means, strict=True)):
-            return [m for g, m in zip(groups, means, strict=True) if g]
-        means = after
+def least_error(numbers: Tensor, entries: int) -> float:
+    """Return the least squared error of so many means, over all divisions of the sorted numbers into runs."""
+    ordered, best = numbers.sort().values.tolist(), [0.0] + [math.inf] * len(numbers)
+    for _ in range(entries):
+        row = [math.inf] * len(best)
+        for end in range(1, len(best)):
+            mean = error = 0.0
+            for begin in range(end, 0, -1):  # Welford's sums, the run grows to the left
+                off, size = ordered[begin - 1] - mean, end - begin + 1
+                mean += off / size
+                error += off * (ordered[begin - 1] - mean)
+                row[end] = min(row[end], best[begin - 1] + error)
+        best = row
+    return best[-1]
 
 
-@pytest.mark.parametrize("entries", [2, 5, 16, 40])
-def test_k_means_by_a_naive_loop(entries: int) -> None:
-    numbers = normal(entries, 300).double()
-    assert cluster(numbers, entries).tolist() == pytest.approx(naive_lloyd(numbers.tolist(), entries))
+def codebook_error(numbers: Tensor, levels: Tensor) -> float:
+    return (numbers[:, None] - levels.double()).square().amin(1).sum().item()
+
+
+def far_away(seed: int, count: int, size: float) -> Tensor:
+    """Return normal numbers of which three are far from all others."""
+    numbers = normal(seed, count).double()
+    numbers[:3] = torch.tensor([40.0, -35.0, 60.0]).double() * size
+    return numbers.float().double()
+
+
+@given(
+    st.lists(st.floats(-10, 10, width=32), min_size=9, max_size=24, unique=True),
+    st.integers(2, 8),
+    st.sampled_from([0.0, 1e3, 1e12]),
+)
+def test_k_means_has_the_least_error_of_all(numbers: list[float], entries: int, outlier: float) -> None:
+    some = torch.tensor([*numbers, outlier, -outlier, outlier], dtype=torch.double).float().double()
+    found, least = codebook_error(some, cluster(some, entries)), least_error(some, entries)
+    # To float32's rounding of the entries, and 2^-20 of a number's size below which entries are one.
+    assert found <= least * 1.0001 + (some.abs().max().item() * 1e-6) ** 2 * len(some)
+
+
+@pytest.mark.parametrize("entries", [2, 5, 16])
+@pytest.mark.parametrize("size", [0.1, 1.0, 1e9])
+def test_k_means_with_numbers_far_from_all_others(entries: int, size: float) -> None:
+    numbers = far_away(entries, 90, size)
+    levels = cluster(numbers, entries)
+    assert len(levels) == entries
+    rest = (size * 6) ** 2 * 1e-13  # entries in float32
+    assert codebook_error(numbers, levels) <= 1.0001 * least_error(numbers, entries) + rest
+
+
+@pytest.mark.parametrize("entries", [16, 256])
+def test_all_entries_are_used_well_where_there_are_many_numbers(entries: int) -> None:
+    """Of more numbers than the start tells apart."""
+    numbers = far_away(1, 20_000, 1.0)
+    levels = cluster(numbers, entries)
+    assert len(levels) == entries
+    assert (levels.diff() > 0).all()
+    assert len(torch.bucketize(numbers, (levels[1:] + levels[:-1]).double() / 2).unique()) == entries
+    # Panter and Dite: of normal numbers, entries err by at least sqrt(3) pi / 2 / entries^2 in the limit.
+    limit = math.sqrt(3) * math.pi / 2 / (entries - 3) ** 2 * len(numbers)
+    assert codebook_error(numbers, levels) <= 1.02 * limit
 
 
 def test_k_means_by_hand() -> None:
-    # From 0 and 10: 0, 1, 2 | 9, 10.
+    # 0, 1, 2 | 9, 10.
     assert cluster(torch.tensor([9.0, 0, 10, 1, 2]).double(), 2).tolist() == [1.0, 9.5]
-    # From 0, 5 and 10: nothing is near 5.
-    assert cluster(torch.tensor([0, 0.1, 10, 9.9]).double(), 3).tolist() == pytest.approx([0.05, 9.95])
+    # Either pair may be divided; the other has its mean.
+    found = cluster(torch.tensor([0, 0.1, 10, 9.8]).double(), 3).tolist()
+    assert found == pytest.approx([0.05, 9.8, 10.0])
 
 
 @given(st.integers(0, 99), st.integers(2, 64))
