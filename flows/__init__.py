@@ -13,8 +13,8 @@ for _name, _value in {
     # A server that starts with the flow needs half a minute where it is new; the default gives up after 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # Nor may web pages write into it, for it has the database of `make serve`: by default all of them may.
-    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1",
-    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": "http://127.0.0.1",
+    "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
 }.items():
     os.environ.setdefault(_name, _value)
 
