@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from decant.errors import DecantError, Message
+
+_FULL = re.compile("no space left on device|disk quota exceeded|os error 28|disk is full", re.IGNORECASE)
+_CUT = re.compile("PytorchStreamWriter failed|unexpected pos")
+_SCARCE = 16e6
+"""Bytes: with fewer left, a file that torch could not write was too large for the disk."""
 
 
 @contextmanager
@@ -78,3 +88,46 @@ def write_json(path: Path, content: Any) -> None:
 def file_name(words: str) -> str:
     """Return words as the name of a file: in lower case, a hyphen for whatever is no letter or digit."""
     return re.sub("[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+@contextmanager
+def telling_full_disks() -> Iterator[None]:
+    """Turn whatever says that a disk is full into one sentence.
+
+    Raises:
+        DecantError: It is; with the folder, and what is left there.
+    """
+    try:
+        yield
+    except Exception:
+        if is_full(sys.exception()):
+            raise DecantError(no_space(sys.exception())) from None
+        raise
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Say whether an error, or one behind it, is that a disk is full: the system's, SQLite's or torch's."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(str(error)):
+            return True
+        if _CUT.search(str(error)) and _fullest(error)[0] < _SCARCE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_space(error: BaseException | None) -> Message:
+    """Return the sentence for an error that says that a disk is full."""
+    free, folder = _fullest(error)
+    return (
+        f"no space left on the disk of {folder}: {free / 1e6:.0f} MB free; make room and run again, "
+        "what had finished is kept"
+    )
+
+
+def _fullest(error: BaseException | None) -> tuple[int, Path]:
+    """Return the least that is left of the disks that may be meant, in bytes, and a folder there."""
+    folders = [Path.cwd(), Path(tempfile.gettempdir())]
+    if isinstance(name := getattr(error, "filename", None), (str, os.PathLike)):
+        folders.insert(0, Path(os.fspath(name)).absolute().parent)
+    return min((shutil.disk_usage(folder).free, folder) for folder in folders if folder.is_dir())

@@ -66,6 +66,8 @@ def adopt(repo: Repo, stage: PipelineStage, entry: Entry) -> None:
     from dvc.exceptions import DvcException
     from dvc.stage.loader import StageLoader
 
+    from flows.entries import record
+
     StageLoader.fill_from_lock(stage, entry)
     changed = {path for dependency in stage.deps for path in dependency.status()}
     if entry["cmd"] != stage.cmd or changed:
@@ -73,17 +75,27 @@ def adopt(repo: Repo, stage: PipelineStage, entry: Entry) -> None:
         raise DvcException(f"it ran on something else than this workspace has: {what}")
     fetch(repo, stage, entry)
     stage.cmd_changed = False
-    stage.dump(update_pipeline=False)
+    record(stage)
 
 
 def know(repo: Repo, stage: PipelineStage) -> None:
-    """Get what other clones have seen of this very stage, on the files that are here, into the run cache."""
+    """Get what other clones have seen of this very stage, on the files that are here, into the run cache.
+
+    To be asked where the stage runs on something else than dvc.lock says: what it wrote there is forgotten.
+    With its new dependencies beside its old outputs, DVC would take it for unchanged, and the old outputs for
+    the new ones.
+    """
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.meta import Meta
+
+    for out in stage.outs:
+        out.hash_info, out.meta, out.obj = HashInfo(), Meta(), None
     stage.save_deps()
     _copy_run_cache(repo, stage, "fetch")
 
 
 def _copy_run_cache(repo: Repo, stage: PipelineStage, command: str) -> None:
-    """Copy a stage's entries of the run cache; DVC's own commands copy all that there are."""
+    """Copy a stage's entries of the run cache, where there are none yet; DVC's own commands copy all."""
     from dvc.fs import HTTPFileSystem, generic
     from dvc.stage.cache import _can_hash, _get_stage_hash
 
@@ -95,6 +107,8 @@ def _copy_run_cache(repo: Repo, stage: PipelineStage, command: str) -> None:
     folder = ("runs", key[:2], key)
     if not source.fs.exists(source.fs.join(source.path, *folder)):
         return
+    if command == "fetch" and target.fs.exists(target.fs.join(target.path, *folder)):
+        return  # DVC takes the youngest, and what was copied last would be that
     for file in source.fs.find(source.fs.join(source.path, *folder)):
         copied = target.fs.join(target.path, *folder, source.fs.name(file))
         if not target.fs.exists(copied):

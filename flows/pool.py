@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from typing import IO, Any, Self
 
 from decant.errors import DecantError
 from flows import watchdog, worker
-from flows.watchdog import GRACE, end_groups
+from flows.watchdog import GRACE, end_groups, end_marked, release
 
 Line = Callable[[str, bool], None]
 """Takes a line of a stage's output; True where it will be overwritten, as a progress bar's is."""
@@ -60,10 +61,16 @@ class Hold:
 class Watched:
     """Processes that do not outlive this one.
 
-    Leaving the context ends all that are left, as does the end of this process, of whatever kind.
+    Leaving the context ends all that are left, as does the end of this process, of whatever kind. Where it is
+    the watchdog that is ended by somebody, this process ends them itself.
+
+    Attributes:
+        lost: Whether the watchdog was ended by somebody, and so all others too.
     """
 
     def __init__(self, rwlock: Path | None = None, hold: Hold | None = None) -> None:
+        self.lost = False
+        self._groups, self._rwlock, self._hold = set[int](), rwlock, hold
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._mark = f"DECANT_WATCHED_{os.getpid()}_{id(self)}"
@@ -74,6 +81,7 @@ class Watched:
             start_new_session=True,
         )
         os.environ[self._mark] = "1"  # whatever is started from now on has it
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -98,33 +106,62 @@ class Watched:
         except BaseException:
             process.kill()
             raise
+        self._groups.add(process.pid)
         return process
 
     def end(self, process: subprocess.Popen[bytes], grace: float = GRACE) -> None:
         """End a process and all that it has started, by force after `grace` seconds."""
         end_groups([process.pid], grace)
         process.wait()
+        self._groups.discard(process.pid)
+        if self._rwlock:
+            release(self._rwlock)
         if not self.stopped:
             self._tell(f"-{process.pid}")
 
-    def stop(self) -> None:
-        """End all that is left; returns when it is gone, a few seconds later at most."""
+    def stop(self, clean: bool = True) -> None:
+        """End all that is left; returns when it is gone, a few seconds later at most.
+
+        Args:
+            clean: Whether this end is meant. Where it is not, all that was started in whatever way is ended,
+                and not what was started by `start` alone.
+        """
         with self._lock:
             self._stopped.set()
             os.environ.pop(self._mark, None)
             if self._watchdog.stdin is not None and not self._watchdog.stdin.closed:
                 with contextlib.suppress(BrokenPipeError):
-                    self._watchdog.stdin.write(b".\n")
+                    self._watchdog.stdin.write(b".\n" if clean else b"")
                     self._watchdog.stdin.close()
+        if self._watchdog.wait():
+            self._end_all()
+        if self._hold:
+            self._hold.file.close()
+
+    def _watch(self) -> None:
         self._watchdog.wait()
+        if not self.stopped:
+            self.lost = True
+            self._end_all()
+
+    def _end_all(self) -> None:
+        """Do what the watchdog was there for."""
+        self._stopped.set()
+        end_groups(set(self._groups))
+        end_marked(self._mark)
+        if self._rwlock:
+            release(self._rwlock)
 
     def _tell(self, message: str) -> None:
         with self._lock:
             if self.stopped:
                 raise StageError("stopped")
             assert self._watchdog.stdin is not None
-            self._watchdog.stdin.write(f"{message}\n".encode())
-            self._watchdog.stdin.flush()
+            try:
+                self._watchdog.stdin.write(f"{message}\n".encode())
+                self._watchdog.stdin.flush()
+            except BrokenPipeError:
+                raise StageError("the process that watches over the stages was ended") from None
 
 
 class Pool(Watched):
@@ -137,9 +174,9 @@ class Pool(Watched):
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        hold = Hold(self.folder)
-        super().__init__(self.folder / ".dvc" / "tmp" / "rwlock", hold)
-        hold.file.close()  # the watchdog has it, and so as long as this process lives
+        hold, rwlock = Hold(self.folder), self.folder / ".dvc" / "tmp" / "rwlock"
+        release(rwlock)
+        super().__init__(rwlock, hold)
 
     def plan(self, targets: list[str]) -> list[dict[str, Any]]:
         """Return what DVC knows of the stages that the targets need.
@@ -241,7 +278,7 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-            for text, passing in lines(self._process.stdout):
+            for text, passing in lines(self._process.stdout, ended=lambda: self._process.poll() is not None):
                 if text.startswith(worker.MARK):
                     if late.is_set():
                         break
@@ -266,10 +303,18 @@ class Worker:
         self._pool.end(self._process)
 
 
-def lines(stream: IO[bytes], chunk: int = 65536) -> Iterator[tuple[str, bool]]:
-    """Yield what comes out of a stream, cut at line ends; True with those that end in a carriage return."""
+def lines(
+    stream: IO[bytes], chunk: int = 65536, ended: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[str, bool]]:
+    """Yield what comes out of a stream, cut at line ends; True with those that end in a carriage return.
+
+    Args:
+        stream: A pipe.
+        chunk: The most bytes that are read at once.
+        ended: Whether the process that is listened to has ended; what it has started may have the pipe still.
+    """
     decode, rest = codecs.getincrementaldecoder("utf-8")(errors="replace").decode, ""
-    while piece := os.read(stream.fileno(), chunk):
+    while piece := _read(stream.fileno(), chunk, ended):
         *whole, rest = re.split(r"(\r\n|\n|\r)", rest + decode(piece))
         if whole and whole[-1] == "\r" and not rest:
             rest = whole[-2] + whole[-1]  # a line end that came in halves would be two
@@ -278,6 +323,18 @@ def lines(stream: IO[bytes], chunk: int = 65536) -> Iterator[tuple[str, bool]]:
             yield text, end == "\r"
     if rest:
         yield rest.rstrip("\r"), False
+
+
+def _read(number: int, chunk: int, ended: Callable[[], bool]) -> bytes:
+    """Return what can be read; nothing at the end, or where nothing comes any more from who has ended."""
+    ready = select.poll()
+    ready.register(number, select.POLLIN)
+    gone = ended()
+    while not ready.poll(0 if gone else 500):
+        if gone:
+            return b""
+        gone = ended()
+    return os.read(number, chunk)
 
 
 def ending(status: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -125,16 +127,28 @@ class Terminal:
         self._live.stop()
 
     def _view(self) -> RenderableType:
-        table = Table.grid(padding=(0, 2))
+        table = Table.grid(padding=(0, 2), expand=True)  # a last line takes what names and times leave of it
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, justify="right")
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         now = time.monotonic()
         for stage, row in list(self._rows.items()):
             table.add_row(Text(stage, "bold"), f"{now - row.began:.0f} s", Text(row.text))
         running, done, seconds = len(self._rows), len(self._done), now - self._began
         head = f"{done} of {self._total} stages done, {running} running, {seconds:.0f} s"
         return Group(Text(head, "bold"), table)
+
+
+@contextlib.contextmanager
+def waiting(words: str) -> Iterator[contextlib.ExitStack]:
+    """Show at once that something is done; closing what is yielded takes it off a terminal again."""
+    console = Console(stderr=True)
+    with contextlib.ExitStack() as shown:
+        if console.is_terminal:
+            shown.enter_context(console.status(words))
+        else:
+            console.print(words)
+        yield shown
 
 
 def choose(total: int) -> Progress:

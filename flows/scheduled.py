@@ -21,8 +21,9 @@ from prefect.states import Completed
 from decant.errors import DecantError
 from flows import worktrees
 from flows.compare import compare, markdown
-from flows.compress import Runner, compress
+from flows.dag import compress
 from flows.names import Branch, Revision, branch_name, revision_name
+from flows.session import Runner
 from flows.worktrees import git, resolve, root_of
 
 

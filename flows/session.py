@@ -10,13 +10,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 from decant.errors import DecantError
 from flows.described import CODE
 from flows.plan import Plan
 from flows.pool import Pool, StageError
 from flows.progress import Progress, Silent
+from tasks.pipeline import lockfile
+
+Runner = Literal["local", "dask"]
+"""Where stages run: in processes of this machine, or in the clones of a Dask cluster's workers."""
+
+LOGS = Path(".dvc", "tmp", "logs")
+"""Where each stage's whole output is kept, a file for each stage, until it runs again."""
 
 TAIL = 20
 """Lines of a failed stage that are shown again at the end."""
@@ -42,11 +50,14 @@ class Session:
     results: dict[str, Result] = field(default_factory=dict)
     tails: dict[str, deque[str]] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
+    running: set[str] = field(default_factory=set)
 
     def begin(self, stage: str) -> None:
         """Take note that a stage began, or began again."""
         self.results.pop(stage, None)
         self.tails[stage] = deque(maxlen=TAIL)
+        self.running.add(stage)
+        self._log(stage, "", "w")
         self.progress.started(stage)
 
     def line(self, stage: str, text: str, passing: bool) -> None:
@@ -54,11 +65,25 @@ class Session:
         self.progress.line(stage, text, passing)
         if not passing:
             self.tails[stage].append(text)
+            self._log(stage, f"{text}\n", "a")
 
     def end(self, stage: str, state: str, seconds: float = 0.0, why: str = "") -> None:
         """Take note of what became of a stage."""
+        self.running.discard(stage)
         self.results[stage] = Result(state, seconds, why)
         self.progress.finished(stage, state, seconds, why)
+
+    def stop(self) -> None:
+        """End all that runs; what had finished is kept."""
+        self.pool.stop()
+        self.running.clear()
+
+    def _log(self, stage: str, text: str, mode: Literal["a", "w"]) -> None:
+        with contextlib.suppress(OSError):  # a full disk fails the stage, and says so there
+            path = self.folder / log_of(stage)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open(mode, encoding="utf-8", errors="replace") as file:
+                file.write(text)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each stage of the plan."""
@@ -71,16 +96,23 @@ class Session:
     def failures(self) -> list[str]:
         """Return for each stage that failed its last lines and the command that repeats it."""
         return [
-            _failure(name, result.why, self.tails.get(name, ()))
+            _failure(name, result.why, self.tails.get(name, ()), log_of(name))
             for name, result in self.results.items()
             if result.state == "Failed"
         ]
 
 
-def _failure(stage: str, why: str, tail: Iterable[str]) -> str:
-    """Return how a stage failed, its last lines, and the command that repeats it."""
+def log_of(stage: str) -> Path:
+    """Return the file of a stage's whole output, relative to the workspace."""
+    return LOGS / f"{quote(stage, safe='@')}.log"
+
+
+def _failure(stage: str, why: str, tail: Iterable[str], log: Path | None = None) -> str:
+    """Return how a stage failed, its last lines, where all of them are, and the command that repeats it."""
     lines = [f"    {line}" for line in tail]
-    return "\n".join([f"{stage} failed: {why}", *lines, f"  to repeat it: dvc repro --single-item {stage}"])
+    whole = [f"  all that it printed: {log}"] if log else []
+    repeat = f"  to repeat it: dvc repro --single-item {stage}"
+    return "\n".join([f"{stage} failed: {why}", *lines, *whole, repeat])
 
 
 @contextlib.contextmanager
@@ -88,10 +120,11 @@ def opened(folder: Path, targets: list[str], force: bool) -> Iterator[Session]:
     """Take the workspace, record its code, check params.yaml, and plan.
 
     Raises:
-        DecantError: Another flow has the workspace, a target is unknown, params.yaml or dvc.yaml is wrong, or
-            the stage `code` fails.
+        DecantError: Another flow has the workspace, a target is unknown, params.yaml or dvc.yaml is wrong,
+            dvc.lock is broken, or the stage `code` fails.
     """
     with Pool(folder) as pool:
+        lockfile.check(folder)
         try:
             results = record_code(pool)
             plan = Plan.read(pool.plan(targets))

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -49,11 +50,23 @@ def main() -> None:
 
 
 def end_marked(mark: str) -> None:
-    """End all processes that have a variable of this name."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if mark in process.environ():
+    """End all processes that have a variable of this name, and those that they start meanwhile."""
+    deadline = time.monotonic() + 1
+    while (found := marked(mark)) and time.monotonic() < deadline:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
                 process.kill()
+        time.sleep(0.02)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return the processes that are alive and have a variable of this name."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if mark in process.environ() and alive(process.pid):
+                found.append(process)
+    return found
 
 
 def end_groups(groups: Collection[int], grace: float = GRACE) -> None:
@@ -61,7 +74,7 @@ def end_groups(groups: Collection[int], grace: float = GRACE) -> None:
 
     Those are their members, and what these have started in groups of its own.
     """
-    family = {child for group in groups for child in descendants(group)}
+    family = {child for pid in members(groups) for child in descendants(pid)}
     for group in groups:
         send(group, signal.SIGINT)
     deadline = time.monotonic() + grace
@@ -106,24 +119,71 @@ def send(group: int, number: int) -> None:
 def release(path: Path) -> None:
     """Strike processes that are gone from DVC's list of readers and writers (.dvc/tmp/rwlock).
 
-    DVC would do it itself, path by path and with a warning for each, the next time that it meets them.
+    DVC would do so itself, path by path and with a warning for each, but for numbers that another process has
+    by now, for processes that nobody waits for, and for a list that a full disk has cut.
     """
-    with contextlib.suppress(FileNotFoundError, BlockingIOError, json.JSONDecodeError):
-        guard = path.with_name("rwlock.lock").open("a")  # DVC's own, held for milliseconds
-        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kept = {
-            "write": {name: info for name, info in content.get("write", {}).items() if alive(info["pid"])},
-            "read": {
-                name: infos
-                for name, found in content.get("read", {}).items()
-                if (infos := [info for info in found if alive(info["pid"])])
-            },
-        }
+    with contextlib.suppress(OSError), path.with_name("rwlock.lock").open("a") as guard:
+        _lock(guard.fileno())  # DVC's own, held for milliseconds
+        written, text = path.stat().st_mtime, path.read_text(encoding="utf-8", errors="replace")
+        try:
+            content = json.loads(text)
+            kept = _kept(content, written)
+        except (ValueError, TypeError, KeyError, AttributeError):  # no list of DVC's: it could not read it
+            content, kept = None, {}
         if kept != content:
             temporary = path.with_name("rwlock.decant")
             temporary.write_text(json.dumps(kept), encoding="utf-8")
             temporary.replace(path)
+
+
+def _lock(number: int, seconds: float = 1.0) -> None:
+    """Take a lock on an open file.
+
+    Raises:
+        BlockingIOError: Another process has had it for so long.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _kept(content: dict[str, Any], written: float) -> dict[str, Any]:
+    """Return DVC's list without processes that are gone."""
+    readers = {
+        name: [info for info in found if holds(info["pid"], info["cmd"], written)]
+        for name, found in content.get("read", {}).items()
+    }
+    writers = content.get("write", {}).items()
+    return {
+        "write": {name: info for name, info in writers if holds(info["pid"], info["cmd"], written)},
+        "read": {name: found for name, found in readers.items() if found},
+    }
+
+
+def holds(pid: int, command: str, written: float) -> bool:
+    """Say whether a process is alive and the one that DVC has listed, not another one of the same number.
+
+    Args:
+        pid: Its number.
+        command: Its arguments, as DVC has listed them: the script's path, then words.
+        written: When the list was written last, in seconds; whoever began later is not in it.
+    """
+    try:
+        process = psutil.Process(pid)
+        words, began = " ".join(process.cmdline()), process.create_time()
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+    script, _, rest = command.partition(" ")
+    same = words.endswith(rest) and (Path(script).name in words or "dvc" in words)
+    return alive(pid) and same and began <= written + 2
 
 
 def alive(pid: int) -> bool:

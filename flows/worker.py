@@ -6,16 +6,23 @@ which count processes, tell two of them apart. DVC is imported once, not once a 
 
 DVC promises nothing of what is used here, so tests/test_pool.py holds it: `Repo(_wait_for_lock=True)` with
 `lock`, `index`, `stage.collect` and `find_outs_by_path`; `Stage.status`, `Stage.changed`, `Stage.reproduce`,
-`Stage.run`, `Stage.dump`; where the cache keeps a file (`oid_to_path`); and two messages of its log.
+`Stage.run`; where the cache keeps a file (`oid_to_path`); and two messages of its log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import gc
 import json
 import logging
 import os
+import queue
+import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,28 +35,46 @@ if TYPE_CHECKING:
 MARK = "\x1e"
 """Begins the line of an answer (ASCII's record separator): no program prints it by chance."""
 
+ORPHAN = 5.0
+"""Seconds after the end of the flow, and of whatever should end this process, in which it ends itself."""
+
 
 class Turn:
     """DVC's lock of the workspace with a queue before it.
 
     Whoever finds DVC's lock taken sleeps half a second and tries again; our own workers wait here for as
     long as it takes and no longer. Other DVC commands are waited for in DVC's way.
+
+    Who has it hashes, copies and writes what a stage has made: an interruption waits until it is recorded.
     """
 
     def __init__(self, lock: Any, path: Path) -> None:
         self._lock, self._file = lock, path.open("a")
+        self._held, self._interrupted = False, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
 
     def lock(self) -> None:
         """Wait for both."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._lock.lock()
+        self._held = True
 
     def unlock(self) -> None:
         """Let go of both."""
         try:
-            self._lock.unlock()
+            if self._lock.is_locked:  # else it was interrupted before it had it
+                self._lock.unlock()
         finally:
+            self._held = False
             fcntl.flock(self._file, fcntl.LOCK_UN)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True
+        if not self._held:
+            raise KeyboardInterrupt
 
     def __enter__(self) -> Turn:
         self.lock()
@@ -82,16 +107,36 @@ def main() -> None:
     """Answer requests until the input ends."""
     # Ours, and last: this file runs in the workspace of whatever project, by its path.
     sys.path.append(str(Path(__file__).parents[1]))
+    from decant.outputs import is_full, no_space
+    from flows.entries import remember_params
+
+    remember_params()
     workspace = Workspace()
-    requests = os.fdopen(os.dup(0))
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a stage that reads its input must not read requests
-    for line in requests:
+    for line in _requests():
         request = json.loads(line)
         try:
             answer = {"ok": getattr(workspace, request.pop("do"))(**request)}
         except Exception as error:  # whatever it is, the flow has to tell it
-            answer = {"error": _messages(error), "kind": type(error).__name__}
+            answer = {"error": no_space(error) if is_full(error) else _messages(error)}
         _answer(answer)
+
+
+def _requests() -> Iterator[str]:
+    """Yield the lines of standard input; soon after its end, end this process group, whatever it does."""
+    stream, lines = os.fdopen(os.dup(0)), queue.SimpleQueue[str]()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a stage that reads its input must not read requests
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put("")
+        time.sleep(ORPHAN)  # the flow's watchdog ends us sooner, unless it was killed too
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=read, daemon=True).start()
+    while line := lines.get():
+        yield line
 
 
 class Workspace:
@@ -116,6 +161,7 @@ class Workspace:
         from dvc.exceptions import DvcException
 
         from flows.described import Outputs
+        from flows.entries import unchanged
 
         repo = self._open()
         with repo.lock:
@@ -131,7 +177,8 @@ class Workspace:
             needed = set(chosen).union(*(nx.descendants(active, stage) for stage in chosen))
             order = list(nx.dfs_postorder_nodes(active.subgraph(needed)))
             outputs = Outputs.of(graph)
-            return [self._describe(stage, active, outputs) for stage in order]
+            with unchanged(repo, order), _no_collector():
+                return [self._describe(stage, active, outputs) for stage in order]
 
     def run(self, stage: str, force: bool, environment: dict[str, str], pull: bool = False) -> str:
         """Run one stage if it must run, record it in dvc.lock, and return which way DVC took.
@@ -142,6 +189,8 @@ class Workspace:
             environment: Variables for its command alone.
             pull: Take what the run cache knows out of the remote, too.
         """
+        from flows.entries import record
+
         handler, logger = OutcomeHandler(), logging.getLogger("dvc")
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -153,7 +202,7 @@ class Workspace:
                 found = self._stage(stage)
                 _answer({"begun": stage})  # from here on it takes time of its own, and not DVC's
                 if _pulled(found, force) if pull else found.reproduce(force=force):
-                    found.dump(update_pipeline=False)
+                    record(found)
         finally:
             logger.removeHandler(handler)
             for name, value in before.items():
@@ -199,7 +248,11 @@ class Workspace:
 
         repo = self._open()
         with repo.lock:
-            exchange.adopt(repo, self._stage(stage), entry)
+            try:
+                exchange.adopt(repo, self._stage(stage), entry)
+            except BaseException:
+                del self._stages[stage]  # it has taken over the entry already
+                raise
 
     def _stage(self, name: str) -> PipelineStage:
         self._open()
@@ -212,20 +265,20 @@ class Workspace:
 
             repo = Repo(_wait_for_lock=True)
             repo.lock = Turn(repo.lock, Path(repo.tmp_dir) / "decant.turn")
-            with repo.lock:
+            with repo.lock, _no_collector():
                 self._stages = {stage.addressing: stage for stage in repo.index.stages}
             self._repo = repo
         return self._repo
 
     def _describe(self, stage: PipelineStage, graph: Any, outputs: Outputs) -> dict[str, Any]:
-        from flows import described
+        from flows import described, entries
 
-        status = stage.status()
+        status = entries.status(stage)
         return {
             "name": stage.addressing,
             "command": stage.cmd if isinstance(stage.cmd, str) else "; ".join(stage.cmd or []),
             "upstream": sorted(other.addressing for other in graph.successors(stage)),
-            "stale": described.reasons(stage, status.get(stage.addressing, []), outputs),
+            "stale": described.reasons(stage, status, outputs),
             "meta": stage.meta or {},
             "frozen": bool(stage.frozen),
             "threads": described.threads(stage),
@@ -253,11 +306,22 @@ def _pulled(stage: PipelineStage, force: bool) -> bool:
     """
     from flows import exchange
 
-    changed = force or stage.changed()
-    if changed:
+    if not force and not stage.changed():
+        return False
+    if not force and (stage.changed_stage() or stage.changed_deps()):
         exchange.know(stage.repo, stage)
-        stage.run(force=force, pull=True)
-    return changed
+    stage.run(force=force, pull=True)
+    return True
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    """Make many objects that stay without looking, again and again, for those among them that do not."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _answer(content: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def _share(repository: Path, folder: Path) -> None:
 
 def root_of(folder: Path) -> Path:
     """Return the top of the Git repository that a folder lies in."""
-    return Path(git(folder, "rev-parse", "--show-toplevel").strip())
+    return Path(git(folder, "rev-parse", "--show-toplevel").removesuffix("\n"))
 
 
 def resolve(repository: Path, revision: str) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from decant.errors import DecantError
+from decant.outputs import telling_full_disks
 
 
 def run(main: Callable[..., None]) -> NoReturn:
@@ -27,7 +28,8 @@ def run(main: Callable[..., None]) -> NoReturn:
 def report_errors() -> Iterator[None]:
     """Exit with 1 and the error's message, or with 130 where a person interrupts, without a stack trace."""
     try:
-        yield
+        with telling_full_disks():
+            yield
     except DecantError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
