@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from decant.calibration.batch_norms import with_statistics
 from decant.calibration.range_search import tried_ranges
+from decant.calibration.ranges import Sparsity
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.clip.clipping import clip_inputs, clip_weights
 from decant.clip.params import ClipParams
 from decant.compression.finish import Result, finished
+from decant.compression.promises import Promise
 from decant.compression.selection import select
 from decant.examples import Splits
 from decant.recipes import recipe_of
@@ -37,12 +40,33 @@ def clip(
         run: Not used; every operation takes one.
 
     Raises:
-        DecantError: The recipe is not valid, nothing would change, or a range does not meet an earlier one.
+        DecantError: The recipe is not valid, nothing would change, nothing would be left of a layer or of its
+            inputs, or a range does not meet an earlier one.
     """
-    block = recipe_of(ClipParams, recipe)
+    block = recipe_of(ClipParams, recipe, splits)
     names, untouched = select(parent.module, block.skip)
     if block.target == "weights":
         child, choices = clip_weights(parent, names, block, splits.train)
-        return finished(parent, child, untouched, tables=tried_ranges(choices, {}))
-    child, choices = clip_inputs(parent, names, block, splits.train)
-    return finished(parent, child, untouched, tables=tried_ranges({}, choices))
+        promises = [sparse(parent, names, block.cut)] if isinstance(block.cut, Sparsity) else []
+        tables = tried_ranges(choices, {})
+    else:
+        child, choices = clip_inputs(parent, names, block, splits.train)
+        promises, tables = [], tried_ranges({}, choices)
+    child, facts = with_statistics(child, splits.train) if block.statistics else (child, {})
+    return finished(parent, child, untouched, tables=tables, facts=facts, promises=promises)
+
+
+def sparse(parent: Checkpoint, names: Sequence[str], cut: Sparsity) -> Promise:
+    """Return the promise that each named weight has as many zeros as were asked for, or as it had before."""
+
+    def broken(model: Checkpoint) -> Iterator[str]:
+        for name in names:
+            before, weight = parent.module.get_parameter(name), model.module.get_parameter(name)
+            asked = max(round(cut.sparsity * weight.numel()), int((before == 0).sum()))
+            if (zeros := int((weight == 0).sum())) != asked:
+                yield (
+                    f"{name}: {asked:,} of {weight.numel():,} weights are to be zero, and {zeros:,} are; "
+                    f"build the model anew, and report this if it happens again"
+                )
+
+    return broken

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
 from decant.calibration.ranges import Cut, Span
+from decant.examples import TrainImages
 from decant.schema import Block
 
 
@@ -14,14 +15,15 @@ class ClipParams(Block):
     """Where each layer's weights, or its inputs, are cut, and the layers that are left out.
 
     `images` counts the training images, from the first on, that the ranges of inputs are taken from; ranges
-    of weights need none.
+    of weights need none. With `statistics` those of batch norms are estimated anew once all is cut.
     """
 
     op: Literal["clip"]
     cut: Cut
     target: Literal["weights", "activations"] = "weights"
-    images: PositiveInt = 1000
+    images: TrainImages = 1000
     skip: tuple[str, ...] = ()
+    statistics: bool = False
 
     @model_validator(mode="after")
     def _fitting(self) -> ClipParams:

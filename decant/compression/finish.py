@@ -46,6 +46,7 @@ def finished(
     facts: Mapping[str, Any] | None = None,
     note: str = "",
     promises: Sequence[Promise] = (),
+    statistics: bool = False,
 ) -> Result:
     """Check the child against its parent and its recipe, and return it with its ledger.
 
@@ -61,6 +62,7 @@ def finished(
         facts: What the lineage should say beside the recipe.
         note: What else its user should know.
         promises: What the recipe promises of the child.
+        statistics: Whether it is enough that the statistics of batch norms have changed.
 
     Raises:
         DecantError: Nothing changed, what an earlier operation did no longer holds, nothing is left of a
@@ -70,7 +72,7 @@ def finished(
     check_invariants(parent, child, kept)
     promises = (nothing_lost(parent), *promises)
     check_promises(child, promises)
-    ledger = chosen(compare(parent, child, untouched, kept), tables or {})
+    ledger = chosen(compare(parent, child, untouched, kept, statistics=statistics), tables or {})
     notes = [message for message in (note, exact_sums(child)) if message]
     return Result(child, ledger, curve, facts or {}, notes, promises)
 

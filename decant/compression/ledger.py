@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
+
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE
 from decant.compression.surgery import Kept, removed
@@ -47,7 +49,12 @@ class Entry:
 
 
 def compare(
-    parent: Checkpoint, child: Checkpoint, untouched: Mapping[str, str], kept: Kept | None = None
+    parent: Checkpoint,
+    child: Checkpoint,
+    untouched: Mapping[str, str],
+    kept: Kept | None = None,
+    *,
+    statistics: bool = False,
 ) -> list[Entry]:
     """Return one entry for each parameter of the child, whose architecture is the parent's.
 
@@ -58,6 +65,7 @@ def compare(
             have changed all the same, in a training say, and left out then.
         kept: What it left of the parent's tensors, where it removed channels. What is changed is counted in
             the channels that are left.
+        statistics: Whether it is enough that the statistics of batch norms have changed.
 
     Raises:
         DecantError: Nothing changed: no weight, no levels, no mask, no rounding of inputs. A range that
@@ -81,7 +89,11 @@ def compare(
         )
         for name, parameter in child.module.named_parameters()
     ]
-    if not (any(entry.changed or entry.removed for entry in entries) or _binds(left, child)):
+    if not (
+        any(entry.changed or entry.removed for entry in entries)
+        or _binds(left, child)
+        or (statistics and _estimates(left, child))
+    ):
         raise DecantError(
             "The operation changed nothing: no weight has another value, no new levels, no new zero held; "
             "ask for more (a higher sparsity, a narrower range, fewer bits) or remove the model's block"
@@ -173,6 +185,12 @@ def _binds(parent: Checkpoint, child: Checkpoint) -> bool:
         ):
             return True
     return False
+
+
+def _estimates(parent: Checkpoint, child: Checkpoint) -> bool:
+    """Say whether any statistic of a batch norm is another."""
+    before = dict(parent.module.named_buffers())
+    return any(not torch.equal(buffer, before[name]) for name, buffer in child.module.named_buffers())
 
 
 def _channels(before: Sequence[int], after: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from decant.calibration.batch_norms import with_statistics
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, finished
 from decant.examples import Splits
@@ -28,6 +29,8 @@ def finetune(
 ) -> Result:
     """Return the parent, trained further with its masks, levels and ranges held.
 
+    Without epochs, the statistics of its batch norms are estimated anew instead, and no weight is changed.
+
     It does not help a model that nothing was taken from: it has learned what these images can teach it.
 
     Args:
@@ -40,7 +43,10 @@ def finetune(
     Raises:
         DecantError: The recipe is not valid, or the loss became NaN or infinite.
     """
-    block, run = recipe_of(FinetuneParams, recipe), run or Run()
+    block, run = recipe_of(FinetuneParams, recipe, splits), run or Run()
+    if block.statistics:
+        estimated, images = with_statistics(parent, splits.train)
+        return finished(parent, estimated, {}, facts=images, statistics=True)
     child = replace(parent, module=copy.deepcopy(parent.module))
     curve = fit_(
         child.module,

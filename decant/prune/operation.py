@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from decant.calibration.batch_norms import with_statistics
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, finished
 from decant.examples import Splits
@@ -42,10 +44,13 @@ def prune(
         DecantError: The recipe is not valid, the budget cannot be met or is met already, or a layer would be
             emptied.
     """
-    block, run, teacher = recipe_of(PruneParams, recipe), run or Run(), teacher or parent
+    block, run, teacher = recipe_of(PruneParams, recipe, splits), run or Run(), teacher or parent
     kind = ChannelPruning if isinstance(block.structure, Channels) else MaskPruning
     pruning = kind(block, parent, teacher, splits, run.seed)
     result = run_schedule(pruning, run)
+    if block.statistics:
+        model, images = with_statistics(result.model, splits.train)
+        result = replace(result, model=model, facts={**result.facts, **images})
     return finished(
         parent,
         result.model,

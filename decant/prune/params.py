@@ -10,7 +10,7 @@ from decant.prune.allocations import Allocation, Global
 from decant.prune.budgets import PruningBudget
 from decant.prune.channels.structure import Channels
 from decant.prune.criteria import Criterion
-from decant.prune.schedules import During, Iterative, OneShot, Rewind, Rigl, Schedule
+from decant.prune.schedules import During, Gradual, Iterative, OneShot, Rewind, Rigl, Schedule, Surgery
 from decant.prune.structures import NOfM, Structure, Weights
 from decant.schema import Block
 
@@ -25,6 +25,7 @@ class PruneParams(Block):
         schedule: When.
         budget: How much may be left; a pattern of N in M has its own.
         skip: Layers that are left alone.
+        statistics: Estimate the statistics of batch norms anew on training images, once all is pruned.
     """
 
     op: Literal["prune"]
@@ -34,6 +35,7 @@ class PruneParams(Block):
     schedule: Schedule = OneShot()
     budget: PruningBudget | None = None
     skip: tuple[str, ...] = ()
+    statistics: bool = False
 
     @model_validator(mode="after")
     def _fitting(self) -> PruneParams:
@@ -57,7 +59,7 @@ class PruneParams(Block):
 
     def _criterion(self) -> str:
         criterion, structure = self.criterion, self.structure
-        if criterion.accumulates and not isinstance(self.schedule, During):
+        if criterion.accumulates and not isinstance(self.schedule, Gradual | Surgery):
             return f"criterion {criterion.kind} scores what a training does: take schedule gradual or surgery"
         if criterion.structures and structure.kind not in criterion.structures:
             known = " or ".join(criterion.structures)
@@ -67,6 +69,8 @@ class PruneParams(Block):
     def _schedule(self) -> str:
         schedule, structure = self.schedule, self.structure
         inside = isinstance(schedule, During)
+        if self.statistics and not isinstance(schedule, OneShot):
+            return f"schedule {schedule.kind} trains, which estimates statistics: leave out statistics"
         if inside and isinstance(structure, Channels):
             return (
                 f"schedule {schedule.kind} changes masks in a training, channels are removed: take iterative"

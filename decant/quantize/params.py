@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from decant.calibration.ranges import MinMax, Mse, Ranges
+from decant.examples import TrainImages
 from decant.quantize.mixed_precision.params import Mixed
 from decant.quantize.qat.trainers import Train, check_pairing
 from decant.quantize.rounding.methods import Nearest, Rounding
@@ -63,6 +64,8 @@ class QuantizeParams(Block):
         scheme: The levels of the weights.
         activations: How inputs are rounded; they stay in float32 where it is left out.
         images: Training images for ranges, Hessians and corrections; the first so many.
+        statistics: Estimate the statistics of batch norms anew on training images before they are folded;
+            where they are not, again once weights are rounded.
         fold: Fold batch norms into the convolutions before them.
         equalize: Move size between layers until their channels have equal ranges.
         smooth: Move so much of the inputs' outliers into the weights, in (0, 1).
@@ -78,7 +81,8 @@ class QuantizeParams(Block):
     op: Literal["quantize"]
     scheme: Scheme
     activations: Activations | None = None
-    images: PositiveInt = 1000
+    images: TrainImages = 1000
+    statistics: bool = False
     fold: bool = True
     equalize: bool = False
     smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -131,6 +135,7 @@ class QuantizeParams(Block):
             name
             for name, given in (
                 ("rounding", not isinstance(self.rounding, Nearest)),
+                ("statistics", self.statistics),
                 ("equalize", self.equalize),
                 ("smooth", self.smooth is not None),
                 ("correct_bias", self.correct_bias),

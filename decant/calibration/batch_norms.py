@@ -1,0 +1,124 @@
+"""The statistics of batch norms, estimated anew for a network whose weights changed without a training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.errors import DecantError
+from decant.examples import Examples, pixels
+from decant.networks.layer_inputs import received
+from decant.progress import progress_bar
+
+IMAGES = 10_000
+"""The first training images, or all where there are fewer, that statistics are estimated on."""
+
+BATCH = 250
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+
+def with_statistics(checkpoint: Checkpoint, train: Examples) -> tuple[Checkpoint, dict[str, int]]:
+    """Return the model with statistics of training images, as `reestimated`, and the fact for its lineage."""
+    images = train.at_most(IMAGES).images
+    return reestimated(checkpoint, images), {"statistics_images": len(images)}
+
+
+def reestimated(checkpoint: Checkpoint, images: Tensor) -> Checkpoint:
+    """Return the model with the statistics that its batch norms would have, had it been trained as it is.
+
+    Each batch norm gets the mean and the variance, over all images and positions, of what it receives in
+    evaluation: one after another in the order in which they run, as what one receives depends on those before
+    it. Then evaluation answers as training mode would with all images in one batch. No label is read, no
+    weight is changed; the given checkpoint is untouched.
+
+    It does not help a network whose weights are those that it was trained with, nor one that is trained
+    afterwards.
+
+    Args:
+        checkpoint: The model.
+        images: uint8 [N, C, H, W], N >= 1; a fair sample of what the network will see.
+
+    Raises:
+        DecantError: There are no batch norms with statistics; or one of them runs more than once for an
+            image, or never.
+
+    References:
+        Li et al., EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning, 2020 (there called
+        adaptive batch normalization). https://arxiv.org/abs/2007.02491
+    """
+    model = checkpoint.narrowed({})
+    if not (norms := _norms(model.module)):
+        raise DecantError(
+            "statistics: the model has no batch norms whose statistics could be estimated anew (quantize "
+            "folds them into the convolutions); leave it out"
+        )
+    for name in progress_bar(_in_order(model.module, norms, images[:1]), "statistics", "batch norms"):
+        _estimate_(model.module, name, norms[name], images)
+    return model
+
+
+def moments(batches: Iterable[Tensor], about: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance [C] of batches [N, C, ...] over all but the channels, float64.
+
+    Args:
+        batches: One or more values in all.
+        about: Numbers [C] near the means, from which values are counted, so that no digits are lost.
+    """
+    count, first, second = 0, torch.zeros_like(about), torch.zeros_like(about)
+    for batch in batches:
+        values = batch.double().movedim(1, 0).flatten(1) - about[:, None]
+        count += values.shape[1]
+        first += values.sum(1)
+        second += values.square().sum(1)
+    mean = first / count
+    return about + mean, (second / count - mean.square()).clamp(min=0)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Say whether a network has batch norms that keep statistics."""
+    return bool(_norms(module))
+
+
+def _norms(module: nn.Module) -> dict[str, Norm]:
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, Norm) and layer.running_mean is not None
+    }
+
+
+def _estimate_(module: nn.Module, name: str, norm: Norm, images: Tensor) -> None:
+    """Give one batch norm the statistics of what it receives, in place."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    weight = f"{name}.weight"
+    batches = (received(module, [weight], pixels(batch))[weight] for batch in images.split(BATCH))
+    mean, variance = moments(batches, norm.running_mean.double())
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+def _in_order(module: nn.Module, norms: dict[str, Norm], images: Tensor) -> list[str]:
+    """Return the names of batch norms in the order in which they run.
+
+    Raises:
+        DecantError: One runs more than once, or never.
+    """
+    calls = Counter[str]()
+    handles = [
+        layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+        for name, layer in norms.items()
+    ]
+    with torch.no_grad():
+        module(pixels(images))
+    for handle in handles:
+        handle.remove()
+    if other := [f"{name} runs {calls[name]} times" for name in norms if calls[name] != 1]:
+        raise DecantError(
+            f"statistics: each batch norm has to run once for an image, and {', '.join(other)}; leave it out"
+        )
+    return list(calls)
