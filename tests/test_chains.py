@@ -322,7 +322,7 @@ def test_inputs_outside_a_fixed_range_are_told_by_layer(home: Path) -> None:
     far = {"cut": {"kind": "bounds", "minimum": -900, "maximum": -800}}
     with pytest.raises(DecantError, match=r"cannot be clipped so: inputs of stem\.0, .* would all be one number"):
         apply(["inputs"], m0_inputs=far)
-    between = {"cut": {"kind": "bounds", "minimum": -900, "maximum": -1.5}, "skip": [*SKIPPED, "head"]}
+    between = {"cut": {"kind": "bounds", "minimum": -900, "maximum": -1.5}}
     with pytest.raises(DecantError, match=r"cannot be clipped so: inputs of .*: A range from .* no number"):
         apply(["inputs", "inputs"], m1_inputs=between)
     beyond = {"activations": {"range": {"kind": "bounds", "minimum": 800}}}

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from decant.calibration.grids import Bits
 from decant.calibration.observers import Sample, Samples, of_weight
 from decant.calibration.thresholds import LAWS, least_divergence, least_error
 from decant.checkpoints.constraints import Constraints, Range
+from decant.examples import TrainImages
 from decant.lazy import torch
-from decant.schema import Section
+from decant.schema import Positive, Section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,6 +121,9 @@ class MinMax(Span):
         return sample.low, sample.high
 
 
+Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
 class Bounds(Span):
     """Cut at a fixed minimum, a fixed maximum, or both.
 
@@ -132,8 +136,8 @@ class Bounds(Span):
     """
 
     kind: Literal["bounds"] = "bounds"
-    minimum: float | None = None
-    maximum: float | None = None
+    minimum: Bound | None = None
+    maximum: Bound | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Bounds:
@@ -183,7 +187,7 @@ class Deviation(Span):
     """
 
     kind: Literal["deviation"] = "deviation"
-    multiple: PositiveFloat = 3.0
+    multiple: Positive = 3.0
 
     def bounds(self, sample: Sample, bits: int) -> tuple[float, float]:
         """Return mean - k * sigma and mean + k * sigma over all numbers (not a draw)."""
@@ -270,7 +274,7 @@ class Best(Span):
 
     kind: Literal["best"] = "best"
     bits: Bits | None = None
-    images: PositiveInt = 1000
+    images: TrainImages = 1000
 
     def bounds(self, sample: Sample, bits: int) -> tuple[float, float]:
         """Refuse: what is best depends on the network and on images, which a sample does not hold."""
@@ -287,7 +291,7 @@ class Threshold(Section):
     """
 
     kind: Literal["threshold"] = "threshold"
-    threshold: PositiveFloat
+    threshold: Positive
 
     def constrain(self, weight: Tensor, mask: Tensor | None = None) -> Constraints:
         """Return a mask of the weights that are larger than the threshold."""

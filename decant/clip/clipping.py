@@ -58,10 +58,22 @@ def clip_inputs(parent: Checkpoint, names: Sequence[str], block: ClipParams, tra
         for layer in layers:
             span = choices[layer].span if choices else block.cut
             clamps[layer] = span.over(samples[layer])
+            _check_left(layer, clamps[layer], MinMax().over(samples[layer]))
         child = parent.narrowed({}, clamps=clamps)
     except ValueError as error:
         raise DecantError(f"{block.from_} cannot be clipped so: {error}") from None
     return child, {f"{layer}.weight": choice for layer, choice in choices.items()}
+
+
+def _check_left(layer: str, clamp: Range, seen: Range) -> None:
+    """Refuse a range that cuts all inputs of a layer to one number."""
+    low, high = clamp.ends()
+    least, largest = seen.ends()
+    if least < largest and (high <= least or low >= largest):
+        raise ValueError(
+            f"inputs of {layer}, which lie in {seen.describe()}, would all be one number in "
+            f"{clamp.describe()}; take a wider range"
+        )
 
 
 def _added(parent: Checkpoint, name: str, cut: Span | Threshold | Sparsity) -> Constraints:

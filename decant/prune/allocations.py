@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
+from decant.examples import ValidationImages
 from decant.lazy import torch
 from decant.prune.structures import lowest
 from decant.schema import Section
@@ -128,7 +129,7 @@ class Adaptive(Section):
     """
 
     kind: Literal["adaptive"] = "adaptive"
-    images: PositiveInt = 1000
+    images: ValidationImages = 1000
     points: Annotated[int, Field(ge=2, le=64)] = 10
 
     def counts(self, scores: Scores, shapes: Mapping[str, torch.Size], removed: int, probe: Probe) -> Counts:

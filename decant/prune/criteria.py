@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from decant.errors import DecantError
-from decant.examples import Examples, pixels
+from decant.examples import Examples, TrainImages, pixels
 from decant.lazy import torch
 from decant.networks.structure import compressible, normalized_by
-from decant.schema import Section
+from decant.schema import Count, Positive, Section
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -100,7 +100,7 @@ class Taylor(Scoring):
     """
 
     kind: Literal["taylor"] = "taylor"
-    images: PositiveInt = 2000
+    images: TrainImages = 2000
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return |w * g| per weight."""
@@ -142,7 +142,7 @@ class Fisher(Scoring):
     """
 
     kind: Literal["fisher"] = "fisher"
-    images: PositiveInt = 1000
+    images: TrainImages = 1000
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return w^2 F / 2 per weight."""
@@ -174,7 +174,7 @@ class Wanda(Scoring):
     """
 
     kind: Literal["wanda"] = "wanda"
-    images: PositiveInt = 1000
+    images: TrainImages = 1000
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return |w| * ||x|| per weight."""
@@ -229,9 +229,9 @@ class Obs(Scoring):
     repairs: ClassVar[bool] = True
     structures: ClassVar[tuple[str, ...]] = ("weights", "blocks", "n-of-m")
     kind: Literal["obs"] = "obs"
-    images: PositiveInt = 2000
-    damping: PositiveFloat = 0.01
-    rounds: PositiveInt = 16
+    images: TrainImages = 2000
+    damping: Positive = 0.01
+    rounds: Count = 16
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return w^2 / [H^-1] per weight: the rise of its layer's mean squared output error."""
@@ -275,8 +275,8 @@ class Reconstruction(OfChannels):
 
     repairs: ClassVar[bool] = True
     kind: Literal["reconstruction"] = "reconstruction"
-    images: PositiveInt = 2000
-    damping: PositiveFloat = 0.01
+    images: TrainImages = 2000
+    damping: Positive = 0.01
 
     def channel_scores(
         self, module: nn.Module, groups: Sequence[ChannelGroup], examples: Examples
@@ -300,7 +300,7 @@ class Drift(OfChannels):
     """
 
     kind: Literal["drift"] = "drift"
-    images: PositiveInt = 500
+    images: TrainImages = 500
 
     def channel_scores(
         self, module: nn.Module, groups: Sequence[ChannelGroup], examples: Examples
@@ -318,14 +318,14 @@ Criterion = Annotated[
 
 
 def _seen(kind: str, examples: Examples, count: int) -> Examples:
-    """Return the first `count` examples.
+    """Return the first `count` examples, or all where there are fewer.
 
     Raises:
         DecantError: There are none.
     """
     if not len(examples):
         raise DecantError(f"criterion {kind} scores weights by training images and got none")
-    return examples.first(count)
+    return examples.at_most(count)
 
 
 def _batches(examples: Examples, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -63,8 +63,8 @@ class Candidates:
             )
         if count < least:
             raise DecantError(
-                f"budget: sparsity {sparsity} is exceeded already: {least:,} of the {total:,} weights are zero, "
-                f"which is {least / total:.6g}; ask for a higher sparsity, or prune an ancestor"
+                f"budget: sparsity {sparsity} is exceeded already: {least:,} of the {total:,} weights are "
+                f"zero, which is {least / total:.6g}; ask for a higher sparsity, or prune an ancestor"
             )
         return count
 

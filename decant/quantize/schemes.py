@@ -33,6 +33,11 @@ class Quantizer(Section):
     kind: str
     wide_ends: ClassVar[bool] = False
 
+    @property
+    def most(self) -> int:
+        """The most levels that a weight gets."""
+        raise NotImplementedError
+
     def levels(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Levels:
         """Return the levels of a weight whose output channels are on `axis`.
 
@@ -90,6 +95,11 @@ class Integer(Stepped):
     symmetric: bool = True
     group: GroupSize | None = None
 
+    @property
+    def most(self) -> int:
+        """Levels of a weight: the symmetric ones leave out one code."""
+        return 2**self.bits - self.symmetric
+
     @model_validator(mode="after")
     def _grouped(self) -> Integer:
         if self.group is not None and not self.per_channel:
@@ -137,6 +147,7 @@ class Ternary(Quantizer):
     kind: Literal["ternary"] = "ternary"
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.7
     per_channel: bool = True
+    most: ClassVar[int] = 3
 
     def levels(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Levels:
         """Return the levels -1, 0 and 1 with a scale [] or per output channel [O, 1, ...].
@@ -175,6 +186,7 @@ class Binary(Quantizer):
     kind: Literal["binary"] = "binary"
     balanced: bool = False
     wide_ends: ClassVar[bool] = True
+    most: ClassVar[int] = 2
 
     def levels(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Levels:
         """Return the levels -1 and 1 with a scale per output channel [O, 1, ...].
@@ -206,10 +218,10 @@ class Binary(Quantizer):
 class Codebook(Quantizer):
     """Up to `entries` numbers that weights share, found by k-means in one dimension: one list for a layer.
 
-    Starts from numbers evenly between the least and the largest weight, which keeps the few large weights
-    that matter, as the paper found; weights that a mask holds do not count. An entry that no weight is near
-    is dropped, so that there may be fewer. Makes files small and computing no faster: a code has to be looked
-    up. Does not help a small layer, where the entries take as much as they save.
+    The start is the best division of runs of neighbouring weights, so that a few that are far from all others
+    neither waste entries nor lose theirs; weights that a mask holds do not count. There are fewer entries
+    only where there are fewer distinct weights. Makes files small and computing no faster: a code has to be
+    looked up. Does not help a small layer, where the entries take as much as they save.
 
     References:
         Han et al., Deep Compression, 2015, section 3. https://arxiv.org/abs/1510.00149
@@ -217,6 +229,11 @@ class Codebook(Quantizer):
 
     kind: Literal["codebook"] = "codebook"
     entries: Annotated[int, Field(ge=2, le=256)] = 16
+
+    @property
+    def most(self) -> int:
+        """Levels of a weight, where it has as many different numbers."""
+        return self.entries
 
     def levels(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Levels:
         """Return 2 to `entries` levels, ascending, in the weights' own unit: the scale is 1.
@@ -244,6 +261,11 @@ class PowerOfTwo(Stepped):
 
     kind: Literal["power-of-two"] = "power-of-two"
     bits: Bits = 4
+
+    @property
+    def most(self) -> int:
+        """Levels of a weight."""
+        return 2**self.bits - 1
 
     def levels(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Levels:
         """Return 2^bits - 1 levels with a scale [] or per output channel [O, 1, ...].

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 
+from decant.examples import TrainImages
 from decant.lazy import torch
-from decant.schema import Fraction, Section
+from decant.schema import Count, Fraction, Index, NotNegative, Positive, Section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ class Sgd(Section):
     """Stochastic gradient descent with Nesterov momentum."""
 
     kind: Literal["sgd"] = "sgd"
-    learning_rate: PositiveFloat = 0.1
+    learning_rate: Positive = 0.1
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -38,7 +39,7 @@ class Adamw(Section):
     """
 
     kind: Literal["adamw"] = "adamw"
-    learning_rate: PositiveFloat = 0.001
+    learning_rate: Positive = 0.001
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer over parameter groups."""
@@ -83,7 +84,7 @@ class Augmentation(Section):
     """
 
     flip: bool = False
-    shift: Annotated[int, Field(ge=0)] = 0
+    shift: Index = 0
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return images [N, C, H, W], each flipped and shifted by its own draw; what shifts in is zero."""
@@ -108,17 +109,17 @@ class Training(Section):
             pruned. None of the three helps a model that is not pruned after it.
     """
 
-    epochs: PositiveInt
-    batch_size: PositiveInt = 128
+    epochs: Count
+    batch_size: TrainImages = 128
     optimizer: Annotated[Sgd | Adamw, Field(discriminator="kind")] = Sgd()
     schedule: Annotated[OneCycle | Cosine, Field(discriminator="kind")] = OneCycle()
-    weight_decay: NonNegativeFloat = 0.0005
-    l1: NonNegativeFloat = 0.0
-    group_lasso: NonNegativeFloat = 0.0
+    weight_decay: NotNegative = 0.0005
+    l1: NotNegative = 0.0
+    group_lasso: NotNegative = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augmentation: Augmentation = Augmentation()
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    patience: PositiveInt | None = None
+    patience: Count | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def hard_loss(self) -> Loss:

@@ -1,5 +1,8 @@
 """Stage `teacher`: python -m tasks.teacher"""
 
+from dataclasses import replace
+
+from decant.recipes import counted
 from decant.training.fresh import train
 from tasks.pipeline.splits import read_splits
 from tasks.pipeline.stage import run
@@ -9,8 +12,9 @@ from tasks.teacher.params import TeacherParams
 
 def main() -> None:
     """Read the images; train the teacher; write it to models/teacher."""
-    step = begin("teacher", "teacher", "teacher", TeacherParams)
-    write(step, train(step.block.architecture, step.block.training, read_splits(), step.run()))
+    step, splits = begin("teacher", "teacher", "teacher", TeacherParams), read_splits()
+    step = replace(step, block=counted(step.block, splits))
+    write(step, train(step.block.architecture, step.block.training, splits, step.run()))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ class ChannelPruning(MaskPruning):
         target = self.target  # before any scoring
         plan, facts = self._planned(self._ladder(self._scores()), target)
         plan = self._repaired(plan)
-        plan.check(self.train.first(CHECKED).images)
+        plan.check(self.train.at_most(CHECKED).images)
         return Pruned(plan.model, plan.kept, facts)
 
     def promises(self, result: Pruned) -> list[Promise]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from decant.calibration.grids import Bits
-from decant.schema import Section
+from decant.examples import ValidationImages
+from decant.schema import Amount, Section
 
 
 class WidthBudget(Section):
@@ -21,8 +22,8 @@ class WidthBudget(Section):
             of its weight and the bits of its input; 32 where they are not rounded.
     """
 
-    bytes: PositiveFloat | None = None
-    bit_operations: PositiveFloat | None = None
+    bytes: Amount | None = None
+    bit_operations: Amount | None = None
 
     @model_validator(mode="after")
     def _one(self) -> WidthBudget:
@@ -70,7 +71,7 @@ class Mixed(Section):
 
     budget: WidthBudget
     bits: Annotated[tuple[Bits, ...], Field(min_length=2)] = (2, 3, 4, 5, 6, 8)
-    images: PositiveInt = 1000
+    images: ValidationImages = 1000
 
     @field_validator("bits")
     @classmethod

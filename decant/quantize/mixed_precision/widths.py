@@ -62,14 +62,19 @@ class WidthAllocation:
         Raises:
             DecantError: It is more than the budget: something was added that the start did not have.
         """
-        used, unit = spent(child, self.measure), _unit(self.measure)
-        if used > self.limit:
-            raise DecantError(
-                f"mixed.budget: the model has {used:,} {unit} and {self.limit:,} are allowed; "
-                f"lower the budget by {used - self.limit:,}"
-            )
-        message = f"{used:,} of {self.limit:,} {unit}"
+        if over := self.exceeded(child):
+            raise DecantError(over[0])
+        message = f"{spent(child, self.measure):,} of {self.limit:,} {_unit(self.measure)}"
         return {"budget": f"{message}, every layer at its widest" if self.widest else message}
+
+    def exceeded(self, child: Checkpoint) -> list[str]:
+        """Return by how much a model is above the budget; nothing where it is not."""
+        if (used := spent(child, self.measure)) <= self.limit:
+            return []
+        return [
+            f"mixed.budget: the model has {used:,} {_unit(self.measure)} and {self.limit:,} are allowed; "
+            f"lower the budget by {used - self.limit:,}"
+        ]
 
 
 def allocate(
