@@ -19,14 +19,15 @@ class PruningBudget(Section):
     1 on is a count.
 
     Attributes:
-        sparsity: Zeros among the weights that may be pruned, as a share; exact. Of channels: the share of the
-            channels that is removed.
+        sparsity: Zeros among the weights that may be pruned, as a share; exact. Of blocks: the fewest that
+            make as many zeros, with those that are there. Of channels: the share of the channels that is
+            removed.
         nonzeros: Parameters that are not zero, biases and batch norms included.
         bytes: On disk, of all that rebuilds the function.
         macs: Multiplications for one image; needs channels, as zeros are multiplied like other weights.
         latency: Time over the teacher's in ONNX Runtime on this machine; needs channels.
-        drift: KL divergence of the logits from the unpruned model's, in nats on training images that chose
-            nothing else: remove as much as that allows.
+        drift: KL divergence of the logits from the unpruned model's, in nats on the last training images, where
+            criteria look at the first ones: remove as much as that allows.
     """
 
     sparsity: Share | None = None

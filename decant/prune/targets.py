@@ -42,6 +42,12 @@ def nonzeros(model: Checkpoint) -> float:
     return counts.nonzeros(model.module)
 
 
+def unmasked(model: Checkpoint) -> float:
+    """Return the number of parameters that no mask holds at zero: a training may move any other off it."""
+    masks = [held.mask for held in model.constraints.values() if held.mask is not None]
+    return counts.parameters(model.module) - sum(int((~mask).sum()) for mask in masks)
+
+
 def macs(model: Checkpoint) -> float:
     """Return the multiplications for one image."""
     return counts.macs(model.module, model.shape)

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from decant.calibration.batch_norms import has_statistics, with_statistics
 from decant.calibration.range_search import Choice, held_out, tried_ranges
 from decant.checkpoints.activations import Grid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints
 from decant.compression.invariants import check_invariants
 from decant.compression.ledger import Tables, merged
+from decant.compression.promises import Promise
 from decant.compression.selection import select
 from decant.errors import DecantError
-from decant.examples import Examples
+from decant.examples import Examples, Splits
 from decant.lowering.folding import folded, moved
 from decant.networks.structure import followers
 from decant.progress import progress_bar
@@ -28,10 +30,12 @@ from decant.quantize.equalization import equalized, smoothed
 from decant.quantize.layer_schemes import Schemes, best_of, constrained, schemes_for, with_ranges
 from decant.quantize.mixed_precision.widths import WidthAllocation, allocate
 from decant.quantize.params import QuantizeParams
+from decant.quantize.promises import leveled, rounded_inputs
 from decant.quantize.qat.training import same_answers, train_rounded
 from decant.quantize.quantizable import quantizable
 from decant.quantize.rounding.layers import round_layers
 from decant.quantize.schemes import Scheme
+from decant.recipes import counted
 from decant.training.fit import EpochMetrics, epochs_run
 from decant.training.losses import against_teacher, warning
 from decant.training.run import Run
@@ -53,6 +57,7 @@ class Quantized:
         untouched: Why other parameters were left alone.
         tables: What was tried for each weight, and taken.
         facts: What else the lineage should say.
+        promises: What the recipe promises of the child.
         curve: Of the training, where there was one.
     """
 
@@ -61,6 +66,7 @@ class Quantized:
     untouched: Mapping[str, str]
     tables: Tables
     facts: Mapping[str, Any]
+    promises: Sequence[Promise]
     curve: Sequence[EpochMetrics] = ()
 
 
@@ -83,10 +89,13 @@ class Recipe:
         train: Examples,
         validation: Examples,
     ) -> None:
-        self.block, self.parent, self._teacher = block, parent, teacher
+        self.block = block = counted(block, Splits(train, validation))
+        self.parent, self._teacher = parent, teacher
         self._train, self._validation = train, validation
         self._images = train.first(block.images).images
         self._facts: dict[str, Any] = {}
+        if block.statistics:
+            self.parent, self._facts = with_statistics(parent, train)
         self.before = self._prepared()
         every = list(quantizable(self.before.module))
         names, self._untouched = select(self.before.module, block.skip, every)
@@ -103,6 +112,8 @@ class Recipe:
         model = self._round({name: self._held(name, scheme) for name, scheme in schemes.items()})
         if self.block.correct_bias:
             model = corrected(model, self.before.module, self._images)
+        if self.block.statistics and has_statistics(model.module):
+            model, _ = with_statistics(model, self._train)
         return self._quantized(self.before, model, self._untouched)
 
     def trained(self, run: Run) -> Quantized:
@@ -160,7 +171,7 @@ class Recipe:
         return before
 
     def _show(self, before: Checkpoint, fact: str, message: str) -> None:
-        images = self._train.first(SHOWN).images
+        images = self._train.at_most(SHOWN).images
         gap, spread = moved(self.parent, before, images)
         if not math.isfinite(spread):
             raise DecantError(
@@ -245,7 +256,13 @@ class Recipe:
         facts = self._facts
         if self._allocation is not None:
             facts = facts | self._allocation.check(model)
-        return Quantized(before, model, untouched, merged([*self._tables, self._of_inputs]), facts, curve)
+        tables, promises = merged([*self._tables, self._of_inputs]), self._promises()
+        return Quantized(before, model, untouched, tables, facts, promises, curve)
+
+    def _promises(self) -> list[Promise]:
+        """Return what the recipe promises: levels of weights, grids of inputs, and the budget of widths."""
+        budget = [] if self._allocation is None else [self._allocation.exceeded]
+        return [leveled(self.schemes), rounded_inputs(self._grids), *budget]
 
 
 def _bits(scheme: Any) -> int:
