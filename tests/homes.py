@@ -17,6 +17,8 @@ from decant.checkpoints.lineage import read_lineage
 from tasks.pipeline import lineages
 from tasks.pipeline.lineages import MODELS
 from tasks.pipeline.params import read_yaml
+from tasks.pipeline.splits import TRAIN
+from tasks.pipeline.step import training_images
 from tasks.prepare import tables
 from tasks.prepare.sources import SOURCES
 from tasks.prepare.splits import Split
@@ -60,7 +62,10 @@ def put_model(name: str, checkpoint: Checkpoint) -> None:
     """Write a model of the test's own as if the recipe of that name in params.yaml had made it."""
     params = read_yaml()
     parents = {parent: read_lineage(MODELS / parent) for parent in lineages.parents(name, params)}
-    step = lineages.written(name, params) | {"parents": {key: found.seal for key, found in parents.items()}}
+    step = lineages.written(name, params) | {
+        "parents": {key: found.seal for key, found in parents.items()},
+        "data": training_images() if TRAIN.exists() else "",
+    }
     earlier = next((found.lineage.steps for found in parents.values()), ())
     save(replace(checkpoint, lineage=(*earlier, step)), MODELS / name)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from decant.checkpoints.activations import DynamicGrid, InputGrid
 from decant.checkpoints.checkpoint import Checkpoint, state
 from decant.checkpoints.constraints import Constraints, Levels, Range
 from decant.checkpoints.files import load, save, size_bytes
+from decant.checkpoints.lineage import read_beside
 from decant.checkpoints.packing import packed_size
 from decant.errors import DecantError
 from decant.lowering.folding import folded
@@ -248,7 +250,9 @@ def test_a_truncated_file_is_told_in_words(file: str, share: float, tmp_path: Pa
         load(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"steps": ["x"]}, {"steps": {}}, {"steps": None}, {"beside": 3}, {"x": 1}])
+@pytest.mark.parametrize(
+    "change", [{"steps": ["x"]}, {"steps": {}}, {"steps": None}, {"beside": 3}, {"x": 1}]
+)
 def test_a_lineage_that_is_no_list_of_steps_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     save(make(), tmp_path)
     reseal(tmp_path / "lineage.json", change)
@@ -277,6 +281,68 @@ def test_an_architecture_that_there_is_not_is_told_as_in_params(tmp_path: Path) 
     save(make(), tmp_path)
     redescribe(tmp_path, {"architecture": {"kind": "resnt"}})
     with pytest.raises(DecantError, match=r"architecture: unknown kind 'resnt'; did you mean 'resnet'\?\)"):
+        load(tmp_path)
+
+
+def test_a_changed_number_of_the_description_is_refused(tmp_path: Path) -> None:
+    save(constrained(CASES["integer"]), tmp_path)
+    text = (tmp_path / "model.json").read_text()
+    assert '"scale":0.02' in text
+    (tmp_path / "model.json").write_text(text.replace('"scale":0.02', '"scale":0.03'))
+    with pytest.raises(DecantError, match=r"does not hold what it should .*has not the sum"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.json", "lineage.json"])
+@pytest.mark.parametrize("text", ["", "\xff", '{"a":' * 100_000, "[" * 100_000, "9" * 10_000])
+@pytest.mark.parametrize("sealed", [False, True])
+def test_text_that_no_parser_bears_is_one_sentence(
+    file: str, text: str, sealed: bool, tmp_path: Path
+) -> None:
+    save(make(), tmp_path)
+    beside = (tmp_path / "model.safetensors").read_bytes() if file == "model.json" else b""
+    if sealed:
+        text = seal(text + "}", beside)
+    (tmp_path / file).write_text(text, encoding="latin1")
+    with pytest.raises(DecantError, match=r"does not hold what it should|has a former format") as told:
+        load(tmp_path)
+    assert str(told.value).endswith("; delete " + str(tmp_path) + " and run `dvc repro`")
+    assert len(str(told.value)) < 500
+
+
+def test_what_is_beside_a_model_is_covered_by_its_lineage(tmp_path: Path) -> None:
+    save(make(), tmp_path, {"curve.csv": "epoch\n1\n"})
+    assert read_beside(tmp_path, "curve.csv") == "epoch\n1\n"
+    assert read_beside(tmp_path, "ledger.json") is None
+    (tmp_path / "curve.csv").write_text("epoch\n2\n")
+    with pytest.raises(
+        DecantError, match=r"curve\.csv does not hold .* not the sum that lineage\.json names"
+    ):
+        read_beside(tmp_path, "curve.csv")
+    (tmp_path / "curve.csv").unlink()
+    with pytest.raises(DecantError, match=r"No model at .*curve\.csv"):
+        read_beside(tmp_path, "curve.csv")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shapes": {"head.weight": "5x7"}},
+        {"shapes": {"stages.0.conv2.weight": "3x4x3x3"}},
+        {"inputs": {"head": {"range": "3"}}},
+    ],
+)
+def test_layers_that_do_not_fit_each_other_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    """The numbers are as many as the shapes say, yet no image could pass."""
+    saved = make()
+    save(saved, tmp_path)
+    some = torch.zeros(all_floats() + (6 if "inputs" in change else 0))
+    if "shapes" in change:
+        (name, shape), *_ = change["shapes"].items()
+        sizes = [int(size) for size in shape.split("x")]
+        some = some[: some.numel() - saved.module.get_parameter(name).numel() + math.prod(sizes)]
+    redescribe(tmp_path, change, to_bytes({"floats": some}))
+    with pytest.raises(DecantError, match=r"does not hold what it should .*RuntimeError"):
         load(tmp_path)
 
 
@@ -411,3 +477,45 @@ def test_files_carry_no_time_and_no_pickle(tmp_path: Path) -> None:
         content = file.read_bytes()
         assert content == (second / file.name).read_bytes()
         assert b"pickle" not in content
+
+
+# --- what a file announces costs nothing before it is compared with what it holds
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": {"kind": "resnet", "widths": [4, 8], "blocks": [1, 100_000]}},
+        {"architecture": {"kind": "resnet", "widths": [4, 8], "blocks": [64, 64]}},
+        {"architecture": {"kind": "resnet", "widths": [4, 2_500], "blocks": [1, 1]}},
+        {"architecture": {"kind": "resnet", "widths": [8, 4_000], "blocks": [1, 1]}},
+        {"architecture": {"kind": "mlp", "hidden": [8_000, 8_000]}},
+        {"shape": [1, 1 << 12, 1 << 12], "architecture": {"kind": "mlp", "hidden": [3]}},
+        {"shape": [1, 10**12, 10**12]},
+        {"classes": ["x"] * 60_000},
+        {"shapes": {CONV: "99999999x4x3x3"}},
+        {"weights": {CONV: {"per": "channel", "integers": [-3, 3], "mask": [2, 0, 0]}}},
+        {
+            "architecture": {"kind": "mlp", "hidden": [8_000, 8_000]},
+            "weights": {f"layers.{index}.weight": {"mask": [8, 0, 0]} for index in (0, 2, 4)},
+        },
+    ],
+    ids=str,
+)
+def test_a_size_that_is_only_announced_takes_neither_time_nor_memory(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    save(constrained(CASES["integer"]), tmp_path)
+    redescribe(tmp_path, change)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    with pytest.raises(DecantError, match=r"does not hold what it should|has .* weights"):
+        load(tmp_path)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_maxrss - before.ru_maxrss < 200 * 1024
+    assert after.ru_utime - before.ru_utime < 5
+
+
+def test_a_group_that_is_wider_than_its_row_takes_no_more_memory_than_the_row(tmp_path: Path) -> None:
+    wide = Integer(bits=3, group=36).levels(weight())
+    save(make().narrowed({CONV: Constraints(levels=replace(wide, group=10**12))}), tmp_path)
+    assert torch.equal(load(tmp_path).module.get_parameter(CONV), wide.project(weight()))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from decant.checkpoints.packing import Parts, decode_mask, encode_mask, pack, packed_size, unpack
+from decant.checkpoints.packing import TAIL, Parts, decode_mask, encode_mask, pack, packed_size, unpack
 
 
 def drawn(levels: int, count: int, seed: int = 0) -> np.ndarray:
@@ -208,3 +208,31 @@ def test_what_is_missing_and_what_is_left_is_told() -> None:
 def test_other_streams_are_refused(tensors: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match="expected streams of"):
         Parts.of(tensors)
+
+
+@pytest.mark.parametrize("places", [[], [0], [5, 99], [299_999]])
+def test_a_long_run_of_zeros_at_the_end_takes_bytes_and_comes_back(places: list[int]) -> None:
+    kept = np.zeros(300_000, bool)
+    kept[places] = True
+    encoded, width = encode_mask(kept)
+    assert (300_000 - TAIL) // 255 <= encoded.size < 300_000 // 255 + 8
+    assert np.array_equal(decode_mask(encoded, width, len(places), 300_000), kept)
+    short = kept[: TAIL // 2]
+    encoded, width = encode_mask(short)
+    assert encoded.size <= len(places)
+    assert np.array_equal(decode_mask(encoded, width, int(short.sum()), short.size), short)
+
+
+@pytest.mark.parametrize("width", [2, 8])
+def test_few_bytes_make_no_large_mask(width: int) -> None:
+    empty = np.zeros(0, np.uint8)
+    assert not decode_mask(empty, width, 0, TAIL).any()
+    for count in (TAIL + 1, 10**12):
+        with pytest.raises(ValueError, match=f"The mask ends at weight 0 of {count}"):
+            decode_mask(empty, width, 0, count)
+
+
+@pytest.mark.parametrize("size", [0, 12, 14])
+def test_a_bitmap_has_a_bit_for_each_weight(size: int) -> None:
+    with pytest.raises(ValueError, match=f"A bitmap of 100 weights takes 13 bytes, found {size}"):
+        decode_mask(np.zeros(size, np.uint8), 0, 0, 100)

@@ -1,6 +1,6 @@
 """The state of an interrupted training: a file named by a hash of all that the training depends on.
 
-The file begins with a sum over that hash and the content, which is checked before anything is unpacked. A
+The file ends with a sum over that hash and the content, which is checked before anything is unpacked. A
 state that is damaged, another training's, or of another form costs a sentence and the epochs it stood for.
 """
 
@@ -70,9 +70,9 @@ class Scratch:
             return None
         try:
             found = read_bytes(self.file, LARGEST_STATE)
-            if found[:SUM] != self._sum(found[SUM:]):
+            if found[-SUM:] != self._sum(found[:-SUM]):
                 raise ValueError("its sum is another training's, or it is damaged")
-            content = torch.load(io.BytesIO(found[SUM:]), weights_only=True)
+            content = torch.load(io.BytesIO(found[:-SUM]), weights_only=True)
             if not isinstance(content, dict):
                 raise ValueError(f"it holds a {type(content).__name__}")
         except Exception as error:
@@ -88,8 +88,8 @@ class Scratch:
         """Replace the state by `content`: tensors, numbers, strings, and lists and mappings of these."""
         torch.save(dict(content), buffer := io.BytesIO())
         with replacing(self.file) as temporary, temporary.open("wb") as file:
-            file.write(self._sum(buffer.getbuffer()))
             file.write(buffer.getbuffer())
+            file.write(self._sum(buffer.getbuffer()))
 
     def _sum(self, content: bytes | memoryview) -> bytes:
         digest = hashlib.sha256(self.identity.encode())

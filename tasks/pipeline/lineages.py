@@ -90,7 +90,7 @@ def _check_steps(name: str, steps: tuple[dict[str, Any], ...], params: Params) -
     """Compare each step of a lineage with params.yaml."""
     expected = chain(name, params)
     if (made := [str(step.get("name")) for step in steps]) != expected:
-        raise _other(name, f"expected the steps {', '.join(expected)}, found {', '.join(made)}")
+        raise _other(name, f"expected the steps {', '.join(expected)}, found {', '.join(made) or 'none'}")
     for model, step in zip(expected, steps, strict=True):
         described = written(model, params)
         for key, wanted, got in _differences(described, {key: step.get(key) for key in described}):

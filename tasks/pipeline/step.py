@@ -7,7 +7,6 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -93,7 +92,7 @@ def compress(name: str, schema: type[B], operation: Callable[..., Result]) -> No
     step = begin_model(name, schema)
     images = splits.read_splits()
     step = replace(step, block=counted(step.block, images))
-    names, data = tuple(dict.fromkeys((step.block.from_, TEACHER))), _sum(splits.TRAIN)
+    names, data = tuple(dict.fromkeys((step.block.from_, TEACHER))), training_images()
     models, seals = load_models(*names, data=data), {name: read_lineage(MODELS / name).seal for name in names}
     parent, teacher = models[step.block.from_], models[TEACHER]
     result = operation(parent, step.block, images, teacher=teacher, run=step.run(*names))
@@ -117,7 +116,7 @@ def write(step: Step[S], result: Result, parents: Mapping[str, str] | None = Non
         **step.recipe,
         "params": step.params,
         "parents": dict(parents or {}),
-        "data": _sum(splits.TRAIN),
+        "data": training_images(),
         "versions": {"torch": torch.__version__},
     }
     model = replace(result.model, lineage=(*result.model.lineage, entry | dict(result.facts)))
@@ -141,5 +140,6 @@ def _curve(curve: Sequence[Mapping[str, float]]) -> str:
     return file.getvalue()
 
 
-def _sum(path: Path) -> str:
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+def training_images() -> str:
+    """Return the sum of the training images, as a lineage names it."""
+    return f"sha256:{hashlib.sha256(splits.TRAIN.read_bytes()).hexdigest()}"
