@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache
 from reprlib import Repr
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -65,14 +66,16 @@ class Section(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _checked(cls, value: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
-        """Name the nearest known key, and take no true or false for a number: pydantic does neither."""
-        mistakes = _switches(cls, value)
+        """Name the nearest known key, and take no switch or word for a number: pydantic does neither."""
+        mistakes = [*_switches(cls, value), *_words(cls, value)]
         try:
             section = read(value)
         except ValidationError as error:
-            reported = {mistake.get("loc") for mistake in mistakes}
+            reported = [mistake["loc"] for mistake in mistakes]
             mistakes += [
-                _renamed(cls, details) for details in error.errors() if details["loc"] not in reported
+                _renamed(cls, details)
+                for details in error.errors()
+                if not any(details["loc"][: len(place)] == place for place in reported)
             ]
         if mistakes:
             raise ValidationError.from_exception_data(cls.__name__, mistakes)
@@ -116,6 +119,34 @@ def _switches(section: type[Section], value: Any) -> list[InitErrorDetails]:
         if isinstance(value, dict) and isinstance(value.get(key := field.alias or name), bool)
         if bool not in (field.annotation, *get_args(field.annotation))
     ]
+
+
+def _words(section: type[Section], value: Any) -> Iterator[InitErrorDetails]:
+    """Yield a mistake for each word in the place of a number or a switch; pydantic reads `yes` and `"5"`."""
+    for name, field in section.model_fields.items():
+        key, leaves = field.alias or name, _leaves(field.annotation)
+        expected = next((words for kind, words in _WORDLESS.items() if kind in leaves), "")
+        if not expected or str in leaves or not isinstance(value, dict) or key not in value:
+            continue
+        found: dict[tuple[int | str, ...], Any] = {(key,): value[key]}
+        if isinstance(value[key], list | tuple):
+            found = {(key, index): each for index, each in enumerate(value[key])}
+        for place, each in found.items():
+            if isinstance(each, str) and each not in leaves:
+                yield _mistake("a_word", f"must be {expected}, got {_short(each)}", place, each)
+
+
+_WORDLESS = {float: "a number", int: "a whole number", bool: "true or false"}
+
+
+@cache
+def _leaves(annotation: Any) -> frozenset[Any]:
+    """Return the types, and the values of literals, that an annotation is put together from."""
+    if get_origin(annotation) is Annotated:
+        return _leaves(get_args(annotation)[0])
+    if get_origin(annotation) is Literal or not get_args(annotation):
+        return frozenset(get_args(annotation) or [annotation])
+    return frozenset().union(*map(_leaves, get_args(annotation)))
 
 
 def _renamed(section: type[Section], details: ErrorDetails) -> InitErrorDetails:

@@ -401,7 +401,7 @@ def written(folder: Path, content: str | bytes) -> Path:
         ("a: {<<: {b: 1}}\n", "line 1, column 5: `&`, `\\*` and `<<` share values"),
         ("%YAML 1.1\n---\na: on\n", "line 1, column 1: a line that begins with % changes how YAML is read"),
         ("a: 1\n--- 2\n", "line 2, column 1: but found another document"),
-        ("a: \0\n", "is not valid YAML: .*character"),
+        ("a: 1\nbé: \0\n", "line 2, column 5: control characters are not allowed; remove the character"),
         ("", "must hold named sections, found NoneType"),
         ("- a\n", "must hold named sections, found list"),
         (b"a: \xff\n", r"Cannot read .*it must be a text file in UTF-8"),

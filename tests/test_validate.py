@@ -369,6 +369,27 @@ def test_the_fewest_numbers_that_a_batch_norm_sees_are_those_of_the_network(
     assert architecture.fewest((1, side, side), 3) == min(seen)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("teacher/training/epochs", "5", ": must be a whole number, got '5'"),
+        ("teacher/training/optimizer/learning_rate", "2e-3", ": must be a number, got '2e-3'"),
+        ("teacher/training/augmentation", {"flip": "yes"}, ".flip: must be true or false, got 'yes'"),
+        ("teacher/training/augmentation", {"flip": "on"}, ".flip: must be true or false, got 'on'"),
+        ("teacher/architecture/widths", [16, "32"], ".1: must be a whole number, got '32'"),
+        ("threads/prune", "1", ": must be a whole number, got '1'"),
+        ("seed", "1", ": must be a whole number, got '1'"),
+        ("models/cut/images", "1:30", ": must be a whole number, got '1:30'"),
+    ],
+)
+def test_a_word_is_no_number_and_no_switch_as_it_is_none_to_dvc(path: str, value: Any, told: str) -> None:
+    assert complaints(with_value(path, value)) == [path.replace("/", ".") + told]
+
+
+def test_a_word_that_stands_for_a_number_is_read() -> None:
+    check(chain(THIN | {"structure": {"kind": "channels", "round_to": "auto"}}))
+
+
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20),
     st.sampled_from([10**30, -1, 0, 1e308, "1e3", [], {}, [1, 2], {"kind": "integer"}, "teacher", {"": 0}]),

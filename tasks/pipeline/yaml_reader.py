@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, StringMark
 from ruamel.yaml.events import (
     AliasEvent,
     CollectionEndEvent,
@@ -24,6 +24,7 @@ from ruamel.yaml.events import (
     ScalarEvent,
 )
 from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.reader import ReaderError
 
 from decant.errors import DecantError
 
@@ -70,6 +71,10 @@ def parse(text: str, name: str, *, shared: bool = True) -> Any:
         raise
     except MarkedYAMLError as error:
         _refuse(name, error.problem_mark or error.context_mark, error.problem or error.context or "")
+    except ReaderError as error:
+        before = text.encode()[: error.position].decode(errors="replace")
+        mark = StringMark(name, 0, before.count("\n"), len(before) - before.rfind("\n") - 1, None, 0)
+        _refuse(name, mark, f"{error.reason}; remove the character here")
     except Exception as error:  # whatever the library lets through, such as a character that YAML has not
         message = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise DecantError(f"{name} is not valid YAML: {message[:300]}") from None
