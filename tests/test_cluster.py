@@ -17,7 +17,7 @@ import yaml
 from flows.watchdog import alive
 from tests.clones import clone, commit, dvc, shrink, sums
 from tests.imports import ROOT
-from tests.test_compress import finished, start
+from tests.test_compress import LOOKING, finished, start
 from tests.test_pool import pid_in, until
 from tests.test_scheduled import free_port
 from tests.toys import git, recorded, rewrite, workspace, writes
@@ -129,7 +129,7 @@ def test_two_clones_leave_what_dvc_repro_leaves(cluster: Cluster) -> None:
     for file in ("d.out", "kept.json", "f.out/y"):
         assert (cluster.main / file).read_bytes() == (alone / file).read_bytes(), file
     assert not (cluster.main / "kept.json").is_symlink()
-    assert cluster.flow() == (0, "All 6 stages are up to date.\n")
+    assert cluster.flow() == (0, f"{LOOKING}\nAll 6 stages are up to date.\n")
     for name in ("one", "two"):
         assert git(cluster.folder / name, "status", "--porcelain") == ""
 
@@ -157,6 +157,20 @@ def test_what_one_clone_ran_is_restored_everywhere(cluster: Cluster) -> None:
     assert status == 0, output
     assert "1 RestoredFromRunCache" in output
     assert (cluster.main / "s.out").read_text() == "xr.out\ns.out\n"
+
+
+def test_a_changed_recipe_gives_its_own_model(cluster: Cluster) -> None:
+    stage = {"cmd": "cp params.yaml model.out", "deps": ["source"], "params": ["bits"], "outs": ["model.out"]}
+    (cluster.main / "source").write_text("x")
+    for bits in (8, 5, 8):
+        (cluster.main / "params.yaml").write_text(f"bits: {bits}\n")
+        cluster.commit({"model": stage})
+        status, output = cluster.flow()
+        assert status == 0, output
+        assert (cluster.main / "model.out").read_text() == f"bits: {bits}\n"
+        entry = yaml.safe_load((cluster.main / "dvc.lock").read_text())["stages"]["model"]
+        assert entry["params"] == {"params.yaml": {"bits": bits}}
+        cluster.commit({"model": stage})  # so that the clones' dvc.lock has it too
 
 
 def test_what_no_worker_can_run_is_done_by_the_coordinator(cluster: Cluster) -> None:

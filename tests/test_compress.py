@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
 from flows import compress as command
-from flows.compress import StagesFailedError, compress
+from flows import dag
+from flows.dag import StagesFailedError, compress
 from flows.watchdog import alive, descendants
 from tests.imports import ROOT
 from tests.test_pool import held, pid_in, until
@@ -180,7 +182,7 @@ def test_a_server_that_does_not_start_in_time_is_told_in_words(
     def late(*_: Any, **__: Any) -> None:
         raise RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server.")
 
-    monkeypatch.setattr(command, "compress", late)
+    monkeypatch.setattr(dag, "compress", late)
     monkeypatch.chdir(workspace(tmp_path / "w", DIAMOND))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -188,7 +190,8 @@ def test_a_server_that_does_not_start_in_time_is_told_in_words(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    told = capsys.readouterr().err
+    first, told = capsys.readouterr().err.split("\n", 1)
+    assert first == LOOKING
     assert told.startswith("error: the Prefect server of this run did not answer in time; run again when")
     assert "Traceback" not in told
 
@@ -199,6 +202,9 @@ def test_a_dry_run_runs_nothing(tmp_path: Path) -> None:
     assert state.is_completed()
     assert state.message == "4 stages would run"
     assert not (folder / "a.out").exists()
+
+
+LOOKING = "Looking for what has changed"
 
 
 def environment() -> dict[str, str]:
@@ -242,13 +248,13 @@ def finished(folder: Path, *words: str) -> tuple[int, str]:
 def test_the_command_line_from_first_run_to_no_op(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", DIAMOND)
     status, output = finished(folder, "--dry-run")
-    assert (status, output.splitlines()[0]) == (0, "a: deleted a.out")
+    assert (status, output.splitlines()[:2]) == (0, [LOOKING, "a: deleted a.out"])
     cold = start_cold(folder)
     output, _ = cold.communicate()
     assert cold.returncode == 0, output
     assert "4 Ran in" in output
     status, output = finished(folder)
-    assert (status, output) == (0, "All 4 stages are up to date.\n")
+    assert (status, output) == (0, f"{LOOKING}\nAll 4 stages are up to date.\n")
 
 
 def test_the_command_line_begins_with_the_records_of_code(tmp_path: Path) -> None:
@@ -259,10 +265,10 @@ def test_the_command_line_begins_with_the_records_of_code(tmp_path: Path) -> Non
     assert status == 0, output
     assert "3 Ran in" in output
     (folder / "library" / "unused").write_text("1")
-    assert finished(folder) == (0, "All 3 stages are up to date.\n")
+    assert finished(folder) == (0, f"{LOOKING}\nAll 3 stages are up to date.\n")
     (folder / "library" / "used" / "one").write_text("2")
     reasons = "a: modified library/used/one\nb: comes after others that run\n"
-    assert finished(folder, "--dry-run") == (0, reasons)
+    assert finished(folder, "--dry-run") == (0, f"{LOOKING}\n{reasons}")
 
 
 @pytest.mark.parametrize(
@@ -274,8 +280,6 @@ def test_the_command_line_begins_with_the_records_of_code(tmp_path: Path) -> Non
     ],
 )
 def test_a_wrong_word_is_told_without_a_trace(words: list[str], told: str, tmp_path: Path) -> None:
-    import re
-
     status, output = finished(workspace(tmp_path / "w", DIAMOND), *words)
     assert status != 0
     assert re.search(told, output), output
@@ -287,13 +291,18 @@ def test_a_failure_shows_its_last_lines_and_the_command_to_repeat_it(tmp_path: P
         "bad": writes("bad.out", cmd="echo because of this; false"),
         "after": writes("c.out", "bad.out"),
     }
-    status, output = finished(workspace(tmp_path / "w", stages))
+    folder = workspace(tmp_path / "w", stages)
+    status, output = finished(folder)
     assert status == 1
     end = output[output.index("bad failed") :]
     assert "because of this" in end
     assert "dvc repro --single-item bad" in end
     assert "1 Failed, 1 Skipped" in end
     assert "Traceback" not in output
+    log = re.search(r"all that it printed: (\S+)", end)
+    assert log is not None
+    assert "because of this\n" in (folder / log[1]).read_text()
+    assert "because of this" in output.replace(end, "")  # and as it came
 
 
 def test_a_second_flow_leaves_and_says_who_has_the_workspace(tmp_path: Path) -> None:
@@ -347,6 +356,34 @@ def test_a_signal_leaves_nothing_behind(number: signal.Signals, running: Running
     flow.send_signal(number)
     assert_clean(folder, flow, pid)
     assert flow.returncode == (130 if number != signal.SIGKILL else -9)
+    assert ("stopping 1 stage…" in flow.communicate()[0]) == (number != signal.SIGKILL)
+
+
+def test_a_watchdog_that_is_killed_ends_the_flow_and_all_stages(running: Running) -> None:
+    folder, flow, pid = running
+    (dog,) = [child for child in descendants(flow.pid) if "watchdog.py" in " ".join(child.cmdline())]
+    dog.kill()
+    assert_clean(folder, flow, pid, 8)
+    assert flow.returncode == 1
+    output, _ = flow.communicate()
+    assert "the process that ends all stages was ended by somebody" in output
+    assert "Traceback" not in output
+
+
+def test_the_first_line_comes_before_prefect_is_loaded(tmp_path: Path) -> None:
+    script = (
+        "import sys; from flows import compress; compress.main(['--dry-run']);"
+        "print(sorted({'prefect', 'torch', 'dvc'} & set(sys.modules)))"
+    )
+    folder = workspace(tmp_path / "w", {"a": writes("a.out")})
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=os.environ | environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["a: deleted a.out", "[]"], done.stderr
 
 
 @pytest.mark.slow

@@ -6,16 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from decant.errors import DecantError
 from flows.pool import Pool, StageError, StageTimeoutError, lines
-from flows.watchdog import alive, release
+from flows.watchdog import alive, descendants, release
 from tests.imports import ROOT
 from tests.toys import rewrite, workspace, writes
 
@@ -252,16 +255,143 @@ def held(folder: Path) -> bool:
         return False
 
 
-def test_release_strikes_only_processes_that_are_gone(tmp_path: Path) -> None:
+def others() -> dict[str, dict[str, Any]]:
+    """Return entries of DVC's list whose processes are gone, by what there is of that number now."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    mine, dead = {"pid": os.getpid(), "cmd": "x"}, {"pid": gone.pid, "cmd": "y"}
-    (path := tmp_path / "rwlock").write_text(
-        json.dumps({"write": {"a": mine, "b": dead}, "read": {"c": [dead, mine], "d": [dead]}})
-    )
+    zombie = subprocess.Popen(["true"])  # nobody waits for it
+    assert until(lambda: not alive(zombie.pid))
+    return {
+        "nothing": {"pid": gone.pid, "cmd": "dvc repro"},
+        "a zombie": {"pid": zombie.pid, "cmd": "true"},
+        "the first process": {"pid": 1, "cmd": "/somewhere/flows/worker.py"},
+        "this process": {"pid": os.getpid(), "cmd": "/somewhere/bin/dvc repro a"},
+    }
+
+
+def test_release_strikes_only_processes_that_are_gone(tmp_path: Path) -> None:
+    mine = {"pid": os.getpid(), "cmd": Path("/proc/self/cmdline").read_text().replace("\0", " ").strip()}
+    path = tmp_path / "rwlock"
+    for dead in others().values():
+        content = {"write": {"a": mine, "b": dead}, "read": {"c": [dead, mine], "d": [dead]}}
+        path.write_text(json.dumps(content))
+        release(path)
+        assert json.loads(path.read_text()) == {"write": {"a": mine}, "read": {"c": [mine]}}, dead
+    before = path.stat().st_ctime - 3600
+    path.write_text(json.dumps({"write": {"a": mine}, "read": {}}))
+    os.utime(path, (before, before))  # written before the process of that number began
     release(path)
-    assert json.loads(path.read_text()) == {"write": {"a": mine}, "read": {"c": [mine]}}
+    assert json.loads(path.read_text()) == {"write": {}, "read": {}}
     release(tmp_path / "none")
+
+
+@pytest.mark.parametrize("text", ["", '{"write": {"a": {"pi', '{"write": {"a": {"pid": 1}}}', "[]"])
+def test_a_list_that_a_full_disk_has_cut_is_written_anew(text: str, tmp_path: Path) -> None:
+    (path := tmp_path / "rwlock").write_text(text)
+    release(path)
+    assert json.loads(path.read_text()) == {}
+
+
+def test_a_full_disk_stops_no_tidying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    (path := tmp_path / "rwlock").write_text("")
+    monkeypatch.setattr(Path, "write_text", full)
+    release(path)
+
+
+def test_readers_and_writers_of_another_life_block_nothing(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", CHAIN)
+    (folder / ".dvc" / "tmp").mkdir()
+    busy = {str(folder / "a.out"): {"pid": 1, "cmd": "/somewhere/flows/worker.py"}}
+    (folder / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": busy, "read": {}}))
+    with Pool(folder) as pool:
+        assert pool.run("a") == "Ran"
+
+
+SLOW = {"a": writes("a.out", cmd="echo $$ > noted.pid; sleep 60")}
+
+
+def fails(pool: Pool, stage: str) -> None:
+    with pytest.raises(StageError):
+        pool.run(stage)
+
+
+def test_a_flow_whose_watchdog_is_killed_ends_all_stages(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", SLOW)
+    with Pool(folder) as pool:
+        thread = threading.Thread(target=fails, args=(pool, "a"))
+        thread.start()
+        pid = pid_in(folder / "noted.pid")
+        (dog,) = [one for one in descendants(os.getpid()) if "watchdog.py" in " ".join(one.cmdline())]
+        dog.kill()
+        assert until(lambda: not alive(pid))
+        thread.join(10)
+        assert pool.lost
+    assert "a.out" not in (folder / ".dvc" / "tmp" / "rwlock").read_text()
+    assert not held(folder)
+
+
+def test_a_worker_whose_flow_and_watchdog_are_killed_ends_itself(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", SLOW)
+    script = "from pathlib import Path; from flows.pool import Pool\nwith Pool(Path()) as pool: pool.run('a')"
+    flow = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    pid = pid_in(folder / "noted.pid")
+    (dog,) = [one for one in descendants(flow.pid) if "watchdog.py" in " ".join(one.cmdline())]
+    dog.suspend()  # so that it does nothing about the next one
+    flow.kill()
+    flow.wait()
+    dog.kill()
+    assert until(lambda: not alive(pid), 8)
+
+
+def test_a_stage_whose_worker_is_killed_does_not_go_on(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", {**CHAIN, **SLOW, "c": writes("c.out")})
+    with Pool(folder) as pool:
+        threading.Thread(target=lambda: kill_parent(pid_in(folder / "noted.pid"))).start()
+        with pytest.raises(StageError, match="killed by signal 9"):
+            pool.run("a")
+        pid = pid_in(folder / "noted.pid")
+        assert until(lambda: not alive(pid))
+        assert "a.out" not in (folder / ".dvc" / "tmp" / "rwlock").read_text()
+        assert pool.run("c") == "Ran"
+
+
+def kill_parent(pid: int) -> None:
+    psutil.Process(pid).parent().kill()
+
+
+def test_an_interruption_waits_until_a_stage_is_recorded(tmp_path: Path) -> None:
+    """A worker that holds DVC's lock has something to write; one that waits or runs a stage ends at once."""
+    turn = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "sys.path.append(sys.argv[1]); from flows.worker import Turn\n"
+        "class Lock:\n"
+        "    is_locked = False\n"
+        "    def lock(self): self.is_locked = True\n"
+        "    def unlock(self): self.is_locked = False\n"
+        "turn = Turn(Lock(), Path('turn'))\n"
+        "try:\n"
+        "    with turn:\n"
+        "        os.kill(os.getpid(), getattr(signal, sys.argv[2]))\n"
+        "        print('written')\n"
+        "    print('went on')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+        "try:\n"
+        "    os.kill(os.getpid(), getattr(signal, sys.argv[2]))\n"
+        "    print('went on')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('at once')\n"
+    )
+    for name in ("SIGINT", "SIGTERM"):
+        done = subprocess.run(
+            [sys.executable, "-c", turn, str(ROOT), name], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.stdout.split("\n")[:3] == ["written", "interrupted", "at once"], done.stderr
 
 
 @pytest.mark.parametrize(
