@@ -1,6 +1,6 @@
 """A dvc.lock that was cut is told, whatever is left of it, and one command makes it whole."""
 
-import contextlib
+import errno
 import os
 import re
 import shutil
@@ -173,7 +173,9 @@ def test_what_dvc_did_not_write_so_is_left_to_yaml(text: str) -> None:
     assert lockfile.with_entry(text, "  b:\n    cmd: x\n") is None
 
 
-def test_a_file_is_replaced_in_one_piece_and_stays_what_it_was(tmp_path: Path) -> None:
+def test_a_file_is_replaced_in_one_piece_and_stays_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, link, folder = tmp_path / "real", tmp_path / "dvc.lock", tmp_path / "tmp"
     real.write_text("old")
     real.chmod(0o640)
@@ -182,7 +184,12 @@ def test_a_file_is_replaced_in_one_piece_and_stays_what_it_was(tmp_path: Path) -
     lockfile.replace(link, "new", folder)
     assert link.is_symlink()
     assert (real.read_text(), real.stat().st_mode & 0o777) == ("new", 0o640)
-    (folder / "dvc.lock.new").mkdir()  # it cannot be written
-    with contextlib.suppress(OSError):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
         lockfile.replace(link, "newer", folder)
     assert real.read_text() == "new"
+    assert list(folder.iterdir()) == []
+
+
+def full(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from decant.errors import DecantError
-from flows.pool import Pool, StageError, StageTimeoutError, lines
+from flows.pool import Pool, StageError, StageTimeoutError, Watched, lines
 from flows.watchdog import alive, descendants, release
 from tests.imports import ROOT
 from tests.toys import rewrite, workspace, writes
@@ -358,6 +358,22 @@ def test_a_stage_whose_worker_is_killed_does_not_go_on(tmp_path: Path) -> None:
         assert until(lambda: not alive(pid))
         assert "a.out" not in (folder / ".dvc" / "tmp" / "rwlock").read_text()
         assert pool.run("c") == "Ran"
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_an_end_that_is_not_meant_reaches_what_hides_in_sessions_of_its_own(
+    clean: bool, tmp_path: Path
+) -> None:
+    hidden, note = "sleep 60 & echo $! > pid; wait", tmp_path / "pid"
+    watched = Watched()
+    started = watched.start(["sh", "-c", f"setsid sh -c '{hidden}'"], cwd=tmp_path)
+    pid = pid_in(note)
+    started.kill()  # what it has started is nobody's child any more
+    started.wait()
+    watched.stop(clean=clean)
+    assert until(lambda: not alive(pid), 1) != clean
+    if clean:
+        os.kill(pid, signal.SIGKILL)
 
 
 def kill_parent(pid: int) -> None:

@@ -75,10 +75,14 @@ def replace(path: Path, text: str, folder: Path) -> None:
         folder: Where a file is prepared, and left by a process that is killed: nobody looks at it there.
     """
     target, prepared = Path(os.path.realpath(path)), folder / f"{path.name}.new"
-    with prepared.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with prepared.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk, on which half a file is no use
+        prepared.unlink(missing_ok=True)
+        raise
     if target.exists():
         shutil.copymode(target, prepared)
     try:
