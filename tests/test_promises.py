@@ -172,7 +172,8 @@ def test_schedules_that_count_units_count_those_that_are_gone(
     assert sum(int((~mask).sum()) for mask in masks_of(model).values()) == 192
     if kind != "rigl":
         blocks = {"kind": "blocks", "rows": 1, "columns": 4}
-        model = pruned(fuller, budget={"sparsity": 0.6}, schedule=schedule, structure=blocks)
+        shared = {"structure": blocks, "allocation": {"kind": "layer"}}
+        model = pruned(fuller, budget={"sparsity": 0.6}, schedule=schedule, **shared)
         assert 192 <= sum(int((~mask).sum()) for mask in masks_of(model).values()) <= 195
 
 
@@ -281,30 +282,28 @@ def test_nothing_is_written_where_a_disk_gives_back_something_else(
         lambda parent: clip(parent, {"cut": {"kind": "threshold", "threshold": 100.0}}, SPLITS),
         lambda parent: clip(parent, {"cut": {"kind": "bounds", "minimum": 5, "maximum": 6}}, SPLITS),
         lambda parent: clip(parent, {"cut": {"kind": "sparsity", "sparsity": 0.999}}, SPLITS),
-        lambda parent: quantize(
-            parent,
-            {
-                "scheme": {
-                    "kind": "integer",
-                    "bits": 2,
-                    "range": {"kind": "bounds", "minimum": -99, "maximum": 99},
-                }
-            },
-            SPLITS,
-        ),
-        lambda parent: finetune(
-            parent,
-            {"training": {**TRAINING, "weight_decay": 20.0, "epochs": 40}},
-            SPLITS,
-        ),
     ],
-    ids=["threshold", "bounds", "sparsity", "integer", "decay"],
+    ids=["threshold", "bounds", "sparsity"],
 )
 def test_an_operation_that_leaves_nothing_of_a_layer_is_refused(make: Any, parent: Checkpoint) -> None:
     with pytest.raises(
         DecantError, match=r"layers\.\d\.weight: nothing is left of the layer, every weight is"
     ):
         make(parent)
+
+
+def test_signs_that_are_all_the_same_are_refused() -> None:
+    architecture = Mlp(hidden=(1,))
+    module = build(architecture, (1, 4, 4), 4, seed=0).eval()
+    module.get_parameter(FIRST).data.abs_()
+    parent, recipe = (
+        Checkpoint(architecture, (1, 4, 4), tuple("abcd"), module),
+        {"scheme": {"kind": "binary"}},
+    )
+    with pytest.raises(
+        DecantError, match=r"layers\.0\.weight: nothing is left of the layer, every weight is 0\.1"
+    ):
+        quantize(parent, {**recipe, "first_and_last": "same"}, SPLITS)
 
 
 def test_inputs_that_are_all_cut_to_one_number_are_refused(parent: Checkpoint) -> None:
