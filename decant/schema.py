@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from reprlib import Repr
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -124,7 +124,8 @@ def _switches(section: type[Section], value: Any) -> list[InitErrorDetails]:
 def _words(section: type[Section], value: Any) -> Iterator[InitErrorDetails]:
     """Yield a mistake for each word in the place of a number or a switch; pydantic reads `yes` and `"5"`."""
     for name, field in section.model_fields.items():
-        key, leaves = field.alias or name, _leaves(field.annotation)
+        key, annotation = field.alias or name, cast(Any, field.annotation)
+        leaves = _leaves(annotation)
         expected = next((words for kind, words in _WORDLESS.items() if kind in leaves), "")
         if not expected or str in leaves or not isinstance(value, dict) or key not in value:
             continue

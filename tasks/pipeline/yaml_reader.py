@@ -194,10 +194,8 @@ class _Walk:
         return str(tag).rpartition(":")[2]
 
     def _check_node(self, event: NodeEvent) -> None:
-        if getattr(event, "tag", None) is not None:
-            self._refuse(
-                event, f"{event.tag} is a tag; write the value without one, in quotes if it is a word"
-            )
+        if (tag := getattr(event, "tag", None)) is not None:
+            self._refuse(event, f"{tag} is a tag; write the value without one, in quotes if it is a word")
         if event.anchor is not None and not self._shared:
             self._refuse(event, UNSHARED)
 

@@ -32,8 +32,8 @@ def untrainable(block: Section, architecture: Architecture, folded: bool, data: 
     """Yield why a training in a block cannot be run on a network, whose batch norms may be folded."""
     for place, training in _trainings(block):
         batch, sides = min(training.batch_size, data.training), data.shape[1:]
-        normalized = isinstance(architecture, Resnet) and not folded and training.epochs > 0
-        if normalized and architecture.fewest(data.shape, batch) == 1:
+        normalized = not folded and training.epochs > 0
+        if normalized and isinstance(architecture, Resnet) and architecture.fewest(data.shape, batch) == 1:
             yield (
                 f"{place}batch_size: {batch} image shrinks to one pixel in this network, and a batch norm "
                 f"needs two numbers or more; take a larger batch, or fewer stages"
