@@ -13,6 +13,7 @@ import pytest
 from decant.errors import DecantError
 from flows import mend
 from flows.pool import Pool
+from flows.session import opened
 from tasks.pipeline import lockfile
 from tests.imports import ROOT
 from tests.toys import git, workspace, writes
@@ -193,3 +194,21 @@ def test_a_file_is_replaced_in_one_piece_and_stays_what_it_was(
 
 def full(_: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_comes_before_dvc_tells_it(folder: Path) -> None:
+    whole = (folder / "dvc.lock").read_text()
+    (folder / "dvc.lock").write_text(whole[: len(whole) // 2])
+    with pytest.raises(DecantError, match=r"dvc\.lock ends in the middle"), opened(folder, [], False):
+        pass
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for more, told in (
+        ({}, "error: dvc.lock ends in the middle"),
+        ({"DVC_STAGE": "validate"}, "No params.yaml"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "tasks.validate"],
+            cwd=folder, env=environment | more, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert told in done.stderr
