@@ -38,7 +38,7 @@ def of_criterion(kind: str) -> Callable[[], object]:
         return lambda: obs.reconstruct(model.module, zeros, choose, images)
     if isinstance(criterion, OfChannels):
         groups = groups_of(model)
-        return lambda: criterion.channel_scores(model.module, groups, train)
+        return lambda: criterion.channel_scores(model, groups, train)
     return lambda: criterion.scores(model.module, train, 1)
 
 

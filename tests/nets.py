@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from decant.checkpoints import files as checkpoints
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.examples import Examples
-from decant.networks.architectures import Architecture, Resnet, Shape, build
+from decant.networks.architectures import Architecture, Resnet, Shape, WeightShapes, build
 from decant.prune.channels.coupling import groups_of
 from decant.prune.channels.ladder import ChannelPlan
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
@@ -39,7 +39,18 @@ SCHEMES: dict[str, Quantizer] = {
 """One of each form that levels have."""
 
 
-class Grouped(Section):
+class Own(Section):
+    """An architecture of the tests' own: its weights are those of what it builds."""
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        raise NotImplementedError
+
+    def weights(self, shape: Shape, classes: int) -> WeightShapes:
+        with torch.device("meta"):
+            return {n: tuple(p.shape) for n, p in self.build(shape, classes).named_parameters()}
+
+
+class Grouped(Own):
     """Convolutions of four and of two groups, one after the other."""
 
     kind: Literal["grouped"] = "grouped"
@@ -60,7 +71,7 @@ class Grouped(Section):
         )
 
 
-class Depthwise(Section):
+class Depthwise(Own):
     """A depthwise convolution between two others, as in phones' networks."""
 
     kind: Literal["depthwise"] = "depthwise"
@@ -81,7 +92,7 @@ class Depthwise(Section):
         )
 
 
-class Flattened(Section):
+class Flattened(Own):
     """Where zero does not stay zero: a batch norm without scale, sigmoids; and pixels behind a flattening."""
 
     kind: Literal["flattened"] = "flattened"
@@ -99,7 +110,7 @@ class Flattened(Section):
         )
 
 
-class Joined(Section):
+class Joined(Own):
     """Two branches side by side, read as one."""
 
     kind: Literal["joined"] = "joined"
@@ -122,7 +133,7 @@ class _Joined(nn.Module):
         return self.head(self.both(torch.relu(self.norm(joined))).relu().mean((2, 3)))
 
 
-class Looped(Section):
+class Looped(Own):
     """A residual addition of the picture itself, which no graph of weights shows."""
 
     kind: Literal["looped"] = "looped"

@@ -22,8 +22,8 @@ LAYERS = (
     ("errors", "lazy", "progress", "outputs", "seeds"),  # no torch; lazy imports it at its first use
     ("schema", "examples", "sealed"),
     ("recipes", "networks"),
-    ("checkpoints", "reconstruction"),
-    ("costs", "lowering"),
+    ("checkpoints",),
+    ("costs", "lowering", "reconstruction"),
     ("compression",),
     ("calibration", "training", "export"),
     OPERATIONS,

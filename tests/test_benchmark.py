@@ -30,7 +30,6 @@ from decant.networks.architectures import Architecture, Resnet, build
 from decant.networks.execution import predict
 from decant.networks.structure import compressible
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
-from decant.schema import Section
 from tasks.benchmark import __main__ as stage
 from tasks.benchmark import exports, times
 from tasks.benchmark.memory import peak_bytes
@@ -41,6 +40,7 @@ from tasks.pipeline.params import validate
 from tasks.pipeline.stage import run
 from tests import homes
 from tests.homes import noise, put_model, write_params
+from tests.nets import Own
 
 SHAPE = (1, 8, 8)
 CLASSES = tuple("abcde")
@@ -300,7 +300,7 @@ def test_params_are_checked() -> None:
         validate({"rounds": 1}, BenchmarkParams, "benchmark")
 
 
-class Flipping(Section):
+class Flipping(Own):
     """A network with an operator that ONNX does not know."""
 
     kind: Literal["flipping"] = "flipping"

@@ -39,8 +39,7 @@ from decant.networks.layers import Summand
 from decant.networks.structure import compressible, followers
 from decant.quantize.quantizable import quantizable
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
-from decant.schema import Section
-from tests.nets import CLASSES, NETS, SHAPE, Net, images, net
+from tests.nets import CLASSES, NETS, SHAPE, Net, Own, images, net
 
 RESIDUAL = Resnet(widths=(6, 8), blocks=(1, 1))
 EIGHT = Integer(bits=8)
@@ -58,7 +57,7 @@ SCHEMES: dict[str, Quantizer] = {
 }
 
 
-class Passing(Section):
+class Passing(Own):
     """Layers that have no integer kernels: an embedding, a transposed convolution; and a named place."""
 
     kind: Literal["passing"] = "passing"
@@ -573,7 +572,7 @@ def _(inputs: Tensor) -> Tensor:
     return torch.empty_like(inputs)
 
 
-class Wobbling(Section):
+class Wobbling(Own):
     """An operator of our own, which ONNX does not know."""
 
     kind: Literal["wobbling"] = "wobbling"
@@ -587,7 +586,7 @@ class _Wobble(nn.Module):
         return wobble(inputs)
 
 
-class Deciding(Section):
+class Deciding(Own):
     """A network whose way depends on the picture."""
 
     kind: Literal["deciding"] = "deciding"

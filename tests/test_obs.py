@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from decant.checkpoints.constraints import Constraints
 from decant.errors import DecantError
 from decant.examples import pixels
 from decant.networks.architectures import Mlp, Resnet, build
@@ -153,7 +154,9 @@ def test_two_weights_by_hand() -> None:
     # H⁻¹ = [[1, -1], [-1, 2]]: removing the first costs 1²/1, the second 3²/2; the other takes over H₁₂/H₂₂.
     assert torch.allclose(saliency(weight, hessian, damping=0), torch.tensor([[1.0, 4.5]]))
     keep = torch.tensor([[False, True]])
-    assert torch.allclose(refit(weight, keep, hessian, damping=0), torch.tensor([[0.0, 4.0]]))
+    assert torch.allclose(
+        refit(weight, Constraints(mask=keep), hessian, damping=0), torch.tensor([[0.0, 4.0]])
+    )
     mask, found = prune(weight, hessian, 1, whole_layer, damping=0)
     assert mask.tolist() == keep.tolist()
     assert torch.allclose(found, torch.tensor([[0.0, 4.0]]))
@@ -197,7 +200,7 @@ def test_refit_is_least_squares_on_the_raw_inputs(crossed: bool) -> None:
     then = now + 0.3 * drawn(8, 300, 12) if crossed else now
     weight, mask = drawn(1, 5, 12), drawn(2, 5, 12) > -0.2
     cross = now.double().mT @ then.double() / 300 if crossed else None
-    found = refit(weight, mask, hessian_of(now), cross, damping=0)
+    found = refit(weight, Constraints(mask=mask), hessian_of(now), cross, damping=0)
     for row in range(5):
         kept = mask[row]
         expected = torch.linalg.lstsq(now[:, kept].double(), (then @ weight[row]).double()[:, None]).solution
@@ -208,9 +211,9 @@ def test_refit_is_least_squares_on_the_raw_inputs(crossed: bool) -> None:
 def test_damping_draws_to_the_old_weight() -> None:
     hessian, weight = hessian_of(inputs_of(0, 50, 8)), drawn(1, 3, 8)
     mask = drawn(2, 3, 8) > -0.5
-    far = refit(weight, mask, hessian, 3 * hessian, damping=1e6)
+    far = refit(weight, Constraints(mask=mask), hessian, 3 * hessian, damping=1e6)
     assert torch.allclose(far, torch.where(mask, weight, 0.0), atol=1e-3)
-    whole = refit(weight, torch.ones_like(mask), hessian, damping=0.1)
+    whole = refit(weight, Constraints(mask=torch.ones_like(mask)), hessian, damping=0.1)
     assert torch.allclose(whole, weight, atol=1e-6)
 
 
@@ -218,7 +221,7 @@ def test_damping_draws_to_the_old_weight() -> None:
 def test_no_other_survivors_are_better(seed: int, rows: int, width: int) -> None:
     inputs, weight = inputs_of(seed, 40, width), drawn(seed + 2, rows, width)
     mask = drawn(seed + 3, rows, width) > 0
-    found = refit(weight, mask, hessian_of(inputs), damping=1e-9).double()
+    found = refit(weight, Constraints(mask=mask), hessian_of(inputs), damping=1e-9).double()
     least = error(inputs, weight, found)
     for size in (1e-3, 0.1, 3.0):
         other = found + size * drawn(seed + 4, rows, width) * mask
@@ -229,14 +232,14 @@ def test_no_other_survivors_are_better(seed: int, rows: int, width: int) -> None
 def test_saliency_is_the_rise_of_the_error(seed: int, width: int, sparsity: float) -> None:
     inputs, dense = inputs_of(seed, 60, width), drawn(seed + 2, 2, width)
     hessian, mask = hessian_of(inputs), torch.rand(2, width) >= sparsity
-    weight = refit(dense, mask, hessian, damping=1e-9)
+    weight = refit(dense, Constraints(mask=mask), hessian, damping=1e-9)
     scores = saliency(weight, hessian, mask, damping=1e-9)
     before = error(inputs, dense, weight)
     assert torch.equal(torch.isinf(scores), ~mask)
     for row, column in mask.nonzero().tolist():
         fewer = mask.clone()
         fewer[row, column] = False
-        rise = error(inputs, dense, refit(dense, fewer, hessian, damping=1e-9)) - before
+        rise = error(inputs, dense, refit(dense, Constraints(mask=fewer), hessian, damping=1e-9)) - before
         assert math.isclose(rise, scores[row, column].item(), rel_tol=2e-3, abs_tol=1e-5)
 
 
@@ -259,7 +262,7 @@ def test_dead_inputs_go_first_and_never_make_nan() -> None:
     assert torch.equal(scores == 0, torch.tensor([[False, True, False, False, True, False]] * 3))
     mask, found = prune(weight, hessian_of(inputs), 6, whole_layer, damping=0)
     assert not mask[:, [1, 4]].any()
-    assert torch.equal(found, refit(weight, mask, hessian_of(inputs), damping=0))
+    assert torch.equal(found, refit(weight, Constraints(mask=mask), hessian_of(inputs), damping=0))
     assert torch.allclose(found[mask], weight[mask], atol=1e-5)
     _, kept = prune(weight, hessian_of(inputs), 2, whole_layer, damping=0)
     assert torch.isfinite(kept).all()
@@ -308,7 +311,7 @@ def test_structures_get_what_they_ask_for(
     score = torch.where(mask, 1.0, 0.0).reshape(12, 8, 3, 3)
     assert torch.equal(structure.mask(score, zeros // structure.size).reshape(12, 72), mask)
     earlier, _ = prune(weight, hessian, zeros // 2 // structure.size * structure.size, choose)
-    later, again = prune(weight, hessian, zeros, choose, mask=earlier)
+    later, again = prune(weight, hessian, zeros, choose, held=Constraints(mask=earlier))
     assert not (later & ~earlier).any()
     assert int((~later).sum()) == zeros
     assert torch.equal(again != 0, later)
@@ -327,18 +330,20 @@ def test_rounds_of_large_layers_lose_little_against_exact_ones(monkeypatch: pyte
     assert thinned < 1.05 * exact
     assert unsolved < 1.01 * thinned
     assert thinned < 0.5 * magnitude
-    assert thinned < 0.7 * error(inputs, weight, refit(weight, kept, hessian))
+    assert thinned < 0.7 * error(inputs, weight, refit(weight, Constraints(mask=kept), hessian))
 
 
 def test_rows_of_one_mask_share_their_factorization(monkeypatch: pytest.MonkeyPatch) -> None:
     hessian, weight = hessian_of(inputs_of(0, 300, 12)), drawn(1, 8, 12)
     columns = drawn(2, 2, 12) > 0
     mask = columns.repeat_interleave(4, dim=0)
-    each = torch.cat([refit(weight[row : row + 1], mask[row : row + 1], hessian) for row in range(8)])
+    each = torch.cat(
+        [refit(weight[row : row + 1], Constraints(mask=mask[row : row + 1]), hessian) for row in range(8)]
+    )
     calls: list[torch.Size] = []
     real = least_squares.cholesky
     monkeypatch.setattr(least_squares, "cholesky", lambda m: calls.append(m.shape) or real(m))
-    assert torch.allclose(refit(weight, mask, hessian), each, atol=1e-6)
+    assert torch.allclose(refit(weight, Constraints(mask=mask), hessian), each, atol=1e-6)
     assert len(calls) == 2
 
 
@@ -357,7 +362,7 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match=r"A Hessian \[6, 6\] does not fit a weight \[4, 5\]"):
         saliency(weight[:, :5], hessian)
     with pytest.raises(ValueError, match="Damping must not be negative, got -1"):
-        refit(weight, weight > 0, hessian, damping=-1)
+        refit(weight, Constraints(mask=weight > 0), hessian, damping=-1)
     with pytest.raises(ValueError, match="Rounds must be at least 1, got 0"):
         prune(weight, hessian, 3, whole_layer, rounds=0)
     with pytest.raises(ValueError, match="6 columns are no whole number of channels of 4"):
@@ -377,7 +382,7 @@ def test_channels_go_in_the_order_of_an_exhaustive_greedy_search() -> None:
         for candidate in sorted({*range(4)} - {*gone}):
             mask = torch.ones(5, 4, 3, dtype=torch.bool)
             mask[:, [*gone, candidate]] = False
-            fitted = refit(weight, mask.reshape(5, 12), hessian, damping=0)
+            fitted = refit(weight, Constraints(mask=mask.reshape(5, 12)), hessian, damping=0)
             costs[candidate] = error(inputs, weight, fitted)
         assert channel == min(costs, key=costs.__getitem__)
         assert math.isclose(found, costs[channel], rel_tol=1e-4)
@@ -455,7 +460,9 @@ def test_earlier_masks_only_shrink(network: nn.Module) -> None:
     with torch.no_grad():
         for name, mask in masks.items():
             network.get_parameter(name).mul_(mask)
-    later = run(network, halves(network, 0.75), masks=masks)
+    later = run(
+        network, halves(network, 0.75), held={name: Constraints(mask=mask) for name, mask in masks.items()}
+    )
     assert not any((mask & ~masks[name]).any() for name, (mask, _) in later.items())
     assert all(int((~mask).sum()) == int(0.75 * mask.numel()) for mask, _ in later.values())
 

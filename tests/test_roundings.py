@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import lsq_linear
 from torch import Tensor, nn
 
 from decant.calibration.grids import symmetric_levels
@@ -24,15 +25,17 @@ from decant.prune.structures import lowest
 from decant.quantize.params import QuantizeParams
 from decant.quantize.quantizable import quantizable
 from decant.quantize.recipe import Recipe
-from decant.quantize.rounding import adaround, gptq
+from decant.quantize.rounding import adaround
 from decant.quantize.rounding.adaround import EDGE, AdaRound, exponent, neighbours, pull, rectified, steepness
-from decant.quantize.rounding.elementwise import better, errors, optimum, per_element, select_elements
 from decant.quantize.rounding.gptq import Gptq
 from decant.quantize.rounding.layers import round_layers
 from decant.quantize.rounding.methods import Nearest, Rounding
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Scheme, Ternary
+from decant.reconstruction import within
+from decant.reconstruction.elementwise import better, errors, per_element, select_elements
 from decant.reconstruction.hessians import InputHessian, moments
 from decant.reconstruction.least_squares import normal_equations
+from decant.reconstruction.within import optimum
 from tasks.pipeline.params import validate
 from tests.drawn import drawn
 from tests.nets import NETS, net
@@ -253,10 +256,10 @@ def test_errors_and_the_better_row_by_hand() -> None:
 def test_the_optimum_is_least_squares_within_the_mask() -> None:
     weight, mask, seen = drawn(0, 4, 6), drawn(1, 4, 6) > -0.5, some_moments(0, 6)
     problem = normal_equations(weight, seen.hessian, seen.cross, 0.1)
-    expected = refit(weight, mask, seen.hessian[0], seen.cross[0], damping=0.1)  # type: ignore[index]
-    assert torch.allclose(optimum(problem, mask).float(), expected, atol=1e-6)
+    expected = refit(weight, Constraints(mask=mask), seen.hessian[0], seen.cross[0], damping=0.1)  # type: ignore[index]
+    assert torch.allclose(optimum(problem, Constraints(mask=mask)).float(), expected, atol=1e-6)
     everywhere = torch.ones_like(mask)
-    assert torch.allclose(optimum(problem, None), optimum(problem, everywhere), atol=1e-9)
+    assert torch.allclose(optimum(problem, FREE), optimum(problem, Constraints(mask=everywhere)), atol=1e-9)
 
 
 # --- gptq
@@ -282,6 +285,24 @@ def level_of(weight: float, held: Constraints, row: int, column: int, shape: tor
     return min(((value - zero) * scale for value in levels.values.tolist()), key=lambda v: abs(v - weight))
 
 
+def ends(held: Constraints, weight: Tensor, row: int, kept: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the range of a row's survivors, in which it is solved before it is rounded."""
+    bounds = held.range or Range()
+    low, high = (torch.as_tensor(e).expand(weight.shape).flatten(1)[row] for e in (bounds.low, bounds.high))
+    return low[kept].double(), high[kept].double()
+
+
+def least_squares(hessian: Tensor, target: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
+    """Return argmin x' H x - 2 x' t in a range, by SciPy's active sets over the factor of H."""
+    if not len(target):
+        return target
+    factor = torch.linalg.cholesky(hessian)
+    goal = torch.linalg.solve_triangular(factor, target[:, None], upper=False)[:, 0]
+    low, high = (end.numpy() for end in bounds)
+    found = lsq_linear(factor.mT.numpy(), goal.numpy(), (low, high), method="bvls", tol=1e-14)
+    return torch.from_numpy(found.x)
+
+
 def surgery(weight: Tensor, held: Constraints, seen: InputHessian, rounding: Gptq) -> Tensor:
     """Round as OBQ is defined: after each column, the rest moves by an inverse that is computed anew."""
     rows, result = weight.flatten(1).double(), torch.zeros_like(weight.flatten(1), dtype=torch.double)
@@ -298,7 +319,9 @@ def surgery(weight: Tensor, held: Constraints, seen: InputHessian, rounding: Gpt
         if held.mask is not None:
             kept = held.mask.flatten(1)[row].nonzero()[:, 0].tolist()
         free = torch.zeros(len(hessian), dtype=torch.double)
-        free[kept] = torch.linalg.solve(hessian[kept][:, kept], (cross @ rows[row])[kept])
+        free[kept] = least_squares(
+            hessian[kept][:, kept], (cross @ rows[row])[kept], ends(held, weight, row, kept)
+        )
         left = list(range(len(hessian)))
         if rounding.order == "activation":
             left.sort(key=lambda j: -hessian[j, j].item())
@@ -388,7 +411,7 @@ def test_blocks_of_columns_change_nothing(block: int, monkeypatch: pytest.Monkey
     weight, seen = drawn(0, 6, 4, 5), some_moments(2, 20, 2)
     held = Constraints(levels=Integer(bits=3).levels(weight), mask=drawn(1, 6, 4, 5) > -1)
     expected = Gptq().rounded(weight, held, seen)
-    monkeypatch.setattr(gptq, "BLOCK", block)
+    monkeypatch.setattr(within, "BLOCK", block)
     assert torch.equal(Gptq().rounded(weight, held, seen), expected)
 
 
@@ -396,7 +419,7 @@ def test_one_bit_and_two_gain_from_gptq() -> None:
     weight, seen = drawn(0, 16, 40), some_moments(0, 40)
     for scheme in (Binary(), Ternary(), Integer(bits=2), Codebook(entries=4), PowerOfTwo(bits=2)):
         held = Constraints(levels=scheme.levels(weight))
-        least = sum(off(weight, optimum(normal_equations(weight, seen.hessian, seen.cross, 0.0), None), seen))
+        least = sum(off(weight, optimum(normal_equations(weight, seen.hessian, seen.cross, 0.0), FREE), seen))
         nearest, swept, learnt = (
             sum(off(weight, rounding.rounded(weight, held, seen), seen)) - least
             for rounding in (Nearest(), Gptq(), AdaRound())
@@ -430,7 +453,9 @@ def test_pruning_and_rounding_read_the_same_moments() -> None:
     fine = Constraints(levels=Levels(torch.arange(-128.0, 128), kept.abs().max() / 120), mask=mask)
     assert (Gptq(order="index").rounded(weight, fine, seen) - kept)[mask].abs().mean() < 0.02
     problem = normal_equations(weight.flatten(1), seen.hessian, seen.cross, 0.01)
-    assert torch.allclose(optimum(problem, mask.flatten(1)).float(), kept.flatten(1), atol=1e-5)
+    assert torch.allclose(
+        optimum(problem, Constraints(mask=mask.flatten(1))).float(), kept.flatten(1), atol=1e-5
+    )
     assert torch.equal(seen.hessian, before[0])
     assert sum(off(weight, found, seen)) < sum(off(weight, held.project(kept), seen))
 
@@ -523,7 +548,7 @@ def test_adaround_comes_near_to_the_best_of_all_roundings(bits: int) -> None:
     for seed in range(8):
         weight, seen = drawn(seed, 6, 7), some_moments(seed, 7, crossed=seed > 3)
         held = Constraints(levels=Integer(bits=bits).levels(weight))
-        exact = optimum(normal_equations(weight, seen.hessian, seen.cross, 0.0), None)
+        exact = optimum(normal_equations(weight, seen.hessian, seen.cross, 0.0), FREE)
         least = sum(off(weight, exact, seen))
         best += every_rounding(weight, held, seen)[0] - least
         nearest += sum(off(weight, held.project(weight), seen)) - least

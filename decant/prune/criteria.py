@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
@@ -16,6 +16,7 @@ from decant.schema import Count, Positive, Section
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from decant.checkpoints.checkpoint import Checkpoint
     from decant.prune.channels.coupling import ChannelGroup
     from decant.prune.channels.scores import ChannelScores
 
@@ -41,6 +42,12 @@ class Scoring(Section):
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return the score of each weight, finite and without gradient; the module is untouched."""
         raise NotImplementedError
+
+    def scores_within(
+        self, module: nn.Module, masks: Mapping[str, Tensor], examples: Examples, seed: int
+    ) -> Scores:
+        """Return the same, where it is known which weights a mask holds at zero, by name."""
+        return self.scores(module, examples, seed)
 
 
 class Magnitude(Scoring):
@@ -104,14 +111,13 @@ class Taylor(Scoring):
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return |w * g| per weight."""
-        seen = _seen(self.kind, examples, self.images)
-        gradients: Scores = {}
+        seen, weights = _seen(self.kind, examples, self.images), compressible(module)
+        gradients = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         for inputs, labels in _batches(seen, 250):
             loss = torch.nn.functional.cross_entropy(module(inputs), labels, reduction="sum") / len(seen)
-            weights = compressible(module)
-            for name, part in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
-                gradients[name] = gradients[name] + part if name in gradients else part
-        return {name: (w.detach() * gradients[name]).abs() for name, w in compressible(module).items()}
+            for name, part in _gradients(self.kind, loss, weights).items():
+                gradients[name] += part
+        return {name: (weight.detach() * gradients[name]).abs() for name, weight in weights.items()}
 
 
 class Snip(Taylor):
@@ -147,18 +153,14 @@ class Fisher(Scoring):
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return w^2 F / 2 per weight."""
         seen = _seen(self.kind, examples, self.images)
-        weights = {name: weight.detach() for name, weight in compressible(module).items()}
+        weights = compressible(module)
         squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-
-        def loss(free: dict[str, Tensor], inputs: Tensor, label: Tensor) -> Tensor:
-            logits: Tensor = torch.func.functional_call(module, free, (inputs[None],))
-            return torch.nn.functional.cross_entropy(logits, label[None])
-
-        each: Callable[..., dict[str, Tensor]] = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
-        for inputs, labels in _batches(seen, 50):
-            for name, gradient in each(weights, inputs, labels).items():
-                squares[name] += gradient.detach().square().sum(0)
-        return {name: weight.square() * squares[name] / (2 * len(seen)) for name, weight in weights.items()}
+        # One by one: it is no slower than torch's vmap, which stops at what rounds by the range of a batch.
+        for inputs, labels in _batches(seen, 1):
+            loss = torch.nn.functional.cross_entropy(module(inputs), labels)
+            for name, gradient in _gradients(self.kind, loss, weights).items():
+                squares[name] += gradient.square()
+        return {n: weight.detach().square() * squares[n] / (2 * len(seen)) for n, weight in weights.items()}
 
 
 class Wanda(Scoring):
@@ -235,10 +237,16 @@ class Obs(Scoring):
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return w^2 / [H^-1] per weight: the rise of its layer's mean squared output error."""
+        return self.scores_within(module, {}, examples, seed)
+
+    def scores_within(
+        self, module: nn.Module, masks: Mapping[str, Tensor], examples: Examples, seed: int
+    ) -> Scores:
+        """Return the same with H of the survivors alone; what does not survive scores 0."""
         from decant.prune.obs import saliencies
 
         seen = _seen(self.kind, examples, self.images)
-        return saliencies(module, seen.images, self.damping)
+        return saliencies(module, seen.images, self.damping, masks)
 
 
 class OfChannels(Scoring):
@@ -255,9 +263,9 @@ class OfChannels(Scoring):
         raise DecantError(f"criterion {self.model_dump()['kind']} scores channels: take structure channels")
 
     def channel_scores(
-        self, module: nn.Module, groups: Sequence[ChannelGroup], examples: Examples
+        self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples
     ) -> ChannelScores:
-        """Return the score of each channel; the module is untouched."""
+        """Return the score of each channel; the parent is untouched."""
         raise NotImplementedError
 
 
@@ -265,7 +273,8 @@ class Reconstruction(OfChannels):
     """Score a channel by what the layers that read it lose when it goes and they are solved anew.
 
     Channels go one by one; the survivors' weights become the least squares solution on the layers' inputs
-    over the first `images` training images, towards the outputs of the whole network. No labels. Does not
+    over the first `images` training images, towards the outputs of the whole network, within the masks,
+    ranges and levels that they have already. No labels. Does not
     help where what follows forgives some outputs and not others, or where a long fine-tuning follows.
 
     References:
@@ -279,13 +288,14 @@ class Reconstruction(OfChannels):
     damping: Positive = 0.01
 
     def channel_scores(
-        self, module: nn.Module, groups: Sequence[ChannelGroup], examples: Examples
+        self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples
     ) -> ChannelScores:
         """Return the error of the layers that read each channel, as shares of their outputs' squares."""
         from decant.prune.channels.scores import by_reconstruction
 
         seen = _seen(self.kind, examples, self.images)
-        return by_reconstruction(module, groups, seen.images, self.damping)
+        masks = {name: held.mask for name, held in parent.constraints.items() if held.mask is not None}
+        return by_reconstruction(parent.module, groups, seen.images, self.damping, masks)
 
 
 class Drift(OfChannels):
@@ -303,18 +313,33 @@ class Drift(OfChannels):
     images: TrainImages = 500
 
     def channel_scores(
-        self, module: nn.Module, groups: Sequence[ChannelGroup], examples: Examples
+        self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples
     ) -> ChannelScores:
         """Return the divergence in nats without each channel."""
         from decant.prune.channels.scores import by_drift
 
-        return by_drift(module, groups, _seen(self.kind, examples, self.images).images)
+        return by_drift(parent.module, groups, _seen(self.kind, examples, self.images).images)
 
 
 Criterion = Annotated[
     Magnitude | Random | Taylor | Snip | Fisher | Wanda | Movement | Obs | Reconstruction | Drift,
     Field(discriminator="kind"),
 ]
+
+
+def _gradients(kind: str, loss: Tensor, weights: Scores) -> Scores:
+    """Return the gradient of a loss with respect to each weight.
+
+    Raises:
+        DecantError: The network does not run a layer, so that the loss says nothing of its weight.
+    """
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    if missing := [name for name, gradient in zip(weights, found, strict=True) if gradient is None]:
+        raise DecantError(
+            f"criterion {kind} scores weights by gradients, and the loss depends on none of "
+            f"{', '.join(missing)}: the network does not run these layers; take criterion magnitude"
+        )
+    return dict(zip(weights, found, strict=True))
 
 
 def _seen(kind: str, examples: Examples, count: int) -> Examples:

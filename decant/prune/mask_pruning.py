@@ -177,7 +177,7 @@ class MaskPruning:
         """Return the scores of the prunable weights, minus infinity where they are zero and stay so."""
         criterion = self.block.criterion
         scored = module or (fresh(self.parent, self.train) if criterion.fresh else self.parent.module)
-        every = criterion.scores(scored, self.train, self.seed)
+        every = criterion.scores_within(scored, masks_of(self.parent), self.train, self.seed)
         return ranked({name: every[name].detach() for name in self.names}, self._alive)
 
     @property
@@ -268,7 +268,7 @@ class MaskPruning:
             zeros,
             self._choosers({name: self.parent.module.get_parameter(name).shape for name in zeros}),
             self.train.first(criterion.images).images,
-            masks=masks_of(self.parent),
+            held=self.parent.constraints,
             damping=criterion.damping,
             rounds=criterion.rounds,
         )

@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from decant.checkpoints.constraints import FREE, Constraints
+from decant.errors import DecantError
 from decant.networks.layer_inputs import received
 from decant.networks.structure import compressible
 from decant.progress import progress_bar
+from decant.reconstruction.elementwise import per_element
 from decant.reconstruction.hessians import InputHessian, moments
 from decant.reconstruction.least_squares import (
     NormalEquations,
@@ -33,6 +37,7 @@ from decant.reconstruction.least_squares import (
     submatrices,
     unpadded,
 )
+from decant.reconstruction.within import fitted
 
 Choose = Callable[[Tensor, int], Tensor]
 """(scores [rows, d], minus infinity where removed already; zeros in all by now) -> mask, True survives."""
@@ -67,18 +72,24 @@ def saliency(weight: Tensor, hessian: Tensor, mask: Tensor | None = None, *, dam
 
 
 def refit(
-    weight: Tensor, mask: Tensor, hessian: Tensor, cross: Tensor | None = None, *, damping: float = 0.01
+    weight: Tensor,
+    held: Constraints,
+    hessian: Tensor,
+    cross: Tensor | None = None,
+    *,
+    damping: float = 0.01,
 ) -> Tensor:
     """Return the survivors that come nearest to the layer's outputs: w_S = H_SS⁻¹ (G w)_S for each row.
 
     With `cross`, the outputs to come near to are those of the reference network, on its own inputs x, while
     the layer receives x̂: argmin ‖w x - w' x̂‖². Without, G = H and x̂ = x. Rows with the same mask share a
-    factorization. Weights on inputs that are always zero stay. Does not help where there are fewer rows of
-    inputs than survivors: it fits noise then, which damping only softens.
+    factorization. Weights on inputs that are always zero stay. A range and levels are kept, and the others
+    make up for what they do. Does not help where there are fewer rows of inputs than survivors: it fits noise
+    then, which damping only softens.
 
     Args:
         weight: The reference's weight [rows, d].
-        mask: True survives [rows, d].
+        held: What the survivors have to satisfy, written out for each element [rows, d].
         hessian: Mean of x̂ x̂ᵀ [d, d], or [G, d, d] for the rows of G groups.
         cross: Mean of x̂ xᵀ, of the same shape.
         damping: Share of the mean diagonal added to the diagonals of H and G, at least 0: it draws survivors
@@ -90,7 +101,7 @@ def refit(
     Raises:
         ValueError: Shapes do not fit, or H is singular and damping too small.
     """
-    return solve(normal_equations(weight, hessian, cross, damping), mask).to(weight.dtype)
+    return fitted(normal_equations(weight, hessian, cross, damping), held, weight).to(weight.dtype)
 
 
 def prune(
@@ -100,7 +111,7 @@ def prune(
     choose: Choose,
     cross: Tensor | None = None,
     *,
-    mask: Tensor | None = None,
+    held: Constraints = FREE,
     damping: float = 0.01,
     rounds: int = 16,
 ) -> tuple[Tensor, Tensor]:
@@ -120,7 +131,8 @@ def prune(
         zeros: Zeros in the end, those of `mask` included.
         choose: The structure: which weights go, by their scores.
         cross: Mean of x̂ xᵀ, where the outputs on x are wanted from inputs x̂.
-        mask: What survives already; it only shrinks.
+        held: What the survivors have to satisfy, written out for each element [rows, d]. Its mask only
+            shrinks; a range and levels are seen at the end, not while weights are chosen.
         damping: Share of the mean diagonal, at least 0.
         rounds: How many; 1 scores the dense layer once.
 
@@ -132,7 +144,7 @@ def prune(
     """
     if rounds < 1:
         raise ValueError(f"Rounds must be at least 1, got {rounds}")
-    before = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    before = torch.ones_like(weight, dtype=torch.bool) if held.mask is None else held.mask
     gone = int((~before).sum())
     if zeros <= gone and (cross is None or torch.equal(cross, hessian)):
         return before, torch.where(before, weight, 0.0)
@@ -141,12 +153,21 @@ def prune(
     targets = _targets(gone, zeros, weight.numel(), rounds)
     if size * width**3 > EXACT:
         kept, start = thin(problem, choose, before, targets)
-        return kept, solve(problem, kept, start).to(weight.dtype)
+        return kept, _within(problem, held, kept, weight, start)
     kept = before
     for target in targets:
         found, spread = _survivors(problem, kept)
         kept = choose(_scores(problem, found, spread, kept), target) & kept
-    return kept, solve(problem, kept).to(weight.dtype)
+    return kept, _within(problem, held, kept, weight)
+
+
+def _within(
+    problem: NormalEquations, held: Constraints, kept: Tensor, weight: Tensor, start: Tensor | None = None
+) -> Tensor:
+    """Return the best rows [rows, d] of what survives, within a range and levels where there are some."""
+    if held.range is None and held.levels is None:
+        return solve(problem, kept, start).to(weight.dtype)
+    return fitted(problem, held.narrow(mask=kept), weight).to(weight.dtype)
 
 
 def thin(
@@ -178,19 +199,22 @@ def thin(
 
 
 def channel_order(
-    weight: Tensor, hessian: Tensor, size: int, *, damping: float = 0.01
+    weight: Tensor, hessian: Tensor, size: int, *, mask: Tensor | None = None, damping: float = 0.01
 ) -> tuple[Tensor, Tensor]:
     """Return in which order a layer's input channels are best removed, and the error after each removal.
 
     Greedy: each time the channel goes for which the outputs, with least squares over all that is left,
-    change least: Σ_rows w_c ([H⁻¹]_cc)⁻¹ w_cᵀ. The inverse is kept up to date, so all of it costs O(d³).
-    ThiNet chooses the channels by the same error before it refits them, here refitting is part of the choice.
-    Does not help where what comes after the layer forgives some outputs and not others.
+    change least: Σ_rows w_c ([H⁻¹]_cc)⁻¹ w_cᵀ. The inverse is kept up to date, so all of it costs O(d³); or
+    O(rows d³) where a mask leaves each row other inputs. Beyond `EXACT` the inverse is then that of the mean
+    field, as in `thin`. ThiNet chooses the channels by the same error before it refits them, here refitting
+    is part of the choice. Does not help where what comes after the layer forgives some outputs and not
+    others; a range or levels, within which the layer is refitted, leave more error than is counted here.
 
     Args:
         weight: [rows, d], d = C * size, the columns of one channel beside each other.
         hessian: [d, d].
         size: Columns of one channel: the kernel's places, 1 for a linear layer.
+        mask: True survives [rows, d]; all where None. Outside the weight is 0.
         damping: Share of the mean diagonal, at least 0.
 
     Returns:
@@ -203,20 +227,22 @@ def channel_order(
     References:
         Luo et al., ThiNet, 2017. https://arxiv.org/abs/1707.06342
     """
-    rows, width = weight.shape
+    width = weight.shape[1]
     if width % size:
         raise ValueError(f"{width} columns are no whole number of channels of {size}")
     problem = normal_equations(weight, hessian, None, damping)
     channels = width // size
-    inverse = problem.inverse[0].reshape(channels, size, channels, size).clone()
-    values = torch.where(problem.dead, 0.0, weight.double()).reshape(rows, channels, size)
+    inverse = _inverses(problem, mask).reshape(-1, channels, size, channels, size).clone()
+    # By whose inverse it is, one for all or one for each, and then by row.
+    alone = torch.where(problem.dead, 0.0, weight.double()).reshape(len(inverse), -1, channels, size)
+    values = alone.permute(0, 2, 3, 1).contiguous()
     alive = torch.ones(channels, dtype=torch.bool)
     order, errors, total = [], [], 0.0
     for _ in range(channels):
         left = alive.nonzero()[:, 0]
-        factor = cholesky(inverse[left, :, left])
-        half = torch.linalg.solve_triangular(factor, values[:, left].permute(1, 2, 0), upper=False)
-        costs = half.square().sum((1, 2))
+        factor = cholesky(inverse[:, left, :, left])
+        half = torch.linalg.solve_triangular(factor, values[:, left].transpose(0, 1), upper=False)
+        costs = half.square().sum((1, 2, 3))
         # Of equal ones the later goes first, as everywhere.
         at = len(left) - 1 - int(costs.flip(0).argmin())
         channel = int(left[at])
@@ -228,12 +254,25 @@ def channel_order(
     return torch.tensor(order), torch.tensor(errors, dtype=torch.double)
 
 
+def _inverses(problem: NormalEquations, mask: Tensor | None) -> Tensor:
+    """Return the inverse Hessian of what survives: [1, d, d] for all rows, or one for each [rows, d, d]."""
+    if mask is None or bool(mask.all()):
+        return problem.inverse
+    matrix, width = problem.matrix[0], mask.shape[1]
+    if len(mask) * width**3 > EXACT:
+        share = mask.double().mean()
+        alone = torch.diag(matrix.diagonal())
+        return torch.cholesky_inverse(cholesky(share * matrix + (1 - share) * alone))[None]
+    index = torch.arange(width).expand_as(mask)
+    return torch.cholesky_inverse(cholesky(submatrices(matrix[None], problem.group, index, mask)))
+
+
 def _drop_(values: Tensor, inverse: Tensor, channel: int, factor: Tensor) -> None:
-    """Take a channel out of the rows [rows, C, s] and out of the inverse Hessian [C, s, C, s], in place."""
-    size = inverse.shape[1]
-    across = inverse[channel].reshape(size, -1)
+    """Take a channel out of rows [B, C, s, n] and out of inverse Hessians [B, C, s, C, s], in place."""
+    size = inverse.shape[2]
+    across = inverse[:, channel].reshape(len(inverse), size, -1)
     gain = torch.cholesky_solve(across, factor)
-    values -= (values[:, channel] @ gain).reshape(values.shape)
+    values -= (gain.mT @ values[:, channel]).reshape(values.shape)
     inverse -= (across.mT @ gain).reshape(inverse.shape)
     values[:, channel] = 0.0
 
@@ -244,7 +283,7 @@ def reconstruct(
     choose: Mapping[str, Choose],
     images: Tensor,
     *,
-    masks: Mapping[str, Tensor] | None = None,
+    held: Mapping[str, Constraints] | None = None,
     damping: float = 0.01,
     rounds: int = 16,
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -260,7 +299,7 @@ def reconstruct(
         choose: By weight, which elements go; scores and masks are [rows, d] as in `weight.flatten(1)`.
         images: Pixels [N, C, H, W], uint8, without labels; some ten rows of patches for each input of the
             widest layer, or it learns the images by heart.
-        masks: What survives already, in the weights' shapes; they only shrink.
+        held: What each weight has to satisfy: masks only shrink, ranges and levels are kept.
         damping: Share of a Hessian's mean diagonal, at least 0.
         rounds: See `prune`.
 
@@ -268,45 +307,66 @@ def reconstruct(
         By weight, mask and weight in the weight's shape.
 
     Raises:
-        ValueError: There are no images, or a Hessian is singular and damping too small.
-        DecantError: The network does not run one of the layers; or one receives NaN or infinity.
+        ValueError: There are no images.
+        DecantError: A Hessian is singular and damping too small; the network does not run one of the layers;
+            or one receives NaN or infinity. Names the layer.
     """
-    earlier, work = masks or {}, copy.deepcopy(module)
+    earlier, work = held or {}, copy.deepcopy(module)
     solved: dict[str, tuple[Tensor, Tensor]] = {}
     with torch.no_grad():
         for name in progress_bar(running_order(module, zeros, images), "solving", "layers"):
             old = module.get_parameter(name).detach()
             found = moments(work, [name], images, module)[name]
-            mask, weight = prune(
-                old.flatten(1),
-                found.hessian,
-                zeros[name],
-                choose[name],
-                found.cross,
-                mask=earlier[name].flatten(1) if name in earlier else None,
-                damping=damping,
-                rounds=rounds,
-            )
+            with naming(name):
+                mask, weight = prune(
+                    old.flatten(1),
+                    found.hessian,
+                    zeros[name],
+                    choose[name],
+                    found.cross,
+                    held=per_element(earlier.get(name, FREE), old.shape),
+                    damping=damping,
+                    rounds=rounds,
+                )
             solved[name] = (mask.reshape(old.shape), weight.reshape(old.shape))
             work.get_parameter(name).copy_(solved[name][1])
     return solved
 
 
-def saliencies(module: nn.Module, images: Tensor, damping: float = 0.01) -> dict[str, Tensor]:
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Say of which weight it is that there is no solution."""
+    try:
+        yield
+    except ValueError as error:
+        raise DecantError(f"{name}: {error}") from None
+
+
+def saliencies(
+    module: nn.Module, images: Tensor, damping: float = 0.01, masks: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Return the saliency of each weight of the network as it is, by name, in the weight's shape.
 
-    Zeros count as what they are, weights of value 0, so nothing is said of masks.
+    Args:
+        module: The network, in eval mode.
+        images: Pixels [N, C, H, W], uint8, without labels.
+        damping: Share of a Hessian's mean diagonal, at least 0.
+        masks: What survives: only these make up for one another. What does not has the saliency 0.
 
     Raises:
-        ValueError: There are no images, or a Hessian is singular and damping too small.
-        DecantError: The network does not run one of the layers; or one receives NaN or infinity.
+        ValueError: There are no images.
+        DecantError: A Hessian is singular and damping too small; the network does not run one of the layers;
+            or one receives NaN or infinity. Names the layer.
     """
     weights = {name: weight.detach() for name, weight in compressible(module).items()}
     found: dict[str, InputHessian] = moments(module, list(weights), images)
-    return {
-        name: saliency(weight.flatten(1), found[name].hessian, damping=damping).reshape(weight.shape)
-        for name, weight in weights.items()
-    }
+    scores = {}
+    for name, weight in weights.items():
+        mask = masks[name].flatten(1) if masks and name in masks else None
+        with naming(name):
+            score = saliency(weight.flatten(1), found[name].hessian, mask, damping=damping)
+        scores[name] = score.clamp(min=0.0).reshape(weight.shape)
+    return scores
 
 
 def running_order(module: nn.Module, names: Mapping[str, object], images: Tensor) -> list[str]:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from decant.checkpoints.checkpoint import Checkpoint
-from decant.checkpoints.constraints import FREE
 from decant.compression.promises import Promise
 from decant.compression.surgery import Kept
 from decant.costs.drift import drift_from
@@ -168,7 +167,7 @@ class ChannelPruning(MaskPruning):
     def _scores(self) -> ChannelScores:
         criterion = self.block.criterion
         if isinstance(criterion, OfChannels):
-            return criterion.channel_scores(self.parent.module, self.groups, self.train)
+            return criterion.channel_scores(self.parent, self.groups, self.train)
         module = fresh(self.parent, self.train) if criterion.fresh else self.parent.module
         scores = criterion.scores(module, self.train, self.seed)
         return by_weights(self.groups, ranked(scores, masks_of(self.parent)))
@@ -191,12 +190,18 @@ class ChannelPruning(MaskPruning):
         if not isinstance(criterion, Reconstruction):
             return plan
         images = self.train.first(criterion.images).images
-        weights = refitted(self.parent.module, self.groups, plan.gone, images, criterion.damping)
+        weights = refitted(
+            self.parent.module,
+            self.groups,
+            plan.gone,
+            images,
+            criterion.damping,
+            self.parent.constraints,
+        )
         module = copy.deepcopy(self.parent.module)
         with torch.no_grad():
             for name, weight in weights.items():
-                held = self.parent.constraints.get(name, FREE)
-                module.get_parameter(name).copy_(held.project(weight))
+                module.get_parameter(name).copy_(weight)
         return ChannelPlan(replace(self.parent, module=module), self.groups, plan.gone)
 
 

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from decant.checkpoints.constraints import FREE, Constraints
 from decant.costs.divergence import divergence
 from decant.networks.execution import predict
 from decant.networks.structure import compressible
 from decant.progress import progress_bar
 from decant.prune.channels.coupling import ChannelGroup, zeroed
-from decant.prune.obs import channel_order, refit, running_order
+from decant.prune.obs import channel_order, naming, refit, running_order
+from decant.reconstruction.elementwise import per_element
 from decant.reconstruction.hessians import moments
 
 ChannelScores = dict[str, Tensor]
@@ -47,7 +49,11 @@ def by_drift(module: nn.Module, groups: Sequence[ChannelGroup], images: Tensor) 
 
 
 def by_reconstruction(
-    module: nn.Module, groups: Sequence[ChannelGroup], images: Tensor, damping: float
+    module: nn.Module,
+    groups: Sequence[ChannelGroup],
+    images: Tensor,
+    damping: float,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> ChannelScores:
     """Return what the outputs of the layers that read a channel lose when it goes and they are solved anew.
 
@@ -59,6 +65,10 @@ def by_reconstruction(
         groups: Its channels.
         images: Pixels [N, C, H, W], uint8, without labels.
         damping: Share of a Hessian's mean diagonal, at least 0.
+        masks: What survives of weights that are pruned already: only this is solved for.
+
+    Raises:
+        DecantError: A Hessian is singular and damping too small, or the network does not run a layer.
     """
     weights = {name: weight.detach() for name, weight in compressible(module).items()}
     readers = sorted({name for group in groups for name, _ in _reads(group, weights)})
@@ -68,16 +78,26 @@ def by_reconstruction(
         score = torch.zeros(group.count, dtype=torch.double)
         for name, indices in _reads(group, weights):
             columns = _columns(weights[name], indices)
-            for rows, hessian in zip(
-                weights[name].flatten(1).chunk(len(found[name].hessian)), found[name].hessian, strict=True
-            ):
-                part = hessian[columns.flatten()][:, columns.flatten()]
-                order, errors = channel_order(
-                    rows[:, columns.flatten()], part, columns.shape[1], damping=damping
-                )
-                score[order] += errors / errors[-1].clamp(min=1e-30)
+            mask = masks.get(name) if masks else None
+            score += _losses(weights[name], mask, found[name].hessian, columns, damping, name)
         scores[group.name] = score
     return scores
+
+
+def _losses(
+    weight: Tensor, mask: Tensor | None, hessians: Tensor, columns: Tensor, damping: float, name: str
+) -> Tensor:
+    """Return what a weight's outputs lose with each channel [C], of the columns [C, n] of its rows."""
+    losses, chosen = torch.zeros(len(columns), dtype=torch.double), columns.flatten()
+    kept = None if mask is None else mask.flatten(1)[:, chosen].chunk(len(hessians))
+    for number, rows in enumerate(weight.flatten(1)[:, chosen].chunk(len(hessians))):
+        part = hessians[number][chosen][:, chosen]
+        with naming(name):
+            order, errors = channel_order(
+                rows, part, columns.shape[1], mask=None if kept is None else kept[number], damping=damping
+            )
+        losses[order] += errors / errors[-1].clamp(min=1e-30)
+    return losses
 
 
 def refitted(
@@ -86,6 +106,7 @@ def refitted(
     gone: Mapping[str, Tensor],
     images: Tensor,
     damping: float,
+    held: Mapping[str, Constraints] | None = None,
 ) -> dict[str, Tensor]:
     """Return weights with which the layers that read removed channels come nearest to their old outputs.
 
@@ -97,9 +118,13 @@ def refitted(
         gone: By group, True [count] for each channel that goes.
         images: Pixels [N, C, H, W], uint8.
         damping: Share of a Hessian's mean diagonal, at least 0.
+        held: What each weight has to satisfy, masks, ranges and levels: solved within, not projected onto.
 
     Returns:
         By weight, in its shape; zero where a removed channel was read.
+
+    Raises:
+        DecantError: A Hessian is singular and damping too small, or the network does not run a layer.
     """
     masks: dict[str, Tensor] = {}
     for group in groups:
@@ -111,8 +136,15 @@ def refitted(
     with torch.no_grad():
         for name in progress_bar(running_order(module, masks, images), "solving", "layers"):
             old, found = module.get_parameter(name), moments(work, [name], images, module)[name]
-            mask = masks[name].flatten(1)
-            new = refit(old.detach().flatten(1), mask, found.hessian, found.cross, damping=damping)
+            satisfied = (held or {}).get(name, FREE).narrow(mask=masks[name])
+            with naming(name):
+                new = refit(
+                    old.detach().flatten(1),
+                    per_element(satisfied, old.shape),
+                    found.hessian,
+                    found.cross,
+                    damping=damping,
+                )
             solved[name] = new.reshape(old.shape)
             work.get_parameter(name).copy_(solved[name])
     return solved

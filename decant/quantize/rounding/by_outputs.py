@@ -9,7 +9,7 @@ from pydantic import Field
 
 from decant.checkpoints.constraints import Constraints
 from decant.lazy import torch
-from decant.quantize.rounding.elementwise import better, errors, per_element
+from decant.reconstruction.elementwise import better, errors, per_element
 from decant.reconstruction.least_squares import NormalEquations, normal_equations
 from decant.schema import Section
 
@@ -98,6 +98,8 @@ class ByOutputs(Section):
 
     def _on_levels(self, problem: NormalEquations, weight: Tensor, held: Constraints) -> Tensor:
         """Return the rows [O, d] on their levels, in each row at most with the error of nearest rounding."""
+        if held.levels is None:
+            raise ValueError("The weight has no levels to round to; a scheme has to find them first")
         rows, written = weight.detach().flatten(1), per_element(held, weight.shape)
         nearest = written.project(rows)
         # Damping adds the squared distance to the weight, of which nearest rounding has the least there is:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from decant.checkpoints.constraints import Constraints, Levels, Range
 from decant.lazy import torch
-from decant.reconstruction.least_squares import NormalEquations, solve
+from decant.reconstruction.least_squares import NormalEquations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,31 +20,27 @@ def per_element(held: Constraints, shape: torch.Size) -> Constraints:
     be taken in any order, and projecting a column is projecting its part of the weight, to the bit.
 
     Args:
-        held: The constraints on a weight of this shape; levels are among them.
+        held: The constraints on a weight of this shape.
         shape: The weight's, output channels first.
-
-    Raises:
-        ValueError: There are no levels to round to.
     """
-    levels, bounds = held.levels, held.range
-    if levels is None:
-        raise ValueError("The weight has no levels to round to; a scheme has to find them first")
-
-    def rows(each: Tensor) -> Tensor:
-        return levels.spread(each, shape).expand(shape).flatten(1)
+    bounds = held.range
 
     def ends(bound: float | Tensor) -> Tensor:
         return torch.as_tensor(bound, dtype=torch.float32).expand(shape).flatten(1)
 
     return Constraints(
         None if bounds is None else Range(ends(bounds.low), ends(bounds.high)),
-        Levels(
-            levels.values,
-            rows(levels.scale),
-            None if levels.zero_point is None else rows(levels.zero_point),
-        ),
+        None if held.levels is None else _levels(held.levels, shape),
         None if held.mask is None else held.mask.flatten(1),
     )
+
+
+def _levels(levels: Levels, shape: torch.Size) -> Levels:
+    def rows(each: Tensor) -> Tensor:
+        return levels.spread(each, shape).expand(shape).flatten(1)
+
+    zero_point = None if levels.zero_point is None else rows(levels.zero_point)
+    return Levels(levels.values, rows(levels.scale), zero_point)
 
 
 def select_elements(held: Constraints, take: Callable[[Tensor], Tensor]) -> Constraints:
@@ -56,11 +52,6 @@ def select_elements(held: Constraints, take: Callable[[Tensor], Tensor]) -> Cons
     if bounds is not None:
         bounds = Range(take(torch.as_tensor(bounds.low)), take(torch.as_tensor(bounds.high)))
     return Constraints(bounds, levels, None if held.mask is None else take(held.mask))
-
-
-def optimum(problem: NormalEquations, mask: Tensor | None) -> Tensor:
-    """Return the rows [O, d], float64, of the least error before any rounding; 0 outside the mask."""
-    return problem.dense if mask is None else solve(problem, mask)
 
 
 def errors(problem: NormalEquations, rows: Tensor) -> Tensor:
