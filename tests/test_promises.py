@@ -308,8 +308,11 @@ def test_signs_that_are_all_the_same_are_refused() -> None:
 
 def test_inputs_that_are_all_cut_to_one_number_are_refused(parent: Checkpoint) -> None:
     cut = {"target": "activations", "cut": {"kind": "bounds", "minimum": 50}}
-    with pytest.raises(DecantError, match=r"inputs of layers\.0, which lie in .* would all be one number"):
+    with pytest.raises(DecantError, match=r"inputs of layers\.0, which lie in .* would all be 50;"):
         clip(parent, cut, SPLITS)
+    narrow = {"scheme": {"kind": "integer"}, "activations": {"range": {"kind": "percentile", "keep": 0.01}}}
+    with pytest.raises(DecantError, match=r"inputs of layers\.2, which lie in .* would all be 0;"):
+        quantize(parent, narrow, SPLITS)
 
 
 def test_what_the_parent_had_lost_already_may_stay_lost(parent: Checkpoint) -> None:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from decant.checkpoints.constraints import Levels
+from decant.checkpoints.constraints import Levels, Range
 from decant.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decant.checkpoints.activations import InputGrid
+    from decant.checkpoints.activations import Grid, InputGrid
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 
@@ -73,3 +73,25 @@ def affine_grid(low: float, high: float, bits: int) -> InputGrid:
     if scale < TINY:  # constant inputs, or so near to it that 1 / scale is infinite in float32
         scale = 1.0
     return InputGrid(bits, torch.tensor(scale, dtype=torch.float32).item(), round(-low / scale))
+
+
+def check_apart(layer: str, seen: Range, clamp: Range | None, grid: Grid | None) -> None:
+    """Refuse to cut and round inputs so that all those that were seen become one number.
+
+    Args:
+        layer: Whose inputs they are.
+        seen: From the least to the largest input.
+        clamp: What inputs are cut to, where they are.
+        grid: What they are rounded on after that, where they are.
+
+    Raises:
+        ValueError: Names the layer and the number.
+    """
+    ends = torch.tensor(seen.ends())
+    left = ends if clamp is None else ends.clamp(*clamp.ends())
+    left = left if grid is None else grid(left)
+    if ends[0] < ends[1] and left[0] == left[1]:
+        raise ValueError(
+            f"inputs of {layer}, which lie in {seen.describe()}, would all be {left[0]:.3g}; take a wider "
+            f"range, or more bits"
+        )

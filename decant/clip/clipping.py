@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from decant.calibration.grids import affine_grid, symmetric_levels
+from decant.calibration.grids import affine_grid, check_apart, symmetric_levels
 from decant.calibration.observers import Samples, of_inputs
 from decant.calibration.range_search import Choice, choose, held_out
 from decant.calibration.ranges import BITS, Best, MinMax, Span, Sparsity, Threshold
@@ -58,22 +58,11 @@ def clip_inputs(parent: Checkpoint, names: Sequence[str], block: ClipParams, tra
         for layer in layers:
             span = choices[layer].span if choices else block.cut
             clamps[layer] = span.over(samples[layer])
-            _check_left(layer, clamps[layer], MinMax().over(samples[layer]))
+            check_apart(layer, MinMax().over(samples[layer]), clamps[layer], parent.grids.get(layer))
         child = parent.narrowed({}, clamps=clamps)
     except ValueError as error:
         raise DecantError(f"{block.from_} cannot be clipped so: {error}") from None
     return child, {f"{layer}.weight": choice for layer, choice in choices.items()}
-
-
-def _check_left(layer: str, clamp: Range, seen: Range) -> None:
-    """Refuse a range that cuts all inputs of a layer to one number."""
-    low, high = clamp.ends()
-    least, largest = seen.ends()
-    if least < largest and (high <= least or low >= largest):
-        raise ValueError(
-            f"inputs of {layer}, which lie in {seen.describe()}, would all be one number in "
-            f"{clamp.describe()}; take a wider range"
-        )
 
 
 def _added(parent: Checkpoint, name: str, cut: Span | Threshold | Sparsity) -> Constraints:

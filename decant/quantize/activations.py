@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from decant.calibration.grids import affine_grid
+from decant.calibration.grids import affine_grid, check_apart
 from decant.calibration.observers import Samples, of_inputs
 from decant.calibration.range_search import Choice, choose, held_out
 from decant.calibration.ranges import Best, MinMax, Span
@@ -91,6 +91,9 @@ def _grid(span: Span, layer: str, samples: Mapping[str, Samples], bits: int) -> 
     """Return the grid over the range, as far as there are inputs: beyond them a level would be wasted."""
     seen = MinMax().over(samples[layer])
     try:
-        return affine_grid(*span.over(samples[layer], bits).intersect(seen).ends(), bits)
+        kept = span.over(samples[layer], bits).intersect(seen)
+        grid = affine_grid(*kept.ends(), bits)
     except ValueError as error:
         raise ValueError(f"inputs of {layer}, which lie in {seen.describe()}: {error}") from None
+    check_apart(layer, seen, kept, grid)
+    return grid
