@@ -321,11 +321,7 @@ def test_a_mask_is_no_range_for_activations(home: Path) -> None:
 def test_inputs_outside_a_fixed_range_are_told_by_layer(home: Path) -> None:
     far = {"cut": {"kind": "bounds", "minimum": -900, "maximum": -800}}
     with pytest.raises(DecantError, match=r"cannot be clipped so: inputs of stem\.0, .* would all be -800"):
-        apply(["inputs"], m0_inputs=far)
-    others = [name.removesuffix(".weight") for name in compressible(load_model("teacher").module)][1:]
-    between = {"cut": {"kind": "bounds", "minimum": -900, "maximum": -1.6}, "skip": others}
-    with pytest.raises(DecantError, match=r"cannot be clipped so: inputs of .*: A range from .* no number"):
-        apply(["inputs", "inputs"], m1_inputs=between)
+        apply(["inputs", "inputs"], m1_inputs=far)
     beyond = {"activations": {"range": {"kind": "bounds", "minimum": 800}}}
     with pytest.raises(DecantError, match=r"cannot be rounded so: inputs of stem\.0, which lie in range \["):
         apply(["static"], m0_static=beyond)
