@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,8 +32,10 @@ from decant.recipes import counted, recipe_of
 from tasks.pipeline import step
 from tasks.pipeline.models import load_model
 from tasks.pipeline.params import validate
+from tasks.validate.recipes import check
 from tests import homes
 from tests.homes import noise, write_params
+from tests.imports import ROOT
 
 ALLOCATIONS = [kind.model_fields["kind"].default for kind in get_args(get_args(Allocation)[0])]
 STRUCTURES: list[Masked] = [Weights(), Blocks(rows=1, columns=4), Blocks(rows=2, columns=2)]
@@ -393,3 +396,19 @@ def test_the_lineage_says_how_many_images_were_seen(home: Path) -> None:
     assert load_model("child").lineage[0]["training"]["batch_size"] == 60
     with pytest.raises(DecantError, match=r"images: 61 training images are asked for, and there are 60"):
         stage("quantize", **static, activations={"bits": 8}, images=61)
+
+
+def test_validate_knows_how_many_images_there_will_be() -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content["models"]["obs-80"]["criterion"]["images"] = 55_000
+    check(content)
+    content["models"]["obs-80"]["criterion"]["images"] = 55_001
+    with pytest.raises(
+        DecantError, match=r"models\.obs-80\.criterion\.images: 55,001 training .* there are 55,000"
+    ):
+        check(content)
+    content["data"]["validation"] = 60_000
+    with pytest.raises(
+        DecantError, match=r"data\.validation: must leave some of the 60,000 training images, got"
+    ):
+        check(content)
