@@ -187,10 +187,12 @@ def images(count: int = 64) -> Tensor:
 def known() -> Iterator[None]:
     """Make files able to name these networks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            checkpoints, "Architecture", Architecture | Grouped | Depthwise | Flattened | Joined | Looped
-        )
+        patch.setattr(checkpoints, "Description", _Description)
         yield
+
+
+class _Description(checkpoints.Description):
+    architecture: Architecture | Grouped | Depthwise | Flattened | Joined | Looped
 
 
 def drawn(parent: Checkpoint, seed: int) -> ChannelPlan:
