@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +27,7 @@ from decant.networks.architectures import Mlp, build
 from decant.networks.execution import predict
 from decant.networks.structure import compressible
 from decant.quantize.schemes import Integer
-from tests.nets import CLASSES, SHAPE, images
+from tests.nets import CLASSES, SHAPE, Depthwise, images, net
 from tests.test_export import EIGHT, RESIDUAL, grids, held_by, network
 
 
@@ -168,6 +169,137 @@ def refused_when_changed(name: str, change: Callable[[np.ndarray], np.ndarray]) 
     check_same("some", checkpoint, open_session(content, 1), images(256))
     with pytest.raises(DecantError, match=r"not compute the same function as PyTorch for some"):
         check_same("some", checkpoint, open_session(changed(content, name, change), 1), images(256))
+
+
+# In float32: the size of what was summed
+
+
+def large(model: Checkpoint, factor: float) -> Checkpoint:
+    """Return the model with logits that many times as large."""
+    module = copy.deepcopy(model.module)
+    last: Any = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight *= factor
+        last.bias *= factor
+    return replace(model, module=module)
+
+
+def cancelling(size: float = 1000.0) -> Checkpoint:
+    """Return a network whose hidden numbers are large and alike, so that little is left of their sums."""
+    model = network(Mlp(hidden=(64,)))
+    with torch.no_grad():
+        model.module.get_parameter("layers.0.bias").add_(size)
+        last = model.module.get_parameter("layers.2.weight")
+        model.module.get_parameter("layers.2.bias").sub_(size * last.sum(1))
+    return model
+
+
+def equal_classes() -> Checkpoint:
+    """Return a network two of whose classes have the same logits but for the order of their sums."""
+    model = network(Mlp(hidden=(64,)))
+    with torch.no_grad():
+        last, hidden = (
+            model.module.get_parameter("layers.2.weight"),
+            model.module.get_parameter("layers.0.weight"),
+        )
+        hidden[32:], model.module.get_parameter("layers.0.bias")[32:] = hidden[:32], 0.0
+        model.module.get_parameter("layers.0.bias")[:32] = 0.0
+        last[1] = last[0].roll(32)
+        model.module.get_parameter("layers.2.bias")[:2] = 5.0
+    return model
+
+
+def plain(architecture: Any) -> Checkpoint:
+    """Return fresh weights: hardly anything in them is shut, as in a network that was trained."""
+    module = build(architecture, SHAPE, len(CLASSES), seed=0).eval()
+    return folded(Checkpoint(architecture, SHAPE, CLASSES, module))
+
+
+MLP = Mlp(hidden=(64,))
+IN_FLOAT: dict[str, Callable[[], Checkpoint]] = {
+    "residual": lambda: plain(RESIDUAL),
+    "depthwise": lambda: net(Depthwise()),
+    "large logits": lambda: large(plain(MLP), 20_000.0),
+    "small logits": lambda: large(plain(MLP), 1e-12),
+    "huge logits": lambda: large(plain(RESIDUAL), 1e30),
+    "cancelling": cancelling,
+    "equal classes": equal_classes,
+    "packed": lambda: held_by(large(plain(MLP), 5000.0), Integer(bits=4)),
+    "codes": lambda: held_by(plain(RESIDUAL), Integer(bits=6)),
+}
+
+
+@pytest.mark.parametrize("kind", IN_FLOAT)
+def test_a_right_export_is_accepted_whatever_the_size_of_its_logits(kind: str) -> None:
+    model = IN_FLOAT[kind]()
+    session = open_session(deploy(model).content, 1)
+    for count in (1, 2, 200):
+        check_same("some", model, session, images(count))
+
+
+def one_weight_off(array: np.ndarray) -> np.ndarray:
+    other = array.copy()
+    other.flat[np.abs(array).argmax()] *= 1.01
+    return other
+
+
+def one_bit_off(array: np.ndarray) -> np.ndarray:
+    """Flip the tenth bit of the mantissa of the largest number: a thousandth of it."""
+    other = array.copy()
+    other.view(np.uint32).flat[np.abs(array).argmax()] ^= np.uint32(1 << 13)
+    return other
+
+
+WRONG: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "one weight is off by a hundredth": one_weight_off,
+    "one bit": one_bit_off,
+    "two channels are swapped": lambda array: array[[1, 0, *range(2, len(array))]],
+    "nothing of it": np.zeros_like,
+}
+
+
+def float_constants(content: bytes) -> list[str]:
+    """Return the weights, scales and biases in float32 that there are for several channels."""
+    return [
+        each.name
+        for each in onnx.load_from_string(content).graph.initializer
+        if each.data_type == onnx.TensorProto.FLOAT and "norm" not in each.name and math.prod(each.dims) > 1
+        if each.name.endswith((".weight", ".bias", "/scale"))
+    ]
+
+
+@pytest.mark.parametrize("kind", IN_FLOAT)
+def test_a_wrong_export_is_refused_whatever_is_wrong(kind: str) -> None:
+    """Wherever it shows: a weight behind a unit that is always shut is no part of the function."""
+    model, refused = IN_FLOAT[kind](), 0
+    content, pictures = deploy(model).content, images(60)
+    right = run(content, pictures)
+    shows = (3e-2 if kind == "cancelling" else 2e-5) * right.abs().max()
+    changes = [
+        wrong
+        for name in float_constants(content)[:4]
+        for change in WRONG.values()
+        if (wrong := changed(content, name, change)) != content
+        and (run(wrong, pictures) - right).abs().max() > shows
+    ]
+    for wrong in changes:
+        with pytest.raises(DecantError, match=r"does not compute the same function as PyTorch for some"):
+            check_same("some", model, open_session(wrong, 1), pictures)
+        refused += 1
+    assert refused >= 4
+
+
+def run(content: bytes, pictures: Tensor) -> Tensor:
+    session = open_session(content, 1)
+    return predict(lambda inputs: torch.from_numpy(session.run(None, {INPUT: inputs.numpy()})[0]), pictures)
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    model = large(plain(MLP), 1e38)
+    session = open_session(deploy(model).content, 1)
+    model = large(model, 1e38)
+    with pytest.raises(DecantError, match=r"logits of some are NaN or infinite in PyTorch"):
+        check_same("some", model, session, images(10))
 
 
 # The processor

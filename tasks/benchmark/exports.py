@@ -50,31 +50,50 @@ class Export:
         return md5(self.content, usedforsecurity=False).hexdigest()
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with one model, and with no other."""
+
+    reason: str
+
+
 def export(
-    models: Mapping[str, Checkpoint], test: Examples, threads: int
-) -> tuple[dict[str, Export], list[str]]:
-    """Return each model's export, and a sentence for each model that cannot be deployed.
+    names: Sequence[str], load: Callable[[str], Checkpoint], test: Examples, threads: int
+) -> tuple[dict[str, Export], dict[str, Failure]]:
+    """Return each model's export, and the failure of each that cannot be loaded or deployed.
 
     Models are traced one after another, and checked at the same time, as many as there are cores for.
 
     Args:
-        models: By name, in eval mode.
+        names: Of the models.
+        load: Returns a model by its name, in eval mode.
         test: The images to check them on.
         threads: Of one model.
     """
-    failed: dict[str, DecantError] = {}
-    traced: dict[str, Export] = {}
-    for name, model in tqdm(models.items(), desc="export"):
-        try:
-            traced[name] = _export(model, threads)
-        except DecantError as error:
-            failed[name] = error
-    checks = at_once(partial(_failure, traced, test), list(traced), threads)
-    failed |= {
-        name: error for name, error in zip(traced, tqdm(checks, "check", len(traced)), strict=True) if error
-    }
-    good = {name: made for name, made in traced.items() if name not in failed}
-    return good, [f"{name}: {failed[name]}" for name in models if name in failed]
+    made = {name: attempt(_export, load, name, threads) for name in tqdm(names, desc="export")}
+    failed, traced = divided(made)
+    checks = at_once(partial(attempt, _check, traced, test), list(traced), threads)
+    wrong, _ = divided(dict(zip(traced, tqdm(checks, "check", len(traced)), strict=True)))
+    return {name: each for name, each in traced.items() if name not in wrong}, failed | wrong
+
+
+def attempt(function: Callable[..., T], *arguments: Any) -> T | Failure:
+    """Return what the function returns, or how it failed: of whatever kind, it is this model's alone."""
+    try:
+        return function(*arguments)
+    except DecantError as error:
+        return Failure(str(error))
+    except Exception as error:  # libraries raise whatever they like at a model that they cannot read or run
+        first = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), "nothing more is known"
+        )
+        return Failure(f"{type(error).__name__}: {first}")
+
+
+def divided(made: Mapping[str, T | Failure]) -> tuple[dict[str, Failure], dict[str, T]]:
+    """Return the failures and what was made, by name."""
+    failed = {name: each for name, each in made.items() if isinstance(each, Failure)}
+    return failed, {name: each for name, each in made.items() if not isinstance(each, Failure)}
 
 
 def at_once(function: Callable[[str], T], names: Sequence[str], threads: int) -> Iterator[T]:
@@ -87,18 +106,15 @@ def at_once(function: Callable[[str], T], names: Sequence[str], threads: int) ->
         yield from pool.map(function, names)
 
 
-def _export(model: Checkpoint, threads: int) -> Export:
+def _export(load: Callable[[str], Checkpoint], name: str, threads: int) -> Export:
+    model = load(name)
     made = deploy(model)
     content = made.content
     return Export(model, content, made.forms, made.rounds, open_session(content, threads))
 
 
-def _failure(exports: Mapping[str, Export], test: Examples, name: str) -> DecantError | None:
-    """Return why ONNX Runtime does not compute what PyTorch does, if so."""
+def _check(exports: Mapping[str, Export], test: Examples, name: str) -> None:
+    """Check that ONNX Runtime computes what PyTorch does."""
     made = exports[name]
     images = test.images if made.rounds else test.at_most(FLOATS).images
-    try:
-        check_same(name, made.model, made.session, images)
-    except DecantError as error:
-        return error
-    return None
+    check_same(name, made.model, made.session, images)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from decant.checkpoints.files import size_bytes
 from decant.errors import DecantError
 from decant.outputs import write_json, write_text
-from tasks.benchmark.exports import Export, at_once
+from tasks.benchmark.exports import Export, Failure, at_once, attempt, divided
 from tasks.benchmark.measure import REPEATS, as_json, describe_machine, measure
 from tasks.benchmark.memory import peak_bytes
 from tasks.benchmark.page import readme
@@ -21,7 +23,9 @@ from tasks.benchmark.verdicts import verdict
 from tasks.pipeline.lineages import MODELS
 
 
-def write_times(exports: Mapping[str, Export], folder: Path, images: Tensor, params: BenchmarkParams) -> None:
+def write_times(
+    exports: Mapping[str, Export], folder: Path, images: Tensor, params: BenchmarkParams
+) -> dict[str, Failure]:
     """Write this processor's table and the page of all tables; print what was done and why.
 
     Args:
@@ -29,45 +33,86 @@ def write_times(exports: Mapping[str, Export], folder: Path, images: Tensor, par
         folder: Where their ONNX files are.
         images: uint8 [N, C, H, W], to time the models on.
         params: How to measure.
+
+    Returns:
+        The failure of each model that could not be measured; the others are. Without the teacher nothing is
+        written, as all ratios are to it.
     """
     path, machine, how = path_here(), describe_machine(params.threads), settings(params)
     sums = {name: made.md5 for name, made in exports.items()}
     table, reason = kept(path, machine, how, sums)
     print(reason)
+    failed: dict[str, Failure] = {}
     if table is None:
-        rows, rounds = _measured(exports, folder, images, params)
+        rows, rounds, failed = _measured(exports, folder, images, params)
         table = {"machine": machine, "settings": how, "rounds": rounds, "models": rows}
-    sizes = {name: size_bytes(MODELS / name) for name in exports}
-    models = {
-        name: _row(made, table["models"][name], sizes[name], sizes[TEACHER]) for name, made in exports.items()
-    }
-    write_json(path, {**table, "models": models})
-    write_text(BENCHMARK / "README.md", readme(_tables(), sums))
+    wrong, models = divided({n: attempt(_row, exports[n], table["models"][n], n) for n in table["models"]})
+    failed |= wrong
+    if TEACHER in models:
+        write_json(path, {**table, "models": models})
+        write_text(BENCHMARK / "README.md", readme(_tables(), {name: sums[name] for name in models}))
+    return failed
 
 
 def _measured(
     exports: Mapping[str, Export], folder: Path, images: Tensor, params: BenchmarkParams
-) -> tuple[dict[str, Any], int]:
-    """Return what was measured of each model, by its name, and in how many rounds."""
+) -> tuple[dict[str, Any], int, dict[str, Failure]]:
+    """Return what was measured of each model, by its name, in how many rounds, and what failed."""
 
     def memory(name: str) -> int | None:
         return peak_bytes(folder / f"{name}.onnx", max(REPEATS), params.threads)
 
-    peaks = dict(zip(exports, at_once(memory, list(exports), params.threads), strict=True))
-    modules = {name: made.model.module for name, made in exports.items()}
-    sessions = {name: made.session for name, made in exports.items()}
-    results, rounds = measure(
-        modules, sessions, images, reference=TEACHER, rounds=params.rounds, seconds=params.seconds
-    )
-    return {name: {"peak_memory_bytes": peaks[name], **as_json(results, name)} for name in exports}, rounds
+    found = at_once(partial(attempt, memory), list(exports), params.threads)
+    failed, peaks = divided(dict(zip(exports, found, strict=True)))
+    while TEACHER in peaks:
+        try:
+            results, rounds = measure(
+                {name: _Watched(name, exports[name].model.module) for name in peaks},
+                {name: _Watched(name, exports[name].session.run) for name in peaks},
+                images,
+                reference=TEACHER,
+                rounds=params.rounds,
+                seconds=params.seconds,
+            )
+        except _CallError as error:
+            failed[error.name] = error.failure
+            del peaks[error.name]
+        else:
+            return {n: {"peak_memory_bytes": peaks[n], **as_json(results, n)} for n in peaks}, rounds, failed
+    return {}, 0, failed
 
 
-def _row(made: Export, measured: Mapping[str, Any], size: int, teacher_size: int) -> dict[str, Any]:
+class _CallError(Exception):
+    """A model failed in the midst of the others."""
+
+    def __init__(self, name: str, failure: Failure) -> None:
+        super().__init__(name)
+        self.name, self.failure = name, failure
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A model in one of the runtimes, which says that it was this one where it fails."""
+
+    name: str
+    call: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        result = attempt(self.call, *arguments)
+        if isinstance(result, Failure):
+            raise _CallError(self.name, result)
+        return result
+
+    run = __call__
+
+
+def _row(made: Export, measured: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a model's entry: what follows from its files, and what was measured."""
+    size = size_bytes(MODELS / name)
     row = {
         "onnx_md5": made.md5,
         "size_bytes": size,
-        "size_ratio": float(f"{teacher_size / size:.4g}"),
+        "size_ratio": float(f"{size_bytes(MODELS / TEACHER) / size:.4g}"),
         "onnx_bytes": len(made.content),
         **{key: measured[key] for key in MEASURED},
     }
