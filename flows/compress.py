@@ -21,9 +21,6 @@ from decant.outputs import telling_full_disks
 from flows.progress import choose, waiting
 from flows.session import Runner, Session, opened
 
-_running: set[str] = set()
-"""The stages that a signal stops."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 well, 1 not, 130 interrupted."""
@@ -62,7 +59,6 @@ def main(arguments: list[str] | None = None) -> int:
             opened(folder, chosen.targets, chosen.force) as session,
         ):
             shown.close()
-            session.running = _running
             return _command(session, chosen, console)
     except KeyboardInterrupt:
         console.print("Interrupted. What had finished is kept; the same command goes on from there.")
@@ -141,10 +137,7 @@ def _quiet() -> None:
 
 
 def _terminate(*_: object) -> NoReturn:
-    """Say so at once, and leave as on Ctrl-C."""
-    count = len(_running)
-    words = f"stopping {count} stage{'' if count == 1 else 's'}…" if count else "stopping…"
-    os.write(sys.stderr.fileno(), f"\n{words}\n".encode())  # a signal may come in the middle of a print
+    """Leave as on Ctrl-C."""
     raise KeyboardInterrupt
 
 

@@ -155,15 +155,12 @@ def _run_all(
                     if cancelled.is_set():
                         session.stop()
                         return True
-                    if session.pool.lost:
-                        raise DecantError(
-                            "the process that ends all stages was ended by somebody, and so they are too;"
-                            " what had finished is kept"
-                        )
+                    _require_watchdog(session)
                 if not schedule.runs(name):
                     continue  # heard twice: by the stage that went well, and by Prefect
                 result = session.results.get(name)
-                if result is None:  # neither well nor failed: a mistake of ours
+                if result is None:  # neither well nor failed: ended with all others, or a mistake of ours
+                    _require_watchdog(session)
                     futures[name].result()
                     raise RuntimeError(f"{name} ended without a result")
                 if result.state != "Failed":
@@ -178,6 +175,15 @@ def _run_all(
             session.stop()
             raise
     return False
+
+
+def _require_watchdog(session: Session) -> None:
+    """Raise where all stages were ended because nobody is left to end them later."""
+    if session.pool.lost:
+        raise DecantError(
+            "the process that ends all stages was ended by somebody, and so they are too; what had finished is"
+            " kept"
+        )
 
 
 @contextlib.contextmanager

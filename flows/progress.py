@@ -37,6 +37,9 @@ class Progress(Protocol):
     def finished(self, stage: str, state: str, seconds: float, why: str = "") -> None:
         """A stage ended, or was skipped."""
 
+    def stopping(self, stages: list[str]) -> None:
+        """These stages are being ended, which may take a few seconds."""
+
     def close(self) -> None:
         """Nothing more will happen."""
 
@@ -51,6 +54,9 @@ class Silent:
         """Show nothing."""
 
     def finished(self, stage: str, state: str, seconds: float, why: str = "") -> None:
+        """Show nothing."""
+
+    def stopping(self, stages: list[str]) -> None:
         """Show nothing."""
 
     def close(self) -> None:
@@ -80,6 +86,11 @@ class Plain:
     def finished(self, stage: str, state: str, seconds: float, why: str = "") -> None:
         """Say what became of it."""
         self._say(stage, f"{state}, {seconds:.1f} s{f': {why}' if why else ''}")
+
+    def stopping(self, stages: list[str]) -> None:
+        """Say so."""
+        with self._lock:
+            self._console.print(_stopping(stages), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """All lines are out."""
@@ -122,6 +133,10 @@ class Terminal:
         line = Text.assemble((f"{state:<20}", COLOURS.get(state, "")), f" {seconds:7.1f} s  {stage}")
         self._live.console.print(line.append(f"  {why.splitlines()[0]}" if why else ""))
 
+    def stopping(self, stages: list[str]) -> None:
+        """Say so above the rows."""
+        self._live.console.print(_stopping(stages), markup=False, highlight=False)
+
     def close(self) -> None:
         """Take the view away."""
         self._live.stop()
@@ -137,6 +152,11 @@ class Terminal:
         running, done, seconds = len(self._rows), len(self._done), now - self._began
         head = f"{done} of {self._total} stages done, {running} running, {seconds:.0f} s"
         return Group(Text(head, "bold"), table)
+
+
+def _stopping(stages: list[str]) -> str:
+    count = f"{len(stages)} stage{'' if len(stages) == 1 else 's'}"
+    return f"stopping {count}: {', '.join(stages)}…"
 
 
 @contextlib.contextmanager

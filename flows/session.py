@@ -74,9 +74,11 @@ class Session:
         self.progress.finished(stage, state, seconds, why)
 
     def stop(self) -> None:
-        """End all that runs; what had finished is kept."""
-        self.pool.stop()
+        """Say so at once, and end all that runs; what had finished is kept."""
+        if running := sorted(self.running):
+            self.progress.stopping(running)
         self.running.clear()
+        self.pool.stop()
 
     def _log(self, stage: str, text: str, mode: Literal["a", "w"]) -> None:
         with contextlib.suppress(OSError):  # a full disk fails the stage, and says so there

@@ -356,7 +356,7 @@ def test_a_signal_leaves_nothing_behind(number: signal.Signals, running: Running
     flow.send_signal(number)
     assert_clean(folder, flow, pid)
     assert flow.returncode == (130 if number != signal.SIGKILL else -9)
-    assert ("stopping 1 stage…" in flow.communicate()[0]) == (number != signal.SIGKILL)
+    assert ("stopping 1 stage: slow…" in flow.communicate()[0]) == (number != signal.SIGKILL)
 
 
 def test_a_watchdog_that_is_killed_ends_the_flow_and_all_stages(running: Running) -> None:
@@ -366,7 +366,7 @@ def test_a_watchdog_that_is_killed_ends_the_flow_and_all_stages(running: Running
     assert_clean(folder, flow, pid, 8)
     assert flow.returncode == 1
     output, _ = flow.communicate()
-    assert "the process that ends all stages was ended by somebody" in output
+    assert "the process that ends all stages was ended by somebody" in output, output
     assert "Traceback" not in output
 
 
