@@ -127,9 +127,9 @@ def pruned(parent: Checkpoint, splits: Splits = SPLITS, **recipe: Any) -> Checkp
 def test_a_share_of_zeros_counts_those_of_one_layer(
     allocation: str, criterion: str, parent: Checkpoint
 ) -> None:
-    fuller = with_masks(parent, {LAST: 0.8})
-    budget, kinds = {"sparsity": 0.6}, {"allocation": {"kind": allocation}, "criterion": {"kind": criterion}}
-    assert zeros(pruned(fuller, budget=budget, **kinds)) == 192
+    fuller = with_masks(parent, {FIRST: 0.8})
+    budget, kinds = {"sparsity": 0.7}, {"allocation": {"kind": allocation}, "criterion": {"kind": criterion}}
+    assert zeros(pruned(fuller, budget=budget, **kinds)) == 224
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "obs"])
