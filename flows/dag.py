@@ -181,8 +181,8 @@ def _require_watchdog(session: Session) -> None:
     """Raise where all stages were ended because nobody is left to end them later."""
     if session.pool.lost:
         raise DecantError(
-            "the process that ends all stages was ended by somebody, and so they are too; what had finished is"
-            " kept"
+            "the process that ends all stages was ended by somebody, and so they are too;"
+            " what had finished is kept"
         )
 
 
