@@ -161,6 +161,12 @@ UNFIT: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "a moment of another shape": lambda content: changed(
         content, "optimizer", "state", {0: {"momentum_buffer": torch.zeros(2, 2)}}
     ),
+    "a word in place of a moment": lambda content: changed(
+        content, "optimizer", "state", {0: {"momentum_buffer": "x"}}
+    ),
+    "another optimizer's moments": lambda content: changed(
+        content, "optimizer", "state", {0: {"step": torch.tensor(1.0)}}
+    ),
     "no such parameter": lambda content: changed(
         content, "optimizer", "state", {99: {"momentum_buffer": torch.zeros(2, 2)}}
     ),

@@ -30,7 +30,7 @@ from decant.checkpoints.constraints import Constraints, Levels, Range
 from decant.checkpoints.lineage import read_lineage, read_part, remedy, write_lineage
 from decant.checkpoints.packing import Parts, decode_mask, encode_mask, pack, packed_size, unpack
 from decant.errors import DecantError
-from decant.networks.architectures import LARGEST, Architecture, Side
+from decant.networks.architectures import LARGEST, MOST_CLASSES, Architecture, Side
 from decant.networks.shapes import reshape_, shapes_of
 from decant.outputs import write_text
 from decant.schema import Section, mistakes
@@ -60,7 +60,7 @@ class Description(Section):
 
     architecture: Architecture
     shape: tuple[Side, Side, Side]
-    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=1 << 16)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     folded: bool = False
     inputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     shapes: dict[str, str] = Field(default_factory=dict)

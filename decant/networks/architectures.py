@@ -25,8 +25,10 @@ WeightShapes = dict[str, tuple[int, ...]]
 LARGEST = 1 << 26
 """Most weights of a network, 268 MB in float32: known from its description, before anything is built."""
 
-Width = Annotated[int, Field(ge=1, le=1 << 16)]
-Side = Annotated[int, Field(ge=1, le=1 << 12)]
+WIDEST, MOST_CLASSES, LONGEST_SIDE = 1 << 16, 1 << 16, 1 << 12
+
+Width = Annotated[int, Field(gt=0, le=WIDEST)]
+Side = Annotated[int, Field(gt=0, le=LONGEST_SIDE)]
 """Channels, height or width of an image."""
 
 
@@ -45,7 +47,7 @@ class Resnet(Section):
     kind: Literal["resnet"] = "resnet"
     widths: tuple[Width, ...] = Field(min_length=1, max_length=16)
     blocks: tuple[Annotated[int, Field(ge=0, le=64)], ...] = Field(min_length=1, max_length=16)
-    pool: Annotated[int, Field(ge=1, le=64)] = 1
+    pool: Annotated[int, Field(gt=0, le=64)] = 1
 
     @model_validator(mode="after")
     def _paired(self) -> Resnet:
@@ -235,11 +237,16 @@ def build(architecture: Architecture, shape: Shape, classes: int, seed: int) -> 
 
 
 def check_size(architecture: Architecture, shape: Shape, classes: int) -> None:
-    """Check, by arithmetic alone, that a network has at most `LARGEST` weights.
+    """Check, by arithmetic alone, that a network has at most `LARGEST` weights, and can be kept.
 
     Raises:
-        DecantError: It has more, or the images are too small for it.
+        DecantError: It has more, images are too large or too small for it, or classes are too many.
     """
+    if max(shape) > LONGEST_SIDE or classes > MOST_CLASSES:
+        raise DecantError(
+            f"images of {' x '.join(map(str, shape))} and {classes:,} classes, expected sides of at most "
+            f"{LONGEST_SIDE:,} and at most {MOST_CLASSES:,} classes"
+        )
     found = sum(math.prod(weight) for weight in architecture.weights(shape, classes).values())
     if found > LARGEST:
         raise DecantError(

@@ -184,10 +184,18 @@ class _Progress:
         if [group | {"lr": 0} for group in content["param_groups"]] != [group | {"lr": 0} for group in own]:
             raise ValueError("the optimizer has other settings")
         parameters = [tensor.detach() for group in self.optimizer.param_groups for tensor in group["params"]]
-        for number, kept in content["state"].items():
-            for name, value in kept.items():
-                is_count = not isinstance(value, Tensor) or value.dim() == 0
-                check_form(value, value if is_count else parameters[number], f"the optimizer's {name}")
+        kept = _kept(self.optimizer)
+        for number, found in content["state"].items():
+            own = {name: parameters[number] if value.dim() else value for name, value in kept.items()}
+            check_form(found, own, "the optimizer")
+
+
+def _kept(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimizer keeps for a parameter [1] once it has taken a step."""
+    probe = torch.zeros(1, requires_grad=True)
+    probe.grad = torch.zeros(1)
+    (again := type(optimizer)([probe], **optimizer.defaults)).step()
+    return dict(again.state[probe])
 
 
 def fit_(

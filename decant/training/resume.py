@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from decant.errors import Message
 from decant.networks.architectures import LARGEST
 from decant.outputs import replacing
 from decant.sealed import one_line, read_bytes
@@ -76,13 +77,13 @@ class Scratch:
             if not isinstance(content, dict):
                 raise ValueError(f"it holds a {type(content).__name__}")
         except Exception as error:
-            self.refuse(error)
+            print(self.unused(error), file=sys.stderr)
             return None
         return content
 
-    def refuse(self, error: Exception) -> None:
-        """Say, in one sentence, that the state is not used."""
-        print(f"{self.file} is not used ({one_line(error)}); starting from the first epoch", file=sys.stderr)
+    def unused(self, error: Exception) -> Message:
+        """Return a sentence on a state that is not used."""
+        return f"{self.file} is not used ({one_line(error)}); starting from the first epoch"
 
     def write(self, content: Mapping[str, Any]) -> None:
         """Replace the state by `content`: tensors, numbers, strings, and lists and mappings of these."""
@@ -110,7 +111,7 @@ def resume_(training: Resumable, scratch: Scratch) -> None:
         training.restore_(content)
     except Exception as error:
         training.restore_(before)
-        scratch.refuse(error)
+        print(scratch.unused(error), file=sys.stderr)
 
 
 def check_form(found: Any, expected: Any, place: str = "the state") -> None:

@@ -95,24 +95,26 @@ def _check_steps(name: str, steps: tuple[dict[str, Any], ...], params: Params) -
         described = written(model, params)
         for key, wanted, got in _differences(described, {key: step.get(key) for key in described}):
             raise _other(
-                name, f"expected {key.removeprefix('params.')} of {model} to be {wanted}, found {got}"
+                name,
+                f"expected {key.removeprefix('params.')} of {model} to be {one_line(_text(wanted))}, "
+                f"found {one_line(_text(got))}",
             )
 
 
-def _differences(wanted: Any, got: Any, place: str = "") -> Iterator[tuple[str, Message, Message]]:
+def _differences(wanted: Any, got: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield the place, what was wanted and what was found, for each difference between two JSON values."""
     if isinstance(wanted, dict) and isinstance(got, dict):
         for key in {**wanted, **got}:
             there = f"{place}.{key}" if place else key
             yield from _differences(wanted.get(key, _NOTHING), got.get(key, _NOTHING), there)
-    elif (expected := _text(wanted)) != (found := _text(got)):
-        yield place, one_line(expected), one_line(found)
+    elif _text(wanted) != _text(got):
+        yield place, wanted, got
 
 
 _NOTHING = object()
 
 
-def _text(value: Any) -> Message:
+def _text(value: Any) -> str:
     return "nothing" if value is _NOTHING else json.dumps(value)
 
 
