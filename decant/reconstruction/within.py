@@ -7,6 +7,7 @@ weights have not made up for what the projection did.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 from decant.checkpoints.constraints import Constraints
@@ -23,7 +24,7 @@ BLOCK = 128
 ACTIVE_SETS = 30
 """How often it is looked which weights lie at an end of their range, at most; some five times are enough."""
 
-SWEEPS = 20
+SWEEPS = 50
 """How often each weight is moved by itself, at most, to where the error is least."""
 
 SETTLED = 1e-9
@@ -33,9 +34,9 @@ SETTLED = 1e-9
 def fitted(problem: NormalEquations, held: Constraints, present: Tensor) -> Tensor:
     """Return the rows [O, d], float32, that satisfy the constraints with the least error, or nearly so.
 
-    Within a mask and a range it is the least error. Among levels it is the least that no single weight can
-    make smaller, from the best of three starts: levels taken column by column as GPTQ does, the levels
-    nearest to the optimum without them, and those nearest to the present rows.
+    Within a mask and a range it is the least error. Among levels it is one that no single weight can make
+    smaller, the best from three starts: levels taken column by column as GPTQ does, the levels nearest to
+    the optimum without them, and those nearest to the present rows.
 
     Args:
         problem: The layer's normal equations.
@@ -52,17 +53,16 @@ def fitted(problem: NormalEquations, held: Constraints, present: Tensor) -> Tens
     if held.levels is None:
         return held.project(free.float())
     order = problem.matrix.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    best = swept(problem, free, held, order)
-    for other in (held.project(free.float()), held.project(present)):
-        best = better(problem, best, other)
-    return descended(problem, held, best)
+    starts = (swept(problem, free, held, order), held.project(free.float()), held.project(present))
+    first, *others = (descended(problem, held, start) for start in starts)
+    return reduce(partial(better, problem), others, first)
 
 
 def optimum(problem: NormalEquations, held: Constraints) -> Tensor:
     """Return the rows [O, d], float64, of the least error within mask and range, before any rounding.
 
     Which weights lie at an end of their range is guessed, the others are solved for, and the guess is
-    corrected by the gradient, until it stays: for few weights beyond their range, after some rounds.
+    corrected by the gradient, until it stays. Where it turns circles, weights are moved one at a time.
 
     Args:
         problem: The layer's normal equations.
@@ -82,20 +82,17 @@ def optimum(problem: NormalEquations, held: Constraints) -> Tensor:
     low, high = (
         torch.where(mask, torch.as_tensor(end).double(), 0.0) for end in (held.range.low, held.range.high)
     )
-    inside = mask
+    inside, bounds = mask, replace(held, levels=None)
     for _ in range(ACTIVE_SETS):
         aim = _aim(problem, rows)
         below, above = mask & (aim < low), mask & (aim > high)
         before, inside = inside, mask & ~below & ~above
-        if torch.equal(before, inside):
-            break
         ends = torch.where(below, low, torch.where(above, high, 0.0))
+        if torch.equal(before, inside) and torch.equal(torch.where(inside, 0.0, rows), ends):
+            return bounds.project(rows)
         rest = replace(problem, target=problem.target - problem.times(ends, problem.matrix))
         rows = torch.where(inside, solve(rest, inside), ends)
-    bounds = replace(held, levels=None)
-    return (
-        rows if torch.equal(bounds.project(rows), rows) else descended(problem, bounds, bounds.project(rows))
-    )
+    return descended(problem, bounds, bounds.project(rows))
 
 
 def descended(problem: NormalEquations, held: Constraints, rows: Tensor) -> Tensor:
