@@ -79,11 +79,6 @@ def moments(batches: Iterable[Tensor], about: Tensor) -> tuple[Tensor, Tensor]:
     return about + mean, (second / count - mean.square()).clamp(min=0)
 
 
-def has_statistics(module: nn.Module) -> bool:
-    """Say whether a network has batch norms that keep statistics."""
-    return bool(_norms(module))
-
-
 def _norms(module: nn.Module) -> dict[str, Norm]:
     return {
         name: layer

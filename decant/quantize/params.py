@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from decant.calibration.ranges import MinMax, Mse, Ranges
-from decant.examples import TrainImages
 from decant.quantize.mixed_precision.params import Mixed
 from decant.quantize.qat.trainers import Train, check_pairing
 from decant.quantize.rounding.methods import Nearest, Rounding
 from decant.quantize.schemes import Integer, Scheme, check_width
-from decant.schema import Block, Section
+from decant.schema import Block, Section, TrainImages
 
 
 class Activations(Section):
@@ -64,8 +63,8 @@ class QuantizeParams(Block):
         scheme: The levels of the weights.
         activations: How inputs are rounded; they stay in float32 where it is left out.
         images: Training images for ranges, Hessians and corrections; the first so many.
-        statistics: Estimate the statistics of batch norms anew on training images before they are folded;
-            where they are not, again once weights are rounded.
+        statistics: Estimate the statistics of batch norms anew on training images, before weights are rounded
+            and once they are; batch norms are folded after that.
         fold: Fold batch norms into the convolutions before them.
         equalize: Move size between layers until their channels have equal ranges.
         smooth: Move so much of the inputs' outliers into the weights, in (0, 1).
@@ -112,6 +111,8 @@ class QuantizeParams(Block):
         balanced = [name for name in ("equalize", "smooth", "correct_bias") if getattr(self, name)]
         if balanced and not self.fold:
             return f"{balanced[0]} needs a bias in every layer: take fold: true"
+        if self.statistics and (folding := [*balanced, *(["mixed"] if self.mixed else [])]):
+            return f"{folding[0]} needs batch norms folded, and statistics needs them alive: leave out one"
         if self.smooth is not None and self.activations is None:
             return "smooth helps inputs that are rounded: give activations, or leave it out"
         return ""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from decant.calibration.batch_norms import has_statistics, with_statistics
+from decant.calibration.batch_norms import with_statistics
 from decant.calibration.range_search import Choice, held_out, tried_ranges
 from decant.checkpoints.activations import Grid
 from decant.checkpoints.checkpoint import Checkpoint
@@ -89,7 +89,7 @@ class Recipe:
         train: Examples,
         validation: Examples,
     ) -> None:
-        self.block = block = counted(block, Splits(train, validation))
+        self.block = block = counted(block, Splits(train, validation).sizes)
         self.parent, self._teacher = parent, teacher
         self._train, self._validation = train, validation
         self._images = train.first(block.images).images
@@ -112,8 +112,9 @@ class Recipe:
         model = self._round({name: self._held(name, scheme) for name, scheme in schemes.items()})
         if self.block.correct_bias:
             model = corrected(model, self.before.module, self._images)
-        if self.block.statistics and has_statistics(model.module):
+        if self.block.statistics:
             model, _ = with_statistics(model, self._train)
+            return self._with_norms(model, self._untouched)
         return self._quantized(self.before, model, self._untouched)
 
     def trained(self, run: Run) -> Quantized:
@@ -141,25 +142,35 @@ class Recipe:
         if message := warning(train.loss, child.narrowest):
             self._facts["warning"] = message
         self._facts |= epochs_run(train.training, curve)
+        return self._with_norms(child, {}, curve)
+
+    def _with_norms(
+        self, child: Checkpoint, untouched: Mapping[str, str], curve: Sequence[EpochMetrics] = ()
+    ) -> Quantized:
+        """Return what was made of a child that has batch norms still: they are folded now, where asked."""
         if not self.block.fold or (whole := self._folded(child)) is None:
-            return self._quantized(self.parent, child, {}, curve)
-        # Held here, as folding multiplies ranges and scales by what batch norms have become in the training.
+            return self._quantized(self.parent, child, untouched, curve)
+        # Held here, as folding multiplies ranges and scales by what batch norms have become in the meantime.
         check_invariants(self.parent, child)
-        masks = {name: Constraints(mask=held.mask) for name, held in self.before.constraints.items()}
-        return self._quantized(replace(self.before, constraints=masks), whole, {}, curve)
+        before = folded(self.parent)
+        masks = {name: Constraints(mask=held.mask) for name, held in before.constraints.items()}
+        left = {
+            name: why for name, why in untouched.items() if name in dict(before.module.named_parameters())
+        }
+        return self._quantized(replace(before, constraints=masks), whole, left, curve)
 
     def _folded(self, child: Checkpoint) -> Checkpoint | None:
-        """Return a trained model folded; None, and a fact, where it is another function then."""
+        """Return a model folded; None, and a fact, where it is another function then."""
         whole = folded(child)
         if whole is child or same_answers(child.module, whole.module, self._validation.images):
             return whole
-        self._facts["folded"] = "nothing: the trained network is another function once folded"
+        self._facts["folded"] = "nothing: the network is another function once folded"
         return None
 
     def _prepared(self) -> Checkpoint:
         """Return the parent folded and balanced; check that it is the same function."""
         before, block = self.parent, self.block
-        if block.fold and (count := len(followers(before.module))):
+        if block.fold and not block.statistics and (count := len(followers(before.module))):
             before = folded(before)
             self._show(before, "folded", f"{count} batch norms")
         if block.equalize:
