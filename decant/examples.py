@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from decant.errors import DecantError
 from decant.lazy import torch
@@ -68,20 +66,6 @@ class Splits:
     def sizes(self) -> dict[str, int]:
         """How many examples each split has, by its name."""
         return {"training": len(self.train), "validation": len(self.validation)}
-
-
-@dataclass(frozen=True)
-class CountOf:
-    """Marks a number of a recipe as one of images, and says of which split."""
-
-    split: Literal["training", "validation"]
-
-
-TrainImages = Annotated[int, Field(gt=0, le=100_000_000), CountOf("training")]
-"""A number of training images in a recipe: refused where there are fewer, see `decant.recipes.counted`."""
-
-ValidationImages = Annotated[int, Field(gt=0, le=100_000_000), CountOf("validation")]
-"""The like of validation images."""
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -6,30 +6,34 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from decant.errors import DecantError
-from decant.examples import CountOf, Splits
-from decant.schema import Block, Section, mistakes
+from decant.schema import Block, CountOf, Section, mistakes
 
 B = TypeVar("B", bound=Block)
 S = TypeVar("S", bound=Section)
 
 
-def recipe_of(schema: type[B], recipe: B | Mapping[str, Any], splits: Splits) -> B:
+def recipe_of(schema: type[B], recipe: B | Mapping[str, Any], sizes: Mapping[str, int]) -> B:
     """Return the recipe as its schema; a mapping needs neither `op` nor `from`.
+
+    Args:
+        schema: The operation's.
+        recipe: With the keys of params.yaml.
+        sizes: How many images there are, by split.
 
     Raises:
         DecantError: An unknown key or kind, a value out of range, or more images than there are; one line
             for each mistake.
     """
     if not isinstance(recipe, Mapping):
-        return counted(recipe, splits)
+        return counted(recipe, sizes)
     (op,) = schema.model_fields["op"].annotation.__args__  # type: ignore[union-attr]
     content = {"op": op, "from": "parent", **recipe}
     if wrong := mistakes(content, schema):
         raise DecantError(f"The recipe for {op} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
-    return counted(schema.model_validate(content), splits)
+    return counted(schema.model_validate(content), sizes)
 
 
-def counted(recipe: S, splits: Splits) -> S:
+def counted(recipe: S, sizes: Mapping[str, int]) -> S:
     """Return the recipe with as many images in each place as are used there.
 
     A number that was left out is what there is, where its default is more.
@@ -37,10 +41,10 @@ def counted(recipe: S, splits: Splits) -> S:
     Raises:
         DecantError: A number that was given is more than there is; one line for each.
     """
-    if wrong := list(excesses(recipe, splits.sizes)):
+    if wrong := list(excesses(recipe, sizes)):
         lines = "\n".join(f"  {line}" for line in wrong)
         raise DecantError(f"The recipe asks for more images than there are; ask for fewer:\n{lines}")
-    return _limited(recipe, splits.sizes)
+    return _limited(recipe, sizes)
 
 
 def excesses(recipe: Section, sizes: Mapping[str, int], place: str = "") -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from reprlib import Repr
 from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
@@ -56,6 +57,20 @@ def _name(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+
+
+@dataclass(frozen=True)
+class CountOf:
+    """Marks a number of a recipe as one of images, and says of which split."""
+
+    split: Literal["training", "validation"]
+
+
+TrainImages = Annotated[int, Field(gt=0, le=100_000_000), CountOf("training")]
+"""A number of training images in a recipe: refused where there are fewer, see `decant.recipes.counted`."""
+
+ValidationImages = Annotated[int, Field(gt=0, le=100_000_000), CountOf("validation")]
+"""The like of validation images."""
 
 
 class Section(BaseModel):

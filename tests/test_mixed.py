@@ -410,7 +410,7 @@ def test_logits_that_are_no_numbers_name_the_layer_and_the_width() -> None:
             start,
             options,
             broken,
-            mixed=Mixed(budget=WidthBudget(bytes=middle(start))),
+            mixed=Mixed(budget=WidthBudget(bytes=middle(start)), images=40),
             teacher=start,
             validation=examples(),
         )

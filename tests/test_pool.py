@@ -324,7 +324,8 @@ def test_a_flow_whose_watchdog_is_killed_ends_all_stages(tmp_path: Path) -> None
         thread = threading.Thread(target=fails, args=(pool, "a"))
         thread.start()
         pid = pid_in(folder / "noted.pid")
-        (dog,) = [one for one in descendants(os.getpid()) if "watchdog.py" in " ".join(one.cmdline())]
+        children = descendants(os.getpid())  # some have ended, and are waited for later
+        (dog,) = [one for one in children if alive(one.pid) and "watchdog.py" in " ".join(one.cmdline())]
         dog.kill()
         assert until(lambda: not alive(pid))
         thread.join(10)

@@ -198,7 +198,7 @@ def test_nonzeros_count_what_is_masked_in_layers_that_are_skipped(parent: Checkp
 
 def test_a_model_that_is_not_what_was_asked_is_refused(parent: Checkpoint) -> None:
     def broken(model: Checkpoint, **recipe: Any) -> None:
-        block = recipe_of(PruneParams, {"criterion": {"kind": "magnitude"}, **recipe}, SPLITS)
+        block = recipe_of(PruneParams, {"criterion": {"kind": "magnitude"}, **recipe}, SPLITS.sizes)
         check_promises(model, MaskPruning(block, parent, parent, SPLITS, 0).promises(Pruned(model)))
 
     half = pruned(parent, budget={"sparsity": 0.5})
@@ -380,9 +380,9 @@ def test_numbers_that_were_left_out_are_what_there_is() -> None:
                 "allocation": {"kind": "adaptive"},
                 "budget": {"sparsity": 0.5},
             },
-            SPLITS,
+            SPLITS.sizes,
         ),
-        SPLITS,
+        SPLITS.sizes,
     )
     assert block.model_dump()["criterion"]["images"] == 40
     assert block.model_dump()["allocation"]["images"] == 24

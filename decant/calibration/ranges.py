@@ -15,9 +15,8 @@ from decant.calibration.grids import Bits
 from decant.calibration.observers import Sample, Samples, of_weight
 from decant.calibration.thresholds import LAWS, least_divergence, least_error
 from decant.checkpoints.constraints import Constraints, Range
-from decant.examples import TrainImages
 from decant.lazy import torch
-from decant.schema import Positive, Section
+from decant.schema import Positive, Section, TrainImages
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -43,7 +43,7 @@ def clip(
         DecantError: The recipe is not valid, nothing would change, nothing would be left of a layer or of its
             inputs, or a range does not meet an earlier one.
     """
-    block = recipe_of(ClipParams, recipe, splits)
+    block = recipe_of(ClipParams, recipe, splits.sizes)
     names, untouched = select(parent.module, block.skip)
     if block.target == "weights":
         child, choices = clip_weights(parent, names, block, splits.train)

@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from decant.calibration.ranges import Cut, Span
-from decant.examples import TrainImages
-from decant.schema import Block
+from decant.schema import Block, TrainImages
 
 
 class ClipParams(Block):

@@ -132,12 +132,12 @@ def _as_json(model: Checkpoint) -> object:
 
 
 def _same_constraints(first: Constraints, second: Constraints) -> bool:
-    levels, masks = (first.levels, second.levels), (first.mask, second.mask)
-    return (
-        first.range == second.range
-        and (levels[1] is None if levels[0] is None else levels[0].equals(levels[1]))
-        and (masks[0] is masks[1] if None in masks else _same_bits(*masks))
-    )
+    levels = second.levels is None if first.levels is None else first.levels.equals(second.levels)
+    return first.range == second.range and levels and _same_masks(first.mask, second.mask)
+
+
+def _same_masks(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is second if first is None or second is None else _same_bits(first, second)
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:

@@ -38,6 +38,6 @@ def distill(
         DecantError: The recipe is not valid, the student is too large for the images, or the loss became NaN
             or infinite.
     """
-    block = recipe_of(DistillParams, recipe, splits)
+    block = recipe_of(DistillParams, recipe, splits.sizes)
     loss = against_teacher(block.loss, parent.module, block.training.label_smoothing)
     return train(block.student, block.training, splits, run, loss=loss, lineage=tuple(parent.lineage))

@@ -43,7 +43,7 @@ def finetune(
     Raises:
         DecantError: The recipe is not valid, or the loss became NaN or infinite.
     """
-    block, run = recipe_of(FinetuneParams, recipe, splits), run or Run()
+    block, run = recipe_of(FinetuneParams, recipe, splits.sizes), run or Run()
     if block.statistics:
         estimated, images = with_statistics(parent, splits.train)
         return finished(parent, estimated, {}, facts=images, statistics=True)

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from decant.examples import ValidationImages
 from decant.lazy import torch
 from decant.prune.structures import lowest
-from decant.schema import Section
+from decant.schema import Section, ValidationImages
 
 if TYPE_CHECKING:
     from torch import Tensor

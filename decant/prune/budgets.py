@@ -26,8 +26,8 @@ class PruningBudget(Section):
         bytes: On disk, of all that rebuilds the function.
         macs: Multiplications for one image; needs channels, as zeros are multiplied like other weights.
         latency: Time over the teacher's in ONNX Runtime on this machine; needs channels.
-        drift: KL divergence of the logits from the unpruned model's, in nats on the last training images, where
-            criteria look at the first ones: remove as much as that allows.
+        drift: KL divergence of the logits from the unpruned model's, in nats on the last training images
+            (criteria look at the first ones): remove as much as that allows.
     """
 
     sparsity: Share | None = None

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 from pydantic import Field
 
 from decant.errors import DecantError
-from decant.examples import Examples, TrainImages, pixels
+from decant.examples import Examples, pixels
 from decant.lazy import torch
 from decant.networks.structure import compressible, normalized_by
-from decant.schema import Count, Positive, Section
+from decant.schema import Count, Positive, Section, TrainImages
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

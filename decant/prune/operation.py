@@ -44,7 +44,7 @@ def prune(
         DecantError: The recipe is not valid, the budget cannot be met or is met already, or a layer would be
             emptied.
     """
-    block, run, teacher = recipe_of(PruneParams, recipe, splits), run or Run(), teacher or parent
+    block, run, teacher = recipe_of(PruneParams, recipe, splits.sizes), run or Run(), teacher or parent
     kind = ChannelPruning if isinstance(block.structure, Channels) else MaskPruning
     pruning = kind(block, parent, teacher, splits, run.seed)
     result = run_schedule(pruning, run)

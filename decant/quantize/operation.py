@@ -39,7 +39,7 @@ def quantize(
     Raises:
         DecantError: The recipe is not valid, a weight is quantized already, or the budget cannot be met.
     """
-    block, run, teacher = recipe_of(QuantizeParams, recipe, splits), run or Run(), teacher or parent
+    block, run, teacher = recipe_of(QuantizeParams, recipe, splits.sizes), run or Run(), teacher or parent
     carried = Recipe(block, parent, teacher, splits.train, splits.validation)
     result = carried.trained(run) if block.train else carried.rounded()
     return finished(

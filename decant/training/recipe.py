@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from decant.examples import TrainImages
 from decant.lazy import torch
-from decant.schema import Count, Fraction, Index, NotNegative, Positive, Section
+from decant.schema import Count, Fraction, Index, NotNegative, Positive, Section, TrainImages
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from decant.examples import pixels
@@ -28,7 +28,7 @@ Results = dict[Group, dict[str, Latency]]
 
 
 def measure(
-    modules: Mapping[str, nn.Module],
+    modules: Mapping[str, Callable[[Tensor], Tensor]],
     sessions: Mapping[str, Any],
     images: Tensor,
     *,
@@ -101,7 +101,7 @@ def _batch(images: Tensor, size: int) -> Tensor:
 
 
 def _calls(
-    modules: Mapping[str, nn.Module], sessions: Mapping[str, Any], batch: Tensor
+    modules: Mapping[str, Callable[[Tensor], Tensor]], sessions: Mapping[str, Any], batch: Tensor
 ) -> tuple[dict[str, Call], dict[str, Call]]:
     feed = {INPUT: np.ascontiguousarray(batch.numpy())}
     return (

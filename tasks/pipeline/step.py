@@ -91,7 +91,7 @@ def compress(name: str, schema: type[B], operation: Callable[..., Result]) -> No
     """Read the block of a compressed model, its parent, the teacher and the images; write what comes out."""
     step = begin_model(name, schema)
     images = splits.read_splits()
-    step = replace(step, block=counted(step.block, images))
+    step = replace(step, block=counted(step.block, images.sizes))
     names, data = tuple(dict.fromkeys((step.block.from_, TEACHER))), training_images()
     models, seals = load_models(*names, data=data), {name: read_lineage(MODELS / name).seal for name in names}
     parent, teacher = models[step.block.from_], models[TEACHER]

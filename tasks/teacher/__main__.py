@@ -13,7 +13,7 @@ from tasks.teacher.params import TeacherParams
 def main() -> None:
     """Read the images; train the teacher; write it to models/teacher."""
     step, splits = begin("teacher", "teacher", "teacher", TeacherParams), read_splits()
-    step = replace(step, block=counted(step.block, splits))
+    step = replace(step, block=counted(step.block, splits.sizes))
     write(step, train(step.block.architecture, step.block.training, splits, step.run()))
 
 

@@ -18,7 +18,7 @@ def main() -> None:
     """Read params.yaml; say all that is wrong with it, or write the same bytes as ever.
 
     Every other stage comes after this one; since its output never changes, a valid edit reruns nothing but
-    the stages that it is about. Before DVC, a broken dvc.lock is told here; in a stage, DVC has read it already.
+    the stages that it is about. A broken dvc.lock is told before DVC reads it.
     """
     if "DVC_STAGE" not in os.environ:
         lockfile.check()

@@ -7,8 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from decant.calibration.grids import Bits
-from decant.examples import ValidationImages
-from decant.schema import Amount, Section
+from decant.schema import Amount, Section, ValidationImages
 
 
 class WidthBudget(Section):
