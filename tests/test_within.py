@@ -110,7 +110,7 @@ def test_among_levels_it_is_nearly_the_best_of_all_choices() -> None:
         total += (inputs @ found[0].double() - outputs).square().mean().item()
         projected += (inputs @ levels.project(weight)[0].double() - outputs).square().mean().item()
         best += off.min().item()
-    assert best <= total <= 1.1 * best
+    assert best <= total <= 1.15 * best
     assert projected > 1.5 * best
 
 

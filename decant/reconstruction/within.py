@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING
 
-from decant.checkpoints.constraints import Constraints
+from decant.checkpoints.constraints import Constraints, Levels
 from decant.lazy import torch
 from decant.reconstruction.elementwise import better, select_elements
 from decant.reconstruction.least_squares import NormalEquations, cholesky, solve
@@ -24,8 +24,11 @@ BLOCK = 128
 ACTIVE_SETS = 30
 """How often it is looked which weights lie at an end of their range, at most; some five times are enough."""
 
-SWEEPS = 50
-"""How often each weight is moved by itself, at most, to where the error is least."""
+SWEEPS = 10
+"""How often each weight is moved by itself among levels, at most, to where the error is least."""
+
+CIRCLES = 100
+"""The same in a range, where the active sets turn circles."""
 
 SETTLED = 1e-9
 """Share of a row's largest weight, by which a weight in a range may still move when all is done."""
@@ -34,9 +37,9 @@ SETTLED = 1e-9
 def fitted(problem: NormalEquations, held: Constraints, present: Tensor) -> Tensor:
     """Return the rows [O, d], float32, that satisfy the constraints with the least error, or nearly so.
 
-    Within a mask and a range it is the least error. Among levels it is one that no single weight can make
-    smaller, the best from three starts: levels taken column by column as GPTQ does, the levels nearest to
-    the optimum without them, and those nearest to the present rows.
+    Within a mask and a range it is the least error. Among levels it is one that hardly any single weight can
+    make smaller, from the best of three starts: levels taken column by column as GPTQ does, the levels
+    nearest to the optimum without them, and those nearest to the present rows.
 
     Args:
         problem: The layer's normal equations.
@@ -53,9 +56,9 @@ def fitted(problem: NormalEquations, held: Constraints, present: Tensor) -> Tens
     if held.levels is None:
         return held.project(free.float())
     order = problem.matrix.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    starts = (swept(problem, free, held, order), held.project(free.float()), held.project(present))
-    first, *others = (descended(problem, held, start) for start in starts)
-    return reduce(partial(better, problem), others, first)
+    starts = (held.project(free.float()), held.project(present))
+    best = reduce(partial(better, problem), starts, swept(problem, free, held, order))
+    return descended(problem, held, best, SWEEPS)
 
 
 def optimum(problem: NormalEquations, held: Constraints) -> Tensor:
@@ -92,23 +95,25 @@ def optimum(problem: NormalEquations, held: Constraints) -> Tensor:
             return bounds.project(rows)
         rest = replace(problem, target=problem.target - problem.times(ends, problem.matrix))
         rows = torch.where(inside, solve(rest, inside), ends)
-    return descended(problem, bounds, bounds.project(rows))
+    return descended(problem, bounds, bounds.project(rows), CIRCLES)
 
 
-def descended(problem: NormalEquations, held: Constraints, rows: Tensor) -> Tensor:
+def descended(problem: NormalEquations, held: Constraints, rows: Tensor, sweeps: int) -> Tensor:
     """Return the rows [O, d] after each weight, in turn, went to where the error is least; it only falls.
+
+    All weights have their turn `sweeps` times, or fewer where none moves any more.
 
     The error is a parabola in each weight, so the best place is the allowed one nearest to its vertex.
     """
     group, matrix = problem.group, problem.matrix
     wide, least = rows.double(), SETTLED * rows.abs().amax(1).double()
     slope = problem.times(wide, matrix) - problem.target
-    for _ in range(SWEEPS):
+    for _ in range(sweeps):
         moved = torch.zeros(len(rows), dtype=torch.double)
         for at in range(rows.shape[1]):
             here = wide[:, at].clone()
             vertex = here - slope[:, at] / matrix[group, at, at]
-            place = _column(held, at).project(vertex.to(rows.dtype)).double()
+            place = _allowed(held, vertex.to(rows.dtype), at).double()
             # What is as near already stays: rounding alone would turn circles.
             nearer = ((place - vertex).abs() < (here - vertex).abs()) & ~problem.dead[:, at]
             wide[:, at] = torch.where(nearer, place, here)
@@ -151,7 +156,7 @@ def swept(problem: NormalEquations, rows: Tensor, held: Constraints, order: Tens
         errors = torch.zeros_like(rows[:, :, first:last])
         for at in range(first, last):
             column = rows[:, :, at].flatten()
-            result[:, at] = _column(held_there, at).project(column.float())
+            result[:, at] = _allowed(held_there, column.float(), at)
             off = (column - result[:, at]).unflatten(0, (groups, -1)) / factor[:, at, at, None]
             rows[:, :, at + 1 : last] -= off[:, :, None] * factor[:, None, at, at + 1 : last]
             errors[:, :, at - first] = off
@@ -165,5 +170,13 @@ def _factor(problem: NormalEquations, order: Tensor) -> Tensor:
     return cholesky(problem.inverse[group, order[:, :, None], order[:, None, :]]).mT
 
 
-def _column(held: Constraints, at: int) -> Constraints:
-    return select_elements(held, lambda numbers: numbers[:, at])
+def _allowed(held: Constraints, column: Tensor, at: int) -> Tensor:
+    """Return a column [O] projected onto its part of constraints that are written out [O, d], to the bit."""
+    if held.range is not None:
+        low, high = (torch.as_tensor(end)[:, at] for end in (held.range.low, held.range.high))
+        column = torch.clamp(column, low, high)
+    if held.levels is not None:
+        zero_point = held.levels.zero_point
+        zeros = None if zero_point is None else zero_point[:, at]
+        column = Levels(held.levels.values, held.levels.scale[:, at], zeros).project(column)
+    return column if held.mask is None else torch.where(held.mask[:, at], column, 0.0)
