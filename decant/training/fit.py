@@ -7,7 +7,9 @@ was measured: weights, buffers and masks of one epoch.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -194,7 +196,10 @@ def _kept(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return what an optimizer keeps for a parameter [1] once it has taken a step."""
     probe = torch.zeros(1, requires_grad=True)
     probe.grad = torch.zeros(1)
-    (again := type(optimizer)([probe], **optimizer.defaults)).step()
+    again = copy.copy(optimizer)  # shares no more than the settings
+    again.param_groups, again.state = [], defaultdict(dict)
+    again.add_param_group({"params": [probe]})
+    again.step()
     return dict(again.state[probe])
 
 
