@@ -53,7 +53,8 @@ from decant.prune.budgets import bracket
 from tasks.benchmark.measure import describe_machine
 from tasks.evaluate import accuracy as metrics_accuracy
 from tasks.pipeline import splits as data_splits
-from tasks.pipeline.models import MODELS, load_model
+from tasks.pipeline.lineages import MODELS
+from tasks.pipeline.models import load_model
 from tasks.pipeline.stage import report_errors
 from tasks.report.pictures import save
 from tests.imports import ROOT

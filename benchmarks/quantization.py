@@ -50,7 +50,8 @@ from decant.outputs import write_json, write_text
 from tasks.benchmark.measure import describe_machine
 from tasks.evaluate import accuracy as metrics_accuracy
 from tasks.pipeline import splits as data_splits
-from tasks.pipeline.models import MODELS, load_model
+from tasks.pipeline.lineages import MODELS
+from tasks.pipeline.models import load_model
 from tasks.pipeline.params import read_yaml
 from tasks.pipeline.stage import report_errors
 from tests.imports import ROOT
