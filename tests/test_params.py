@@ -694,6 +694,11 @@ def test_too_many_words_get_the_usage(tmp_path: Path) -> None:
             "skip that have levels",
         ),
         (
+            "models/again",
+            {"op": "finetune", "from": "int8", "training": {"epochs": 0}, "statistics": True},
+            "models.again.statistics: there are no batch norms to estimate them of: an ancestor folded them",
+        ),
+        (
             "models/student/student",
             {"kind": "lenet-5"},
             "models.student.student: lenet-5 needs images of at least 16 x 16, these are 8 x 8",
@@ -721,3 +726,11 @@ def test_a_student_of_a_quantized_teacher_may_be_quantized() -> None:
     content = changed("models/student/from", "int8")
     content["models"]["small"] = {"op": "quantize", "from": "student", "scheme": {"kind": "binary"}}
     assert check(content).models["small"].from_ == "student"
+
+
+def test_statistics_need_batch_norms() -> None:
+    content = changed("models/cut/statistics", True)
+    with pytest.raises(DecantError, match=r"models\.cut\.statistics: .* to estimate them of: mlp has none"):
+        check(content)
+    content["teacher"]["architecture"] = {"kind": "resnet", "widths": [4], "blocks": [0]}
+    assert check(content).models["cut"].from_ == "teacher"

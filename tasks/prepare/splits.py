@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +28,11 @@ class Split:
 
     Attributes:
         images: Pixels [N, C, H, W], uint8 in [0, 255].
-        labels: Classes [N], uint8.
+        labels: Classes [N], whole numbers of any width.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    labels: NDArray[np.integer[Any]]
 
     def __len__(self) -> int:
         return len(self.labels)
