@@ -508,7 +508,7 @@ def test_a_size_that_is_only_announced_takes_neither_time_nor_memory(
     save(constrained(CASES["integer"]), tmp_path)
     redescribe(tmp_path, change)
     before = resource.getrusage(resource.RUSAGE_SELF)
-    with pytest.raises(DecantError, match=r"does not hold what it should|has .* weights"):
+    with pytest.raises(DecantError, match=r"does not hold what it should"):
         load(tmp_path)
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_maxrss - before.ru_maxrss < 200 * 1024

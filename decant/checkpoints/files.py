@@ -202,15 +202,18 @@ def _skeleton(described: Description) -> nn.Module:
     """Return the network without numbers, so that a size which a file only announces costs nothing.
 
     Raises:
-        ValueError: A tensor is larger than the architecture builds it.
+        ValueError: There is no such network, or a tensor is larger than the architecture builds it.
     """
-    module = blank(
-        described.architecture,
-        described.shape,
-        len(described.classes),
-        folded=described.folded,
-        device="meta",
-    )
+    try:
+        module = blank(
+            described.architecture,
+            described.shape,
+            len(described.classes),
+            folded=described.folded,
+            device="meta",
+        )
+    except DecantError as error:
+        raise ValueError(str(error)) from None
     largest = shapes_of(module)
     shapes = {name: [int(size) for size in sizes.split("x")] for name, sizes in described.shapes.items()}
     for name, shape in shapes.items():
