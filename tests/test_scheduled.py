@@ -59,8 +59,15 @@ def commit(folder: Path) -> None:
     git(folder, "-c", "user.name=D", "-c", "user.email=d@example.org", "commit", "--quiet", "-m", "change")
 
 
-def test_a_clone_shares_the_cache_and_goes_away(tmp_path: Path) -> None:
-    folder = project(tmp_path / "w")
+WORDS = "Läufe über Nacht, 100 % (ß)"
+"""The name of a folder that is no plain word."""
+
+
+def test_a_clone_shares_the_cache_and_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    folder = project(tmp_path / WORDS)
+    settings = f"['remote \"store\"']\n    url = {tmp_path / 'Speicher für alle'}\n[cache]\n    type = copy\n"
+    (folder / ".dvc" / "config.local").write_text(settings, encoding="utf-8")
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True)
     commit(folder)
     (folder / "data" / "raw").mkdir(parents=True)
@@ -70,6 +77,8 @@ def test_a_clone_shares_the_cache_and_goes_away(tmp_path: Path) -> None:
             folder / "model.out"
         ).read_text()  # out of the shared cache
         assert (clone / "data" / "raw" / "x.gz").exists()
+        assert worktrees.dvc(clone, "config", "remote.store.url").strip().endswith("Speicher für alle")
+        assert worktrees.dvc(clone, "config", "cache.type").strip() == "copy"
         assert git(clone, "rev-parse", "HEAD") == git(folder, "rev-parse", "main")
         assert "scheduled" not in git(folder, "status", "--porcelain")
     assert not clone.exists()
@@ -116,7 +125,7 @@ def test_a_result_is_one_commit_on_top_of_the_base(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_run_rebuilds_commits_and_gates(tmp_path: Path) -> None:
-    folder = project(tmp_path / "w")
+    folder = project(tmp_path / WORDS)
     set_accuracy(folder, 0.6)
     commit(folder)  # better, and main has not been rebuilt
     (folder / "unsaved.txt").write_text("the user's")
