@@ -88,7 +88,7 @@ FIRST, LAST = "layers.0.weight", "layers.2.weight"
     share=st.floats(0.0, 1.0),
     distinct=st.sampled_from([2, 1000]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_zeros_are_as_many_as_asked_whatever_is_zero_already(
     seed: int, allocation: str, structure: Masked, dead: tuple[float, ...], share: float, distinct: int
 ) -> None:

@@ -342,7 +342,7 @@ def test_the_rest_of_a_model_is_trained_and_the_levels_that_were_there_hold(
     monkeypatch.setattr(recipe, "folded", seen)
     skip = [name.removesuffix(".weight") for name in kept]
     model, _, _ = made(images, monkeypatch, "rest", **{"from": "partly"}, skip=skip, train=TRAIN)
-    child = unfolded[-1]
+    _, child, _ = unfolded  # the parent is folded before, and for the comparison after
     assert model.folded
     assert not child.folded
     assert widths(model) == dict.fromkeys([*kept, "head.weight"], 4)
