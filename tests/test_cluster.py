@@ -66,7 +66,7 @@ def joined(main: Path, folder: Path, server: str) -> Iterator[str]:
         git(folder, "clone", "--quiet", str(main), str(folder / name))
         processes.append(run("flows.cluster", address, where=folder / name))
     try:
-        assert until(lambda: log.read_text().count("Registered to:") == 2, 60), log.read_text()
+        assert until(lambda: log.read_text().count("Registered to:") == 2, 180), log.read_text()
         yield address
     finally:
         for process in processes:
