@@ -11,11 +11,13 @@ STAMP := $(VENV)/installed-$(shell cksum requirements.lock | tr ' ' '-' | cut -d
 
 # dvc.yaml's commands say `python`: the one of this folder comes first.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# One that is activated elsewhere must not come into it.
-unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+# One that is activated elsewhere must not come into it; and each stage, each test would compile all code anew.
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro status smoke serve test test-slow check lock
+NAME := minilm
+
+.PHONY: help install repro status smoke example serve test test-slow check lock
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -23,15 +25,20 @@ help: ## print this list
 install: $(STAMP) ## make .venv with exactly the versions of requirements.lock
 
 repro: $(STAMP) ## build what has changed: data, teacher, models, metrics, report
+	$(PYTHON) -m flows.mend --check
 	$(PYTHON) -m tasks.validate
 	$(PYTHON) -m dvc repro
 
 status: $(STAMP) ## what `make repro` would build, and why; records the code first, in a second
+	$(PYTHON) -m flows.mend --check
 	$(PYTHON) -m dvc repro --quiet code
 	$(PYTHON) -m dvc status
 
 smoke: $(STAMP) ## the same pipeline on a small data set in a throw-away clone, in about two minutes
 	$(PYTHON) -m tests.smoke
+
+example: $(STAMP) ## the same pipeline on the networks and data of examples/NAME, in a throw-away clone (NAME=minilm)
+	$(PYTHON) -m tests.example $(NAME)
 
 PORT := 4200
 # PASSWORD=off: for a server that something else guards.

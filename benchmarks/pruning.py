@@ -254,7 +254,7 @@ def peer(shop: Workshop, name: str, kind: str, round_to: int | None, share: floa
 
     with shop.inside({}, 1):
         teacher, train = load_model("teacher"), data_splits.read(data_splits.TRAIN).first(2000)
-        limit = share * metrics_counts.macs(teacher.module, teacher.shape)
+        limit = share * metrics_counts.macs(teacher.module)
 
         def pruned(ratio: float) -> Checkpoint:
             module = copy.deepcopy(teacher.module).requires_grad_(True)
@@ -280,7 +280,7 @@ def peer(shop: Workshop, name: str, kind: str, round_to: int | None, share: floa
 
         def spends(ratio: float) -> int:
             model = pruned(ratio)
-            return metrics_counts.macs(model.module, model.shape)
+            return metrics_counts.macs(model.module)
 
         low, high = bracket(lambda step: spends(step / 200) <= limit, 0, 198)
         assert low < high

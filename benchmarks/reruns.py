@@ -31,8 +31,8 @@ EDITS = {
 """What is edited, and where: a statement is added to each of these files."""
 
 CODE = "data/code"
-SAME_BYTES = "data/params.valid"
-"""What `validate` writes never changes, so nothing that reads it reruns."""
+SAME_BYTES = ("data/params.valid", "data/files")
+"""What `validate` writes: the same bytes whatever its code says, so nothing that reads it reruns."""
 TRAINS = Path("decant/training/fit.py")
 
 
@@ -160,7 +160,7 @@ def _reads(stage: Stage, before: Stage) -> bool:
     return any(
         f"{dep}/".startswith(f"{out}/") or f"{out}/".startswith(f"{dep}/")
         for dep in stage.deps
-        for out in before.outs - {SAME_BYTES}
+        for out in before.outs - {*SAME_BYTES}
     )
 
 

@@ -117,6 +117,6 @@ class Workshop:
             return {
                 "accuracy": 100 * metrics_accuracy.accuracy(predict(model.module, test.images), test.labels),
                 "nonzeros": metrics_counts.nonzeros(model.module),
-                "macs": metrics_counts.macs(model.module, model.shape),
+                "macs": metrics_counts.macs(model.module),
                 "bytes": size_bytes(MODELS / name),
             }

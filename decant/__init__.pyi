@@ -1,3 +1,5 @@
+from .adoption.adopting import Source as Source
+from .adoption.adopting import adopt as adopt
 from .checkpoints.checkpoint import Checkpoint as Checkpoint
 from .checkpoints.files import load as load
 from .checkpoints.files import save as save
@@ -5,11 +7,13 @@ from .checkpoints.files import size_bytes as size_bytes
 from .compression.finish import Result as Result
 from .errors import DecantError as DecantError
 from .examples import Examples as Examples
+from .examples import Rows as Rows
 from .examples import Splits as Splits
 from .export.deploy import Deployed as Deployed
 from .export.deploy import check_same as check_same
 from .export.deploy import deploy as deploy
 from .export.runtime import open_session as open_session
+from .inputs import TensorInput as TensorInput
 from .networks.architectures import Lenet5 as Lenet5
 from .networks.architectures import Lenet300100 as Lenet300100
 from .networks.architectures import Mlp as Mlp
@@ -17,6 +21,9 @@ from .networks.architectures import Resnet as Resnet
 from .networks.architectures import build as build
 from .networks.execution import make_deterministic as make_deterministic
 from .networks.execution import predict as predict
+from .networks.packages import Timm as Timm
+from .networks.packages import Transformers as Transformers
+from .networks.python import Python as Python
 from .training.fresh import train as train
 from .training.recipe import Training as Training
 from .training.run import Run as Run

@@ -1,39 +1,102 @@
-"""Labelled images as tensors, and the two splits that compression may look at."""
+"""Examples as tensors, pictures or any others, and the two splits that compression may look at."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 from decant.errors import DecantError
+from decant.inputs import Inputs, inputs_of
 from decant.lazy import torch
+from decant.targets import CLASSES, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Images and their labels.
+class Rows:
+    """Inputs of a network that are no pictures: named tensors of one length.
 
     Attributes:
-        images: Pixels [N, C, H, W], uint8 in [0, 255].
-        labels: Classes [N], int64 in [0, len(classes)).
-        classes: The classes' names.
+        tensors: By name, [N, ...] each, of any type; a network is called with them in this order.
+
+    Raises:
+        DecantError: There are none, or their lengths differ.
     """
 
-    images: Tensor
-    labels: Tensor
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        """Refuse tensors that are no rows of one table."""
+        lengths = {name: len(tensor) if tensor.dim() else 0 for name, tensor in self.tensors.items()}
+        if len(set(lengths.values())) != 1:
+            found = ", ".join(f"{name} has {length}" for name, length in lengths.items()) or "there are none"
+            raise DecantError(f"Inputs need the same number of rows each, and {found}")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, rows: slice | Tensor) -> Rows:
+        """Return some of the rows: of a slice, or at the indices [M], int64, or where a mask [N] is True."""
+        return Rows({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    def split(self, size: int) -> Iterator[Rows]:
+        """Yield the rows in order, `size` at a time; none where there are none."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+
+Batch: TypeAlias = "Tensor | Rows"
+"""Inputs: pixels [N, C, H, W], uint8 in [0, 255], or rows of any tensors."""
+
+
+def tensors_in(batch: Batch) -> tuple[Tensor, ...]:
+    """Return the tensors of a batch as they lie there, in order."""
+    return tuple(batch.tensors.values()) if isinstance(batch, Rows) else (batch,)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs of a network and their labels.
+
+    Attributes:
+        images: Pixels [N, C, H, W], uint8 in [0, 255], which a network sees in [0, 1]; or rows of any
+            tensors, which it sees as they are.
+        labels: Classes [N], int64 in [0, len(classes)), or the numbers or marks [N, K], float32, of another
+            target; None where nothing is known but what a teacher answers.
+        classes: The classes' names; empty where there are none.
+        target: What the labels are.
+    """
+
+    images: Batch
+    labels: Tensor | None
     classes: tuple[str, ...]
+    target: Target = CLASSES
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
+    def shape(self) -> tuple[int, int, int] | Inputs:
+        """Channels, height and width of one picture; or what takes these rows, by name."""
+        if isinstance(self.images, Rows):
+            return inputs_of(self.images.tensors)
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    @property
+    def known_labels(self) -> Tensor:
+        """The labels [N].
+
+        Raises:
+            DecantError: There are none.
+        """
+        if self.labels is None:
+            raise DecantError(
+                "These examples have no labels; take what needs none, such as a loss on the teacher's outputs"
+            )
+        return self.labels
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
     def first(self, count: int) -> Examples:
         """Return the first `count` examples; they are a fair sample only where the order is random.
@@ -47,7 +110,8 @@ class Examples:
 
     def at_most(self, count: int) -> Examples:
         """Return the first `count` examples, or all where there are fewer."""
-        return Examples(self.images[:count], self.labels[:count], self.classes)
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, images=self.images[:count], labels=labels)
 
 
 @dataclass(frozen=True)
@@ -69,5 +133,16 @@ class Splits:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [0, 1], which is what every model takes."""
+    """Return uint8 images as float32 in [0, 1], which is what every network of pictures takes."""
     return images.to(torch.float32) / 255
+
+
+def arguments(batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """Return what a network is called with for a batch: new tensors, which it may change in place.
+
+    Args:
+        batch: Pictures, or rows; rows go in as they are, in order.
+        dtype: Of all that are fractions, such as torch.float64; None keeps each one's own.
+    """
+    found = tuple(t.clone() for t in batch.tensors.values()) if isinstance(batch, Rows) else (pixels(batch),)
+    return found if dtype is None else tuple(t.to(dtype) if t.is_floating_point() else t for t in found)

@@ -14,7 +14,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from decant.errors import DecantError
@@ -22,10 +22,11 @@ from decant.schema import did_you_mean
 from decant.sealed import one_line
 from flows import tables
 from flows.judgement import Comparison, differing_settings, judge
-from flows.noise import TEACHER
+from flows.noise import TEACHER, MetricValues
 from flows.snapshots import CannotCompare, Revision, Snapshot, WorkingTree
 from flows.staleness import stale_models
 from flows.tables import markdown
+from tasks.pipeline.metrics import set_of
 from tasks.pipeline.params import validate
 from tasks.validate.gates import Gates
 
@@ -77,6 +78,7 @@ def _compared(folder: Path, revision: str, models: Collection[str]) -> Compariso
     common = [model for model in new if model in old and model in chosen]
     if not common:
         raise CannotCompare(f"Nothing to compare: no chosen model is both here and in {revision}")
+    _check_sets(common, old, new, gates, there.label)
     return Comparison(
         revision=revision,
         commit=committed.commit,
@@ -98,6 +100,28 @@ def _gates(here: Snapshot) -> Gates:
     if wrong := gates.strangers(here.models):
         raise CannotCompare("params.yaml is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
     return gates
+
+
+def _check_sets(
+    models: Collection[str],
+    old: Mapping[str, MetricValues],
+    new: Mapping[str, MetricValues],
+    gates: Gates,
+    there: str,
+) -> None:
+    """Refuse models that are measured otherwise there than here, or have no number for one of their gates."""
+    for model in models:
+        before, after = set_of(old[model]), set_of(new[model])
+        if before is not after:
+            raise CannotCompare(
+                f"{model} is measured by its {before.quality} {there} and by its {after.quality} here; "
+                "compare with a revision whose data have the same kind of labels, or lack them as well"
+            )
+        if missing := [metric for metric in gates.of(model) if metric not in after.higher]:
+            raise CannotCompare(
+                f"gates: {model} has no {', '.join(missing)}, as it is measured by its {after.quality}; take "
+                f"a gate of {', '.join(after.higher)}"
+            )
 
 
 def _chosen(models: Collection[str], there: Snapshot, here: Snapshot) -> list[str]:

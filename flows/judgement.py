@@ -8,8 +8,9 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from flows.noise import MetricValues, reach_of_chance
-from tasks.validate.gates import BETTER_HIGHER, Gates, Tolerance
+from flows.noise import MetricValues, reach
+from tasks.pipeline.metrics import BETTER_HIGHER, set_of
+from tasks.validate.gates import Gates, Tolerance
 
 
 class Verdict(StrEnum):
@@ -53,8 +54,8 @@ def judge(
 ) -> tuple[Change, ...]:
     """Return the changes of one model, in the order of the metrics; none where all numbers are the same.
 
-    A change for the worse is a regression if it is larger than the gate's tolerance and, for accuracy, larger
-    than what the choice of test images explains.
+    A change for the worse is a regression if it is larger than the gate's tolerance and, for a metric that
+    has an interval, larger than what the choice of test images explains.
 
     Args:
         model: Its name; both sides have it.
@@ -67,14 +68,14 @@ def judge(
     changes = []
     for metric in _differing(before, after):
         tolerance = tolerances.get(metric)
-        noise = reach_of_chance(model, old, new) if metric == "accuracy" else None
+        noise = reach(metric, model, old, new)
         verdict = _verdict(metric, before[metric], after[metric], tolerance, noise)
         changes.append(Change(metric, before[metric], after[metric], verdict, tolerance, noise))
     return tuple(changes)
 
 
 def _differing(old: MetricValues, new: MetricValues) -> Iterator[str]:
-    return (metric for metric in BETTER_HIGHER if old[metric] != new[metric])
+    return (metric for metric in set_of(new).higher if old[metric] != new[metric])
 
 
 def _verdict(

@@ -1,12 +1,15 @@
-"""Mend what a kill, a full disk or a merge has left of dvc.lock: python -m flows.mend
+"""Mend what a kill, a full disk or a merge has left of dvc.lock: python -m flows.mend [--check]
 
 What is whole in it stays; what is lost is taken from Git's version. What ran since that, and is in neither,
 is in DVC's run cache: the next `dvc repro` takes it from there. Processes that are gone are struck from DVC's
-list of readers and writers, which may say "busy" for ever else.
+list of readers and writers, which may say "busy" for ever else: a power cut ends whoever would have done so.
+
+With --check, dvc.lock stays as it is, and it is said what is wrong with it: `make repro` begins so.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -15,10 +18,19 @@ from flows.pool import Hold
 from flows.watchdog import release
 from tasks.pipeline import lockfile
 
+RWLOCK = Path(".dvc", "tmp", "rwlock")
+"""DVC's list of readers and writers, in a workspace."""
+
 
 def main() -> int:
-    """Mend the workspace of the current folder; return the exit status."""
+    """Mend the workspace of the current folder, or check it; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flows.mend", description=__doc__.partition(":")[0])
+    parser.add_argument("--check", action="store_true", help="leave dvc.lock as it is, and say what is wrong")
     try:
+        if parser.parse_args().check:
+            release(RWLOCK)
+            lockfile.check()
+            return 0
         hold = Hold(Path())
         print(mend(Path()))
         hold.file.close()
@@ -34,7 +46,7 @@ def mend(folder: Path) -> str:
     Raises:
         DecantError: There is nothing to mend it with.
     """
-    release(folder / ".dvc" / "tmp" / "rwlock")
+    release(folder / RWLOCK)
     if not (damage := lockfile.damage(folder)):
         return "dvc.lock is whole"
     text, taken = lockfile.mended(folder)

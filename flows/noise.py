@@ -1,8 +1,9 @@
-"""How large a drop of accuracy the choice of test images alone explains, whatever the two models are.
+"""How large a change for the worse the choice of test images alone explains, whatever the two models are.
 
-The metrics are aggregates, so it is not known which images two models answer differently, only how many at
-most. The exact test of paired answers is made for that number, where it finds least: so a drop is called real
-only if it is real for every pair of models with these numbers, however their errors go together.
+The metrics are aggregates. Of accuracy, it is not known which images two models answer differently, only
+how many at most. The exact test of paired answers is made for that number, where it finds least: so a drop is
+called real only if it is real for every pair of models with these numbers, however their errors go together.
+Of other means, intervals are written: a change is real only if it is however two models go together by rows.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from functools import lru_cache
 
+from tasks.pipeline.metrics import OF_CLASSES, interval
+
 MetricValues = Mapping[str, float]
-"""The thirteen numbers of one model, as in metrics/<model>.json."""
+"""All numbers of one model, as in metrics/<model>.json."""
 
 TEACHER = "teacher"
 ALARMS = 0.025
@@ -22,6 +25,44 @@ ALARMS = 0.025
 Z = 1.959963984540054  # 95 % of a normal distribution, as in the intervals
 DIGITS = 6  # that numbers are written with
 MOST_IMAGES = 10**9
+
+
+def reach(
+    metric: str, model: str, old: Mapping[str, MetricValues], new: Mapping[str, MetricValues]
+) -> float | None:
+    """Return the largest change of a metric for the worse that the choice of test images explains.
+
+    None where that is not known, as the metric has no interval.
+
+    Args:
+        metric: Its key.
+        model: Its name; both sides have it.
+        old: Every model's numbers in the revision, the teacher's among them.
+        new: Every model's numbers here.
+    """
+    if metric == OF_CLASSES.quality:
+        return reach_of_chance(model, old, new)
+    return reach_of_means(metric, old[model], new[model]) if interval(metric)[0] in old[model] else None
+
+
+def reach_of_means(metric: str, old: MetricValues, new: MetricValues) -> float:
+    """Return the largest difference of two means that the choice of test rows explains, in 2.5 % of choices.
+
+    It is not known how the two go together row by row. The deviation of their difference is at most the sum
+    of their own deviations, however they do: so the two intervals' half widths are added. An end may have
+    been cut at the end of the metric's range, so the wider half counts.
+    """
+    found = 0.0
+    for row in (old, new):
+        low, high = (row[end] for end in interval(metric))
+        found += max(row[metric] - low, high - row[metric])
+        found += 2 * max(_half_a_place(row[key]) for key in (metric, *interval(metric)))
+    return found
+
+
+def _half_a_place(value: float) -> float:
+    """Return how far a number may lie from the one that it was rounded from."""
+    return 0.5 * 10.0 ** (math.floor(math.log10(abs(value))) + 1 - DIGITS) if value else 0.0
 
 
 def reach_of_chance(model: str, old: Mapping[str, MetricValues], new: Mapping[str, MetricValues]) -> float:

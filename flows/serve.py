@@ -182,20 +182,20 @@ def require_free(port: int) -> None:
             ) from None
 
 
-def wait_for(url: str, processes: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Wait until the server answers.
+def wait_for(url: str, processes: dict[str, subprocess.Popen[bytes]], patience: float = PATIENCE) -> None:
+    """Wait until the server answers, at most so many seconds.
 
     Raises:
         DecantError: It ended, or did not answer in time.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
             return
         _check(processes)
         time.sleep(0.5)
     raise DecantError(
-        f"No answer from {url} within {PATIENCE:.0f} s; is the address right, and the server up?"
+        f"No answer from {url} within {patience:.0f} s; is the address right, and the server up?"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -16,11 +17,9 @@ from decant.errors import DecantError, Message
 from decant.sealed import one_line, read_bytes
 from flows.noise import MOST_IMAGES, TEACHER, MetricValues, images
 from tasks.pipeline.lockfile import MEND
+from tasks.pipeline.metrics import OF_CLASSES, Metric, interval, set_of
 from tasks.pipeline.params import MOST_LINES, sections
-from tasks.validate.gates import BETTER_HIGHER, INTERVAL
 
-KEYS = (*BETTER_HIGHER, *INTERVAL)
-SHARES = ("agreement", "calibration_error", "sparsity")
 MOST = 1e30
 """A number beyond this is no measure of a model."""
 
@@ -276,7 +275,7 @@ class Snapshot:
         return [TEACHER, *map(str, self.params["models"])]
 
     def rows(self, models: Collection[str]) -> dict[str, MetricValues]:
-        """Return the thirteen numbers of each of these models.
+        """Return all numbers of each of these models.
 
         Raises:
             CannotCompare: A file is missing or broken, a key is missing, a number is none.
@@ -295,7 +294,7 @@ class Snapshot:
                 mistakes = [f"{path} {self.label}: {line}" for line in _mistakes(row)]
                 wrong += mistakes
                 if not mistakes:
-                    rows[model] = {key: row[key] for key in KEYS}
+                    rows[model] = {key: row[key] for key in set_of(row).keys}
         if wrong:
             more = [f"and {len(wrong) - MOST_LINES} more"] if len(wrong) > MOST_LINES else []
             raise CannotCompare(
@@ -325,20 +324,30 @@ def _mistakes(row: Any) -> Iterator[str]:
     if not isinstance(row, dict):
         yield f"expected a mapping of metrics to numbers, found {type(row).__name__}"
         return
-    if missing := [key for key in KEYS if key not in row]:
-        yield f"expected {len(KEYS)} metrics, found no {', '.join(missing)}"
-    broken = [key for key in KEYS if key in row and not _is_number(row[key])]
+    measured = set_of(row)
+    if missing := [key for key in measured.keys if key not in row]:
+        yield f"expected {len(measured.keys)} metrics, found no {', '.join(missing)}"
+    broken = [key for key in measured.keys if key in row and not _is_number(row[key])]
     yield from (f"expected a finite number for {key}, found {one_line(repr(row[key]))}" for key in broken)
     if missing or broken:
         return
-    for key in SHARES:
-        if not 0 <= row[key] <= 1:
-            yield f"expected {key} in [0, 1], found {row[key]}"
-    low, share, high = row["accuracy_low"], row["accuracy"], row["accuracy_high"]
-    if not (0 <= low <= share <= high <= 1 and low < high):
-        found = f"{low}, {share}, {high}"
-        yield f"expected 0 <= accuracy_low <= accuracy <= accuracy_high <= 1, found {found}"
-    elif images(row)[0] > MOST_IMAGES:
+    ends = {key for metric in measured.metrics for key in interval(metric.key)}
+    for metric in measured.metrics:
+        if interval(metric.key)[0] in row:
+            yield from _misplaced(row, metric)
+        elif metric.key not in ends and not metric.least <= row[metric.key] <= metric.most:
+            yield f"expected {metric.key} in [{metric.least:g}, {metric.most:g}], found {row[metric.key]}"
+
+
+def _misplaced(row: Mapping[str, Any], metric: Metric) -> Iterator[str]:
+    """Yield in what an interval is none that evaluate writes."""
+    keys = [low_key, key, high_key] = [interval(metric.key)[0], metric.key, interval(metric.key)[1]]
+    low, middle, high = (row[each] for each in keys)
+    least, most = f"{metric.least:g} <= ", f" <= {metric.most:g}" if metric.most < math.inf else ""
+    accuracy = metric.key == OF_CLASSES.quality  # whose interval is never empty, and says how many images
+    if not metric.least <= low <= middle <= high <= metric.most or (accuracy and low == high):
+        yield f"expected {least}{low_key} <= {key} <= {high_key}{most}, found {low}, {middle}, {high}"
+    elif accuracy and images(row)[0] > MOST_IMAGES:
         yield f"expected an interval of at most {MOST_IMAGES:,} images, found {low} to {high}"
 
 

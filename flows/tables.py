@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flows.judgement import Change, Comparison, Verdict
-from tasks.validate.gates import BETTER_HIGHER
+from tasks.pipeline.metrics import BETTER_HIGHER
 
 if TYPE_CHECKING:
     from rich.console import Console

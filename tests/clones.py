@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from tests.imports import ROOT
+from tests.warm import DVC, Forked, kept
 
 PYTHON = Path(sys.executable).parent
 """The folder whose `python` runs stages, where nobody names another."""
@@ -38,6 +39,7 @@ def shrink(folder: Path, models: list[str] | None = None) -> None:
     if models is not None:
         recipes = yaml.safe_load((ROOT / "tests" / "recipes.yaml").read_text(encoding="utf-8"))
         content["models"] = {name: recipes[name] for name in models}
+        content["teacher"]["architecture"] |= {"widths": [16, 32], "blocks": [0, 1]}
     content["data"] = {"source": "digits", "validation": 200}
     content["threads"] = dict.fromkeys(
         content["threads"], 1
@@ -49,7 +51,7 @@ def shrink(folder: Path, models: list[str] | None = None) -> None:
     for block in (content["teacher"], *content["models"].values()):
         if "training" in block:
             block["training"] |= {"epochs": min(2, block["training"]["epochs"]), "batch_size": 32}
-    content["benchmark"] |= {"seconds": 1}
+    content["benchmark"] |= {"rounds": 3}
     write_params(folder, content)
     # It speaks of other results, and DVC reads and writes the whole of it at each stage.
     (folder / "dvc.lock").unlink(missing_ok=True)
@@ -92,7 +94,9 @@ def dvc(folder: Path, *words: str, python: Path = PYTHON) -> str:
     Raises:
         RuntimeError: DVC failed; the message holds what it printed.
     """
-    return run([sys.executable, "-m", "dvc", *words], folder, python)
+    forked = Forked(kept(*DVC), ["dvc", *words], folder, isolated(python))
+    printed, _ = forked.communicate()
+    return checked(["dvc", *words], forked.wait(), printed)
 
 
 def run(command: list[str], folder: Path, python: Path = PYTHON) -> str:
@@ -104,9 +108,18 @@ def run(command: list[str], folder: Path, python: Path = PYTHON) -> str:
     done = subprocess.run(
         command, cwd=folder, env=isolated(python), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}")
-    return done.stdout
+    return checked(command, done.returncode, done.stdout)
+
+
+def checked(command: list[str], status: int, printed: str) -> str:
+    """Return what a command has printed.
+
+    Raises:
+        RuntimeError: It failed; the message holds what it printed.
+    """
+    if status:
+        raise RuntimeError(f"{' '.join(command)} exited with {status}:\n{printed}")
+    return printed
 
 
 def isolated(python: Path = PYTHON) -> dict[str, str]:

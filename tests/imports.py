@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 OPERATIONS = ("clip", "prune", "quantize", "distill", "finetune")
 
 
+@cache
 def file_of(module: str) -> Path | None:
     """Return the file of a module of ours, relative to the root; None for a library's."""
     base = Path(*module.split("."))
@@ -23,10 +24,16 @@ def parsed(file: Path) -> ast.Module:
 
 
 @cache
+def nodes_of(file: Path) -> tuple[ast.AST, ...]:
+    """Return all nodes of a file's syntax tree."""
+    return tuple(ast.walk(parsed(file)))
+
+
+@cache
 def imported_by(file: Path) -> frozenset[str]:
     """Return the full names of the modules that a file imports anywhere, functions included."""
     names: set[str] = set()
-    for node in ast.walk(parsed(file)):
+    for node in nodes_of(file):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -115,27 +115,36 @@ def test_a_channel_of_one_value_has_no_variance() -> None:
     assert variance.item() == pytest.approx(0.0, abs=1e-15)
 
 
-# --- what cannot be estimated
-
-
 class Twice(nn.Module):
-    """A batch norm that normalizes two layers, and one that normalizes none."""
+    """A batch norm that normalizes what two convolutions give, and one that normalizes nothing."""
 
-    def __init__(self, calls: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.norm, self.calls, self.head = nn.BatchNorm2d(2), calls, nn.Linear(2 * 144, 3)
+        self.spare, self.norm = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+        self.second, self.first = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 1)
+        self.head = nn.Linear(2, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        for _ in range(self.calls):
-            inputs = self.norm(inputs)
-        return self.head(inputs.flatten(1))
+        return self.head(sum(self.norm(conv(inputs)).mean((2, 3)) for conv in (self.first, self.second)))
 
 
-@pytest.mark.parametrize("calls", [0, 2])
-def test_a_batch_norm_that_does_not_run_once_is_refused(calls: int) -> None:
-    model = Checkpoint(Mlp(hidden=(3,)), SHAPE, ("a", "b", "c"), Twice(calls).eval())
-    with pytest.raises(DecantError, match=f"norm runs {calls} times; leave it out"):
-        reestimated(model, images(10))
+def test_a_batch_norm_that_runs_twice_gets_the_means_of_both_calls() -> None:
+    module = Twice().eval()
+    model = Checkpoint(Mlp(hidden=(3,)), (1, 8, 8), ("a", "b", "c"), module)
+    inputs = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    found = reestimated(model, inputs).module
+    with torch.no_grad():
+        given = [conv(pixels(inputs)).double() for conv in (module.first, module.second)]
+    mean = torch.stack([each.mean((0, 2, 3)) for each in given]).mean(0)
+    variance = torch.stack([each.var((0, 2, 3), correction=0) for each in given]).mean(0)
+    assert isinstance(found, Twice)
+    torch.testing.assert_close(found.norm.running_mean, mean.float())
+    torch.testing.assert_close(found.norm.running_var, variance.float())
+    assert torch.equal(found.spare.running_mean, module.spare.running_mean)  # type: ignore[arg-type]
+    assert torch.equal(found.spare.running_var, module.spare.running_var)  # type: ignore[arg-type]
+
+
+# --- what cannot be estimated
 
 
 def test_a_network_without_batch_norms_is_refused() -> None:

@@ -42,6 +42,7 @@ from tasks.pipeline.stage import run
 from tests import homes
 from tests.homes import noise, put_model, write_params
 from tests.nets import Own
+from tests.slow import slow_but
 
 SHAPE = (1, 8, 8)
 CLASSES = tuple("abcde")
@@ -224,36 +225,35 @@ ROUNDING = "rounding the inputs of layers is work on top"
                 "linear layers of few bits are multiplied in float32, out of 4 bits a weight",
             ],
         ),
-        (
+        pytest.param(
             "ternary",
             [
                 f"{LACKING} weights of 2 bits beside inputs in float32, they run unpacked",
                 "linear layers of few bits are multiplied in float32, out of 4 bits a weight",
             ],
+            marks=pytest.mark.slow,
         ),
         (
             "codebook",
             [BOOK],
         ),
-        ("power-of-two", [f"{LACKING} weights of 7 levels that are no integers, they run unpacked"]),
+        pytest.param(
+            "power-of-two",
+            [f"{LACKING} weights of 7 levels that are no integers, they run unpacked"],
+            marks=pytest.mark.slow,
+        ),
         ("static-4", ["integers whose sums nothing rounds are multiplied in float32"]),
         ("static-group", [f"{LACKING} groups of 16 beside rounded inputs, they run unpacked", ROUNDING]),
         (
             "static-affine",
             [f"{LACKING} a zero point for each channel in convolutions, they run unpacked", ROUNDING],
         ),
-        (
-            "static-codebook",
-            [
-                BOOK,
-                ROUNDING,
-            ],
-        ),
+        pytest.param("static-codebook", [BOOK, ROUNDING], marks=pytest.mark.slow),
         (
             "dynamic",
             [
                 f"{LACKING} convolutions with the range of each batch that beats float32, they run unpacked",
-                "the range of each batch is looked for first",
+                "the range of each batch or row is looked for first",
                 ROUNDING,
             ],
         ),
@@ -505,10 +505,12 @@ def test_a_model_that_cannot_be_read_keeps_none_of_the_others_from_it(home: Path
 @pytest.mark.parametrize(
     ("part", "error"),
     [
-        ("deploy", AssertionError("no place for head.weight")),
         ("open_session", RuntimeError("memory\nand a trace")),
         ("check_same", ZeroDivisionError()),
-        ("deploy", MemoryError("too large")),
+        *(
+            pytest.param("deploy", error, marks=pytest.mark.slow)
+            for error in (AssertionError("no place for head.weight"), MemoryError("too large"))
+        ),
     ],
     ids=repr,
 )
@@ -548,7 +550,7 @@ class Tired(nn.Module):
         return self.module(inputs)
 
 
-@pytest.mark.parametrize("when", ["memory", "rounds", "words"])
+@pytest.mark.parametrize("when", slow_but(("memory", "rounds"), ("memory", "rounds", "words")))
 def test_a_model_that_cannot_be_measured_is_named_and_the_others_are_measured(
     when: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,13 @@ def test_the_page_is_the_same_for_the_same_tables() -> None:
     assert "Since then" not in page
 
 
+def test_the_page_has_the_bytes_that_are_deployed_beside_the_packed_ones() -> None:
+    lines = [line.strip("| ").split(" | ") for line in readme([table()], SUMS).splitlines() if "|" in line]
+    assert len({len(line) for line in lines}) == 1
+    found = dict(zip(lines[0], lines[2], strict=True))
+    assert (found["packed, KB"], found["ONNX file, KB"], found["times smaller"]) == ("1.0", "2.0", "1.0")
+
+
 def test_the_page_says_which_models_a_table_does_not_know() -> None:
     page = readme([table()], SUMS | {"int8": "cc", "thin": "dd"})
     assert "in 13 rounds. Since then these models have changed, come or gone: int8, thin.\n" in page

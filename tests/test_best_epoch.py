@@ -25,6 +25,7 @@ from decant.training.recipe import Training
 from decant.training.resume import Scratch
 from decant.training.run import Run
 from tests.nets import striped
+from tests.slow import chessboard
 
 
 def noisy(seed: int, count: int) -> Examples:
@@ -106,7 +107,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(
     ("kind", "budget"),
-    [(kind, budget) for kind in SCHEDULES for budget in BUDGETS if budget not in REFUSED[kind]],
+    [pair for pair in chessboard(SCHEDULES, BUDGETS) if pair.values[1] not in REFUSED[pair.values[0]]],
 )
 def test_whatever_ends_a_training_its_model_has_what_was_asked_and_was_measured(
     kind: str, budget: str, teacher: Checkpoint

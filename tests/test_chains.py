@@ -38,6 +38,7 @@ from tasks.pipeline.step import begin, write
 from tests import homes
 from tests.homes import noise, write_params
 from tests.imports import OPERATIONS
+from tests.slow import every_second, slow_but
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "clip": {"op": "clip", "cut": {"kind": "percentile", "keep": 0.9}},
@@ -197,17 +198,19 @@ def hold_all(ancestors: list[Checkpoint], model: Checkpoint) -> None:
 def same_on_disk(name: str, model: Checkpoint) -> None:
     images, loaded = read(Path("data/validation.parquet")).images, load_model(name)
     assert torch.equal(predict(loaded.module, images), predict(model.module, images))
-    assert all(torch.equal(t, state(model.module)[n]) for n, t in state(loaded.module).items())
+    kept = state(model.module)
+    assert all(torch.equal(t, kept[n]) for n, t in state(loaded.module).items())
     assert loaded.constraints.keys() == model.constraints.keys()
     for weight, held in loaded.constraints.items():
         assert held.describe() == model.constraints[weight].describe()
     assert loaded.grids == model.grids
     assert loaded.clamps == model.clamps
     # Biases are as integer kernels add them, whatever the last operation was.
-    assert all(torch.equal(t, state(settled(loaded).module)[n]) for n, t in state(loaded.module).items())
+    again = state(settled(loaded).module)
+    assert all(torch.equal(t, again[n]) for n, t in state(loaded.module).items())
 
 
-@pytest.mark.parametrize("order", WEIGHTS, ids="-".join)
+@pytest.mark.parametrize("order", slow_but(WEIGHTS[::3], WEIGHTS), ids="-".join)
 def test_any_order_holds_everything(order: tuple[str, ...], home: Path) -> None:
     at = order.index("threshold")
     # Where batch norms are folded, what pruning has left is larger than the usual threshold.
@@ -234,7 +237,7 @@ def test_any_order_holds_everything(order: tuple[str, ...], home: Path) -> None:
     assert [entry["op"] for entry in last.lineage[1:]] == [BLOCKS[kind]["op"] for kind in order]
 
 
-@pytest.mark.parametrize("order", RANGES, ids="-".join)
+@pytest.mark.parametrize("order", every_second(RANGES), ids="-".join)
 def test_ranges_of_weights_and_of_inputs_hold_in_any_order(order: tuple[str, ...], home: Path) -> None:
     made = apply(list(order))
     for index, (kind, model) in enumerate(zip(order, made, strict=True)):
@@ -270,7 +273,12 @@ def test_clipping_inputs_twice_intersects(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "prefixes"), [("best", [""]), ("best-inputs", ["inputs: "]), ("best-ranged", ["", "inputs: "])]
+    ("kind", "prefixes"),
+    [
+        ("best", [""]),
+        ("best-inputs", ["inputs: "]),
+        pytest.param("best-ranged", ["", "inputs: "], marks=pytest.mark.slow),
+    ],
 )
 def test_best_takes_the_least_of_all_and_keeps_the_table(
     kind: str, prefixes: list[str], home: Path, capsys: pytest.CaptureFixture[str]
@@ -338,13 +346,16 @@ def test_the_sparsity_is_exact_wherever_pruning_stands(order: tuple[str, ...], h
 
 @pytest.mark.parametrize(
     "kinds",
-    [
-        ["clip", "prune", "integer", "finetune"],
-        ["static", "finetune"],
-        ["binary", "threshold", "finetune", "prune"],
-        ["channels", "input-channels", "ranged", "finetune", "inputs"],
-        ["distill", "prune", "finetune", "integer"],
-    ],
+    slow_but(
+        (["static", "finetune"], ["binary", "threshold", "finetune", "prune"]),
+        [
+            ["clip", "prune", "integer", "finetune"],
+            ["static", "finetune"],
+            ["binary", "threshold", "finetune", "prune"],
+            ["channels", "input-channels", "ranged", "finetune", "inputs"],
+            ["distill", "prune", "finetune", "integer"],
+        ],
+    ),
     ids="-".join,
 )
 def test_training_holds_what_was_done_before(kinds: list[str], home: Path) -> None:
@@ -362,15 +373,18 @@ def test_training_holds_what_was_done_before(kinds: list[str], home: Path) -> No
 
 @pytest.mark.parametrize(
     "kinds",
-    [
-        ["thin", "finetune", "prune", "integer"],
-        ["prune", "thin", "finetune", "static"],
-        ["channels", "input-channels", "prune", "thin"],
-        ["integer", "thin", "finetune"],
-        ["binary", "thin", "threshold", "finetune"],
-        ["ranged", "thin", "inputs", "thin", "prune"],
-        ["thin", "distill", "prune"],
-    ],
+    slow_but(
+        (["channels", "input-channels", "prune", "thin"], ["binary", "thin", "threshold", "finetune"]),
+        [
+            ["thin", "finetune", "prune", "integer"],
+            ["prune", "thin", "finetune", "static"],
+            ["channels", "input-channels", "prune", "thin"],
+            ["integer", "thin", "finetune"],
+            ["binary", "thin", "threshold", "finetune"],
+            ["ranged", "thin", "inputs", "thin", "prune"],
+            ["thin", "distill", "prune"],
+        ],
+    ),
     ids="-".join,
 )
 def test_channels_go_at_any_place_of_a_chain(
@@ -387,14 +401,15 @@ def test_channels_go_at_any_place_of_a_chain(
     made = apply(kinds, **second)
     for index, (kind, model) in enumerate(zip(kinds, made, strict=True)):
         same_on_disk(f"m{index}-{kind}", model)
-        check_same(kind, model, open_session(to_onnx(model).SerializeToString(), 1), images())
+    # The last one alone: the widths of each are a graph of their own, and tracing one takes seconds.
+    check_same(kinds[-1], made[-1], open_session(to_onnx(made[-1]).SerializeToString(), 1), images())
     if "distill" in kinds:
         return
     for index, kept in enumerate(lost):
         assert bool(kept) == (kinds[index] == "thin")
         if kept:
             parent = made[index - 1] if index else load_model("teacher")
-            assert macs(made[index].module, parent.shape) < macs(parent.module, parent.shape)
+            assert macs(made[index].module) < macs(parent.module)
             made[:index] = [removed(model, kept) for model in made[:index]]
     hold_all(made[:-1], made[-1])
 

@@ -73,8 +73,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "fold"),
+    [*((name, at % 2 == 0) for at, name in enumerate(CASES)), ("free", False), ("all", False)],
+)
 def test_the_loaded_model_gives_equal_logits_to_the_bit(name: str, fold: bool, tmp_path: Path) -> None:
     saved = folded(constrained(CASES[name])) if fold else constrained(CASES[name])
     save(saved, tmp_path)
@@ -100,6 +102,7 @@ def test_grids_and_clamps_of_every_kind_come_back(tmp_path: Path) -> None:
     ends = torch.linspace(0.1, 2, 4).reshape(4, 1, 1)
     clamps = {"stages.0.conv1": Range(-ends, ends), "head": Range(0.0, math.inf), "stem.0": Range(-0.5, 0.9)}
     grids["stages.0.branch"] = InputGrid(8, 0.02, 128)
+    grids["stages.0.conv1"] = DynamicGrid(7, rows=True)
     saved = make().narrowed({}, grids, clamps)
     save(saved, tmp_path)
     loaded = load(tmp_path)
@@ -170,21 +173,25 @@ def test_only_survivors_are_stored_and_masks_are_not_floats(tmp_path: Path) -> N
     assert 0 < packed <= math.ceil(MASK.numel() / 8)
 
 
-@pytest.mark.parametrize(
-    "architecture", [Lenet300100(), Resnet(widths=(32, 64, 128), blocks=(0, 1, 1), pool=2)]
+LARGE = (Lenet300100(), Resnet(widths=(32, 64, 128), blocks=(0, 1, 1), pool=2))
+TIGHT = (
+    *(Integer(bits=bits) for bits in range(2, 9)),
+    Integer(bits=4, symmetric=False),
+    Integer(bits=4, group=32),
+    Ternary(),
+    Binary(),
+    Codebook(entries=16),
+    PowerOfTwo(bits=4),
 )
+
+
 @pytest.mark.parametrize(
-    "scheme",
+    ("architecture", "scheme"),
     [
-        *(Integer(bits=bits) for bits in range(2, 9)),
-        Integer(bits=4, symmetric=False),
-        Integer(bits=4, group=32),
-        Ternary(),
-        Binary(),
-        Codebook(entries=16),
-        PowerOfTwo(bits=4),
+        *((LARGE[at % 2], scheme) for at, scheme in enumerate(TIGHT)),
+        (LARGE[0], Codebook(entries=16)),
     ],
-    ids=lambda scheme: scheme.kind + str(getattr(scheme, "bits", "")),
+    ids=lambda each: f"{each.kind}{getattr(each, 'bits', '')}",
 )
 def test_a_file_is_at_most_three_per_cent_larger_than_its_numbers(
     architecture: Architecture, scheme: Quantizer, tmp_path: Path
@@ -519,3 +526,10 @@ def test_a_group_that_is_wider_than_its_row_takes_no_more_memory_than_the_row(tm
     wide = Integer(bits=3, group=36).levels(weight())
     save(make().narrowed({CONV: Constraints(levels=replace(wide, group=10**12))}), tmp_path)
     assert torch.equal(load(tmp_path).module.get_parameter(CONV), wide.project(weight()))
+
+
+def test_a_network_that_nothing_builds_is_not_written(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+    with pytest.raises(DecantError, match="give the Checkpoint an architecture"):
+        save(Checkpoint(None, (1, 4, 4), ("a", "b"), module), tmp_path / "model")
+    assert not (tmp_path / "model").exists()

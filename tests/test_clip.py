@@ -97,6 +97,7 @@ def test_a_percentile_cuts_as_many_as_it_says() -> None:
     assert int((cut & (weight < 0)).sum()) == 50
 
 
+@pytest.mark.slow
 def test_more_weights_than_torch_s_quantile_takes() -> None:
     weight = torch.arange(2.0**24 + 2)
     with pytest.raises(RuntimeError, match="too large"):

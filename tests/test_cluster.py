@@ -123,7 +123,7 @@ def test_two_clones_leave_what_dvc_repro_leaves(cluster: Cluster) -> None:
     assert "6 Ran in" in output
     alone = cluster.folder / "alone"
     git(cluster.folder, "clone", "--quiet", str(cluster.main), str(alone))
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=alone, check=True)
+    dvc(alone, "repro", "-q")
     locks = [yaml.safe_load((where / "dvc.lock").read_text()) for where in (cluster.main, alone)]
     assert locks[0] == locks[1]
     for file in ("d.out", "kept.json", "f.out/y"):

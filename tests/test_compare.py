@@ -22,17 +22,16 @@ from decant.errors import DecantError
 from decant.schema import mistakes
 from flows.compare import main
 from flows.judgement import (
-    BETTER_HIGHER,
     Change,
     Comparison,
     Verdict,
     differing_settings,
     judge,
 )
-from flows.snapshots import KEYS
 from flows.staleness import stale_models
 from flows.tables import as_json, cells, markdown, show
 from tasks.evaluate.accuracy import wilson_interval
+from tasks.pipeline.metrics import COSTS, OF_CLASSES, OF_OUTPUTS
 from tasks.pipeline.params import validate
 from tasks.validate.gates import Gates, Tolerance
 from tests.clones import commit, isolated
@@ -72,12 +71,12 @@ def verdicts(old: Row, new: Row, judged_by: Gates | None = None, /, **teachers: 
 
 def test_the_metrics_are_those_that_evaluate_writes() -> None:
     for file in (ROOT / "metrics").glob("*.json"):
-        assert sorted(json.loads(file.read_text())) == sorted(KEYS)
-    assert len(KEYS) == 13
+        assert sorted(json.loads(file.read_text())) == sorted(OF_CLASSES.keys)
+    assert len(OF_CLASSES.keys) == 13
 
 
 def test_each_metric_knows_its_better_direction() -> None:
-    higher = {metric for metric, up in BETTER_HIGHER.items() if up}
+    higher = {metric for metric, up in OF_CLASSES.higher.items() if up}
     assert higher == {"accuracy", "agreement", "ratio", "sparsity"}
 
 
@@ -169,18 +168,18 @@ def test_the_same_numbers_are_no_change() -> None:
     assert verdicts(row(), row(), gates(accuracy={"drop": 0})) == {}
 
 
-@pytest.mark.parametrize("metric", BETTER_HIGHER)
+@pytest.mark.parametrize("metric", OF_CLASSES.higher)
 def test_without_a_gate_nothing_fails_and_the_direction_is_told(metric: str) -> None:
     old = row()
     more = old | {metric: old[metric] + 0.01}
-    assert verdicts(old, more) == {metric: "better" if BETTER_HIGHER[metric] else "worse, no gate"}
-    assert verdicts(more, old) == {metric: "worse, no gate" if BETTER_HIGHER[metric] else "better"}
+    assert verdicts(old, more) == {metric: "better" if OF_CLASSES.higher[metric] else "worse, no gate"}
+    assert verdicts(more, old) == {metric: "worse, no gate" if OF_CLASSES.higher[metric] else "better"}
 
 
-@pytest.mark.parametrize("metric", [metric for metric in BETTER_HIGHER if metric != "accuracy"])
+@pytest.mark.parametrize("metric", [metric for metric in OF_CLASSES.higher if metric != "accuracy"])
 def test_without_an_interval_the_tolerance_decides(metric: str) -> None:
     old = row(calibration_error=0.4, agreement=0.4, sparsity=0.4, nll=0.4)
-    sign, word = (-1, "drop") if BETTER_HIGHER[metric] else (1, "rise")
+    sign, word = (-1, "drop") if OF_CLASSES.higher[metric] else (1, "rise")
     new = old | {metric: old[metric] + sign * 0.1}
     assert verdicts(old, new, gates(**{metric: {word: 0.1}})) == {metric: "within tolerance"}
     assert verdicts(old, new, gates(**{metric: {word: 0.0999}})) == {metric: "regression"}
@@ -340,6 +339,127 @@ def test_the_tables_fit_into_eighty_columns() -> None:
     for change in changes:
         (line,) = (line for line in lines if line.startswith(f" {change.metric} "))
         assert line.split()[: len(" ".join(cells(change)).split())] == " ".join(cells(change)).split()
+
+
+# Models without labels
+
+
+def like(cosine: float = 0.99, half: float = 0.001, **others: float) -> Row:
+    """Return the numbers of a model that is measured by its teacher's outputs."""
+    ends = {"cosine": cosine, "cosine_low": cosine - half, "cosine_high": min(cosine + half, 1.0)}
+    errors = {"relative_error": 0.1, "relative_error_low": 0.09, "relative_error_high": 0.11}
+    lows = {"cosine_p1": 0.95, "cosine_least": 0.9}
+    costs = {key: value for key, value in row().items() if key in OF_OUTPUTS.keys}
+    return ends | lows | errors | costs | others
+
+
+def test_a_cosine_has_noise_and_its_worst_row_has_none() -> None:
+    limit = gates(cosine={"drop": 0.001}, cosine_least={"drop": 0.01})
+    assert verdicts(like(0.99), like(0.9895), limit) == {"cosine": "within tolerance"}
+    assert verdicts(like(0.99), like(0.9885), limit) == {"cosine": "within noise"}
+    assert verdicts(like(0.99), like(0.987), limit) == {"cosine": "regression"}
+    assert verdicts(like(), like(cosine_least=0.88), limit) == {"cosine_least": "regression"}
+    assert verdicts(like(0.98), like(0.99), limit) == {"cosine": "better"}
+
+
+def test_a_relative_error_is_worse_when_it_rises() -> None:
+    limit, far = (
+        gates(relative_error={"rise": "10%"}),
+        {"relative_error_low": 0.29, "relative_error_high": 0.31},
+    )
+    assert verdicts(like(), like(relative_error=0.109), limit) == {"relative_error": "within tolerance"}
+    assert verdicts(like(), like(relative_error=0.115, relative_error_high=0.125), limit) == {
+        "relative_error": "within noise"
+    }
+    assert verdicts(like(), like(relative_error=0.3, **far), limit) == {"relative_error": "regression"}
+    assert verdicts(like(relative_error=0.3, **far), like(), limit) == {"relative_error": "better"}
+
+
+def numbers(mae: float = 12.0, half: float = 0.1, **others: float) -> Row:
+    """Return the numbers of a model that predicts numbers."""
+    found = {"r2": 0.85, "r2_low": 0.84, "r2_high": 0.86, "rmse": 18.0, "from_teacher": 0.5}
+    costs = {key: value for key, value in row().items() if key in {cost.key for cost in COSTS}}
+    return found | {"mae": mae, "mae_low": mae - half, "mae_high": mae + half} | costs | others
+
+
+def test_an_error_in_minutes_is_worse_when_it_rises() -> None:
+    limit = gates(mae={"rise": "2%"}, r2={"drop": 0.001})
+    assert verdicts(numbers(), numbers(12.2), limit) == {"mae": "within tolerance"}
+    assert verdicts(numbers(half=0.2), numbers(12.3, 0.2), limit) == {"mae": "within noise"}
+    assert verdicts(numbers(), numbers(12.5), limit) == {"mae": "regression"}
+    assert verdicts(numbers(), numbers(11.0), limit) == {"mae": "better"}
+    worse = numbers(r2=-0.1, r2_low=-0.2, r2_high=0.0)
+    assert verdicts(numbers(), worse, limit) == {"r2": "regression"}
+
+
+def test_models_of_numbers_are_judged(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = PROJECT | {"gates": {"all": {"mae": {"rise": "2%"}, "from_teacher": {"rise": 0.3}}}}
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    write(project, "teacher", numbers(from_teacher=0.0))
+    write(project, "int8", numbers())
+    commit(project, "numbers")
+    assert main(["main"]) == 0
+    write(project, "int8", numbers(14.0))
+    assert main(["main", "--md"]) == 1
+    assert "| int8 | mae | 12 | 14 | +16.67% | +2% | ✗ regression |" in capsys.readouterr().out
+    write(project, "int8", numbers(mae_low=13.0))
+    assert main(["main"]) == 2
+    assert "expected 0 <= mae_low <= mae <= mae_high" in capsys.readouterr().err
+    write(project, "int8", row())
+    assert main(["main"]) == 2
+    assert "measured by its r2 in main and by its accuracy here" in capsys.readouterr().err
+
+
+@pytest.fixture
+def unlabelled(project: Path) -> Path:
+    """Return the repository below with models that are measured by their teacher's outputs."""
+    content = PROJECT | {"gates": {"all": {"cosine": {"drop": 0.002}, "relative_error": {"rise": "10%"}}}}
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    write(
+        project,
+        "teacher",
+        like(1.0, 0.0, relative_error=0.0, relative_error_low=0.0, relative_error_high=0.0),
+    )
+    write(project, "int8", like())
+    commit(project, "no labels")
+    return project
+
+
+def test_models_without_labels_are_judged(unlabelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["main"]) == 0
+    write(unlabelled, "int8", like(0.95))
+    assert main(["main", "--md"]) == 1
+    page = capsys.readouterr().out
+    assert "| int8 | cosine | 0.99 | 0.95 | -0.04 | -0.002 | ✗ regression |" in page
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (like(cosine_low=0.995), "-1 <= cosine_low <= cosine <= cosine_high <= 1, found 0.995, 0.99"),
+        (like(cosine_least=-1.5), "expected cosine_least in [-1, 1], found -1.5"),
+        (
+            like(relative_error=-0.1),
+            "0 <= relative_error_low <= relative_error <= relative_error_high, found",
+        ),
+        (like(relative_error=math.nan), "NaN is no number of JSON"),
+        ({k: v for k, v in like().items() if k != "cosine_p1"}, "expected 15 metrics, found no cosine_p1"),
+        (row(), "int8 is measured by its cosine in main and by its accuracy here; compare with a revision"),
+    ],
+)
+def test_numbers_that_are_none_of_these_are_no_pass(
+    content: Row, told: str, unlabelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(unlabelled, "int8", content)
+    assert main(["main"]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_gate_on_what_no_model_has_is_no_pass(unlabelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (unlabelled / "params.yaml").write_text(yaml.safe_dump(PROJECT))
+    assert main(["main"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "gates: teacher has no accuracy, as it is measured by its cosine; take a gate of cosine," in error
 
 
 # The command line, in real repositories

@@ -1,7 +1,5 @@
 """The flow against a real Prefect server, with real stages: states, failures, and every way to be stopped."""
 
-import atexit
-import contextlib
 import json
 import os
 import re
@@ -11,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,8 @@ from flows.watchdog import alive, descendants
 from tests.imports import ROOT
 from tests.test_pool import held, pid_in, until
 from tests.toys import recorded, rewrite, workspace, writes
-from tests.warm import Forked, forking
+from tests.warm import Forked, kept
+from tests.warm_dvc import VARIABLE, address, dvc
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -81,7 +79,7 @@ def test_the_flow_leaves_what_dvc_repro_leaves(tmp_path: Path) -> None:
     ours, theirs = workspace(tmp_path / "ours", DIAMOND), workspace(tmp_path / "theirs", DIAMOND)
     state = compress(folder=ours, return_state=True)
     assert state.is_completed()
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=theirs, check=True)
+    dvc(theirs, "repro", "-q")
     mine, other = (yaml.safe_load((folder / "dvc.lock").read_text()) for folder in (ours, theirs))
     assert mine == other
     assert (ours / "d.out").read_bytes() == (theirs / "d.out").read_bytes()
@@ -212,18 +210,13 @@ def environment() -> dict[str, str]:
     return {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": str(PREFECT_API_URL.value())}
 
 
-@cache
-def forks() -> str:
-    """Return the address of a process that has imported what the command line does; it ends with this one."""
-    stack = contextlib.ExitStack()
-    atexit.register(stack.close)
-    modules = ("flows.artifacts", "flows.local", "flows.progress", "flows.session")
-    return stack.enter_context(forking(*modules, **environment()))
+FLOWS = ("flows.artifacts", "flows.local", "flows.progress", "flows.session", "tests.warm_dvc")
 
 
 def start(folder: Path, *words: str) -> Forked:
     """Start the command line on this session's server, as a fork of a process that has imported Prefect."""
-    return Forked(forks(), ["flows.compress", *words], folder, os.environ | environment())
+    variables = os.environ | environment() | {VARIABLE: address()}
+    return Forked(kept(*FLOWS, **environment()), ["flows.compress", *words], folder, variables)
 
 
 def start_cold(folder: Path, *words: str, **changes: str) -> subprocess.Popen[str]:
@@ -257,6 +250,7 @@ def test_the_command_line_from_first_run_to_no_op(tmp_path: Path) -> None:
     assert (status, output) == (0, f"{LOOKING}\nAll 4 stages are up to date.\n")
 
 
+@pytest.mark.slow  # tests/test_session.py has it without Prefect
 def test_the_command_line_begins_with_the_records_of_code(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", recorded())
     (folder / "library" / "used").mkdir(parents=True)
@@ -305,6 +299,7 @@ def test_a_failure_shows_its_last_lines_and_the_command_to_repeat_it(tmp_path: P
     assert "because of this" in output.replace(end, "")  # and as it came
 
 
+@pytest.mark.slow  # tests/test_pool.py has it for workers
 def test_a_second_flow_leaves_and_says_who_has_the_workspace(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", {"a": writes("a.out", cmd="echo $$ > noted.pid; sleep 60")})
     first = start(folder)
@@ -350,7 +345,14 @@ def assert_clean(folder: Path, flow: Forked, pid: int, seconds: float = 5.0) -> 
     assert "1 UpToDate, 2 Ran in" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),  # tests/test_pool.py has it for workers
+    ],
+)
 def test_a_signal_leaves_nothing_behind(number: signal.Signals, running: Running) -> None:
     folder, flow, pid = running
     flow.send_signal(number)
@@ -359,6 +361,7 @@ def test_a_signal_leaves_nothing_behind(number: signal.Signals, running: Running
     assert ("stopping 1 stage: slow…" in flow.communicate()[0]) == (number != signal.SIGKILL)
 
 
+@pytest.mark.slow  # tests/test_pool.py has it for workers
 def test_a_watchdog_that_is_killed_ends_the_flow_and_all_stages(running: Running) -> None:
     folder, flow, pid = running
     (dog,) = [child for child in descendants(flow.pid) if "watchdog.py" in " ".join(child.cmdline())]

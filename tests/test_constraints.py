@@ -177,8 +177,21 @@ def test_a_dynamic_grid_is_onnx_s_by_hand() -> None:
     DynamicGrid(2)(inputs).sum().backward()
     assert inputs.grad is not None
     assert inputs.grad.tolist() == [1, 1, 1]
-    with pytest.raises(ValueError, match="1 to 8 bits, got 9"):
+    with pytest.raises(ValueError, match=r"1 to 8 bits, .*bits=9"):
         DynamicGrid(9)
+
+
+def test_by_rows_each_row_has_its_own_range_whatever_lies_beside_it() -> None:
+    # Three bits, signed: three steps to either side of 0. The first row's step is 1, the second's 0.1.
+    inputs = torch.tensor([[-3.0, 1.4, 0.4], [0.3, -0.14, 0.06], [0.0, 0.0, 0.0]], requires_grad=True)
+    found = DynamicGrid(3, rows=True)(inputs)
+    assert torch.allclose(found, torch.tensor([[-3.0, 1, 0], [0.3, -0.1, 0.1], [0, 0, 0]]))
+    assert torch.equal(found[1:2], DynamicGrid(3, rows=True)(inputs[1:2]))
+    found.sum().backward()
+    assert inputs.grad is not None
+    assert inputs.grad.eq(1).all()
+    with pytest.raises(ValueError, match="by rows at least 2"):
+        DynamicGrid(1, rows=True)
 
 
 def test_what_passes_has_one_value_and_the_other_s_gradient() -> None:

@@ -25,6 +25,7 @@ from decant.prune.params import PruneParams
 from decant.quantize.schemes import Binary, Codebook, Integer, Ternary
 from tasks.pipeline.params import validate
 from tests.nets import CLASSES, NETS, drawn, images, net
+from tests.slow import slow_but
 from tests.test_export import EIGHT, RESIDUAL, clamped, dynamic, grids, held_by, network, static
 
 CRITERIA: dict[str, type[Scoring]] = {
@@ -121,21 +122,10 @@ def block(kind: str) -> dict[str, Any]:
     return recipe
 
 
-QUICK = (
-    "residual",
-    "masked",
-    "clamps and grids",
-    "dynamic",
-    "dynamic, clipped",
-    "codebook",
-    "groups",
-    "silent",
-)
+QUICK = ("residual", "masked", "dynamic, clipped", "groups")
 
 
-@pytest.mark.parametrize(
-    "parent", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PARENTS]
-)
+@pytest.mark.parametrize("parent", slow_but(QUICK, PARENTS))
 def test_every_criterion_prunes_every_model_or_says_why_not(parent: str) -> None:
     model = PARENTS[parent]()
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}

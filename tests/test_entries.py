@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 from flows import entries
 from tasks.pipeline import lockfile
 from tests.toys import workspace, writes
+from tests.warm_dvc import dvc
 
 KEYS = st.sampled_from(["a", "b", "1", "x-y"])
 NAMES = st.lists(KEYS, min_size=1, max_size=3).map(".".join)
@@ -95,7 +94,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     stages = {name: writes(f"{name}.out", params=["models.m", "seed"]) for name in ("a", "b", "c")}
     folder = workspace(tmp_path_factory.mktemp("entries") / "w", stages)
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=folder, check=True)
+    dvc(folder, "repro", "--quiet")
     return folder, (folder / "dvc.lock").read_text()
 
 

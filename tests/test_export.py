@@ -216,11 +216,15 @@ def test_convolutions_with_the_range_of_each_batch_are_unpacked(tmp_path: Path) 
     assert kernels(made.content, tmp_path)["ConvInteger"] == 0
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
-def test_linear_layers_of_few_bits_keep_them_in_memory(
-    scheme: Quantizer, masked: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("kind", "masked"),
+    [
+        *((kind, False) for kind in SCHEMES),
+        *((kind, True) for kind in ("4 bits", "affine, 4 bits", "affine group", "binary", "codebook")),
+    ],
+)
+def test_linear_layers_of_few_bits_keep_them_in_memory(kind: str, masked: bool, tmp_path: Path) -> None:
+    scheme = SCHEMES[kind]
     few = len(scheme.levels(torch.randn(4, 40)).values) <= 16 and not isinstance(
         scheme, Codebook | PowerOfTwo
     )
@@ -367,22 +371,42 @@ def test_other_weights_have_no_blocks(levels: Levels | None) -> None:
 # PyTorch's function
 
 
-@pytest.mark.parametrize("inputs", [0, 4, 8])
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
-def test_every_scheme_is_the_same_function(scheme: Quantizer, inputs: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "inputs"),
+    [
+        *((kind, (0, 4, 8)[at % 3]) for at, kind in enumerate(SCHEMES)),
+        *(
+            pytest.param(kind, (0, 4, 8)[(at + more) % 3], marks=pytest.mark.slow)
+            for at, kind in enumerate(SCHEMES)
+            for more in (1, 2)
+        ),
+    ],
+)
+def test_every_scheme_is_the_same_function(kind: str, inputs: int) -> None:
+    scheme = SCHEMES[kind]
     made = checked(static(RESIDUAL, scheme, inputs) if inputs else held_by(network(RESIDUAL), scheme))
     assert made.rounds == (inputs > 0 or Form.PACKED in made.forms.values())
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", ["5 bits", "affine, 8 bits", "group", "binary", "power of two"])
-@pytest.mark.parametrize("architecture", NETS)
+ON_NETS = ("5 bits", "affine, 8 bits", "group", "binary", "power of two")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "masked"),
+    [
+        pytest.param(a, k, (i + j) % 2 == 0, marks=pytest.mark.slow if (i + 2 * j) % 5 > 1 else ())
+        for i, a in enumerate(NETS)
+        for j, k in enumerate(ON_NETS)
+    ],
+)
 def test_every_net_is_the_same_function(architecture: str, kind: str, masked: bool) -> None:
+    """Each network with each kind of levels, both with a mask and without."""
     checked(static(NETS[architecture], SCHEMES[kind], masked=masked))
 
 
-@pytest.mark.parametrize("bits", range(1, 8))
-@pytest.mark.parametrize("kind", ["3 bits", "group", "binary"])
+@pytest.mark.parametrize(
+    ("kind", "bits"), [*zip(("3 bits", "group", "binary") * 3, [*range(1, 8), 1, 7], strict=True)]
+)
 def test_every_width_of_inputs_is_the_same_function(kind: str, bits: int) -> None:
     checked(static(RESIDUAL, SCHEMES[kind], bits))
 
@@ -452,13 +476,14 @@ GRIDS = [
     InputGrid(4, 0.3, 3),
     InputGrid(1, 1.1, 1),
     *(DynamicGrid(bits) for bits in (1, 2, 4, 7, 8)),
+    *(DynamicGrid(bits, rows=True) for bits in (2, 8)),
 ]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("shift", [-20.0, 0.0, 20.0])
 def test_rounding_in_float32_is_pytorchs_to_the_bit(grid: Grid, shift: float) -> None:
-    inputs = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 3 + shift
+    inputs = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).reshape(20, 1000) * 3 + shift
     graph = Graph()
     assert torch.equal(run_graph(graph, rounded(graph, "x", grid), inputs), grid(inputs))
 
@@ -510,19 +535,32 @@ def test_exporting_leaves_the_checkpoint_alone() -> None:
         (lambda: network(Mlp(hidden=(20,))), {""}),
         (lambda: static(RESIDUAL), {""}),
         (lambda: held_by(network(Mlp(hidden=(20,))), Integer(bits=4)), {"", "com.microsoft"}),
+        (lambda: static(NETS["depthwise"]), {""}),
     ],
-    ids=["float32", "static", "packed"],
+    ids=["float32", "static", "packed", "other operators"],
 )
-def test_the_same_bytes_twice_whole_and_nothing_of_this_machine(
-    make: Callable[[], Checkpoint], domains: set[str], monkeypatch: pytest.MonkeyPatch
+def test_the_same_bytes_again_whole_silent_and_nothing_of_this_machine(
+    make: Callable[[], Checkpoint],
+    domains: set[str],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trace, "_graph", trace._graph.__wrapped__)  # traced twice
-    contents = [deploy(make()).content for _ in range(2)]
+    contents = [deploy(make()).content]
+    monkeypatch.setattr(trace, "_graph", trace._graph.__wrapped__)  # traced again
+    model, _ = make(), capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        contents.append(deploy(model).content)
+        check_same("some", model, open_session(contents[1], 1), images())
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert logging.root.manager.disable == logging.NOTSET
     assert contents[0] == contents[1]
-    model = onnx.load_from_string(contents[0])
-    onnx.checker.check_model(model)
-    assert not any(tensor.external_data for tensor in model.graph.initializer)
-    assert {opset.domain for opset in model.opset_import} == domains
+    read = onnx.load_from_string(contents[0])
+    onnx.checker.check_model(read)
+    assert not any(tensor.external_data for tensor in read.graph.initializer)
+    assert {opset.domain for opset in read.opset_import} == domains
     root = Path(tasks.__file__).parent.parent
     for words in (
         str(root),
@@ -540,23 +578,6 @@ def test_integers_are_a_quarter_of_the_bytes_and_four_bits_an_eighth() -> None:
     floats = len(deploy(network(wide)).content)
     assert len(deploy(static(wide)).content) < 0.27 * floats
     assert len(deploy(held_by(network(wide), Integer(bits=4))).content) < 0.15 * floats
-
-
-@pytest.mark.parametrize("kind", ["residual", "depthwise"])
-def test_nothing_is_said_on_the_way(
-    kind: str,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(trace, "_graph", trace._graph.__wrapped__)
-    model = static(NETS[kind])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_same(kind, model, open_session(deploy(model).content, 1), images())
-    assert capfd.readouterr() == ("", "")
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-    assert logging.root.manager.disable == logging.NOTSET
 
 
 # What is refused

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from decant.checkpoints.activations import DynamicGrid, InputGrid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints, Levels, Range
-from decant.lowering.folding import TINY, folded, moved
+from decant.lowering.folding import TINY, folded, moved, unfolded
 from decant.networks.architectures import Lenet5, Mlp, Resnet, build
 from decant.networks.execution import predict
-from decant.networks.structure import compressible, followers
+from decant.networks.record import record_of
+from decant.networks.structure import compressible, drop_norms_, followers
 from decant.quantize.schemes import Binary, Integer, Quantizer, Ternary
 from tests.nets import NETS, SCHEMES, images, net
+from tests.slow import chessboard
 
 CONV = "stages.0.conv2.weight"
 
@@ -91,10 +93,9 @@ def test_the_function_stays_and_no_batch_norm_does(kind: str, seed: int) -> None
     assert all(torch.equal(t, before[n]) for n, t in model.module.state_dict().items())
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
-def test_codes_stay_and_the_function_with_them(scheme: Quantizer, masked: bool) -> None:
-    model = held_by(residual(), scheme, masked=masked)
+@pytest.mark.parametrize(("kind", "masked"), chessboard(SCHEMES, (True, False)))
+def test_codes_stay_and_the_function_with_them(kind: str, masked: bool) -> None:
+    model = held_by(residual(), SCHEMES[kind], masked=masked)
     after = folded(model)
     assert_same(model, after)
     for name, held in model.constraints.items():
@@ -227,3 +228,180 @@ def test_where_there_is_nothing_to_fold_the_same_comes_back(architecture: Mlp | 
 def test_channels_that_were_removed_stay_removed() -> None:
     model = net(Resnet(widths=(6, 8), blocks=(1, 1)))
     assert folded(replace(model, lineage=({"op": "teacher"},))).lineage == ({"op": "teacher"},)
+
+
+def settled_(module: nn.Module) -> nn.Module:
+    """Give the batch norms of a network statistics and factors as of a training, in place."""
+    generator = torch.Generator().manual_seed(5)
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+            nn.init.normal_(norm.running_mean, generator=generator)
+            assert norm.running_var is not None
+            nn.init.uniform_(norm.running_var, 0.2, 3.0, generator=generator)
+            nn.init.uniform_(norm.weight, 0.2, 3.0, generator=generator)
+    return module.eval()
+
+
+class ConvolutionsFirst(nn.Module):
+    """All convolutions are registered before all batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+        self.norm1, self.norm2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.norm1(self.conv1(inputs)).relu()
+        return self.head(self.norm2(self.conv2(hidden)).relu().mean((2, 3)))
+
+
+class ReadTwice(nn.Module):
+    """What the convolution gives is read by its batch norm, and added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.conv(inputs)
+        return self.head((self.norm(hidden).relu() + hidden).mean((2, 3)))
+
+
+class SharedNorm(nn.Module):
+    """One batch norm with two names, called by the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = nn.BatchNorm2d(4)
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.second(self.conv(inputs)).relu().mean((2, 3)))
+
+
+def norms(model: Checkpoint) -> set[str]:
+    return {
+        n for n, each in model.module.named_modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)
+    }
+
+
+def chain(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3))
+
+
+def strange(kind: str) -> Checkpoint:
+    made = {
+        "convolutions first": ConvolutionsFirst,
+        "read twice": ReadTwice,
+        "shared": SharedNorm,
+        "over relu": lambda: chain(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), *part()),
+        "without statistics": lambda: chain(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()
+        ),
+        "transposed": lambda: chain(nn.ConvTranspose2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU()),
+        "grouped and transposed": lambda: chain(
+            nn.Conv2d(1, 4, 1),
+            nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+        ),
+        "linear": lambda: nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)
+        ),
+        "one dimension": lambda: nn.Sequential(
+            nn.Flatten(2), nn.Conv1d(1, 4, 5), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)
+        ),
+        "three dimensions": lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 1)),
+            nn.Conv3d(1, 4, (1, 3, 3)),
+            nn.BatchNorm3d(4),
+            nn.Flatten(),
+            nn.LazyLinear(3),
+        ),
+    }
+    torch.manual_seed(0)
+    module = made[kind]().eval()
+    module(torch.zeros(1, 1, 8, 8))
+    return Checkpoint(None, (1, 8, 8), tuple("abc"), settled_(module))  # type: ignore[arg-type]
+
+
+def part() -> list[nn.Module]:
+    return [nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pairs"),
+    [
+        ("convolutions first", {"conv1.weight": "norm1", "conv2.weight": "norm2"}),
+        ("read twice", {}),
+        ("shared", {}),
+        ("over relu", {"3.weight": "4"}),
+        ("without statistics", {}),
+        ("transposed", {"0.weight": "1"}),
+        ("grouped and transposed", {"1.weight": "2"}),
+        ("linear", {"1.weight": "2"}),
+        ("one dimension", {"1.weight": "2"}),
+        ("three dimensions", {"1.weight": "2"}),
+    ],
+)
+def test_what_a_pass_proves_is_folded_and_nothing_else(kind: str, pairs: dict[str, str]) -> None:
+    model = strange(kind)
+    after = folded(model)
+    assert (after.folded or {}) == pairs
+    pictures = torch.randint(0, 256, (16, 1, 8, 8)).to(torch.uint8)
+    gap, spread = moved(model, after, pictures)
+    assert gap < 1e-6 * (1 + spread)
+    assert norms(after) == norms(model) - {*pairs.values()}
+    assert unfolded(model).keys() | {*pairs.values()} == norms(model)
+
+
+@pytest.mark.parametrize("kind", ["transposed", "grouped and transposed", "linear", "three dimensions"])
+def test_constraints_of_any_layer_are_scaled_along_its_output_channels(kind: str) -> None:
+    model = strange(kind)
+    (name,) = followers(model.module)
+    weight = model.module.get_parameter(name).detach()
+    levels = Levels(torch.arange(-127.0, 128), weight.abs().max() / 127)
+    model = model.narrowed({name: Constraints(Range(-0.1, 0.1), levels, weight.abs() > 0.02)})
+    after = folded(model)
+    held, scaled = after.constraints[name], after.module.get_parameter(name)
+    assert held.broken_by(scaled, held) == []
+    assert held.levels is not None
+    assert torch.equal(held.levels.codes(scaled), levels.codes(model.module.get_parameter(name)))
+    gap, spread = moved(model, after, torch.randint(0, 256, (16, 1, 8, 8)).to(torch.uint8))
+    assert gap < 1e-6 * (1 + spread)
+
+
+def test_a_batch_norm_behind_groups_over_output_channels_stays_with_a_reason() -> None:
+    model = strange("transposed")
+    weight = model.module.get_parameter("0.weight").detach()
+    levels = Levels(torch.arange(-7.0, 8), weight.new_full((1, 9), 0.05), group=4)
+    held = model.narrowed({"0.weight": Constraints(levels=levels)})
+    assert folded(held) is held
+    assert "groups of 0.weight run over its output channels" in unfolded(held)["1"]
+
+
+def test_a_pair_that_float64_does_not_confirm_stays_and_the_others_are_folded() -> None:
+    model = strange("over relu")
+    record = record_of(model.module)
+    # As if the record had not seen what lies between the first convolution and its batch norm.
+    wrong = replace(record, folds={"0.weight": "2", "3.weight": "4"})
+    known = model.module.__dict__["_decant_known"]
+    model.module.__dict__["_decant_known"] = replace(known, record=wrong)
+    after = folded(model)
+    assert after.folded == {"3.weight": "4"}
+    assert moved(model, after, torch.randint(0, 256, (16, 1, 8, 8)).to(torch.uint8))[0] < 1e-5
+    assert "without it 0 is another function" in unfolded(model)["2"]
+
+
+def test_a_network_of_which_some_is_folded_is_built_again_in_the_same_form() -> None:
+    names = {"0.weight": "1", "3.weight": "4"}
+    first, second = (chain(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), *part()) for _ in range(2))
+    drop_norms_(first, names)
+    assert isinstance(first[1], nn.Identity)
+    assert isinstance(first[4], nn.Identity)
+    drop_norms_(second, {"3.weight": "4"})
+    assert isinstance(second[1], nn.BatchNorm2d)
+    for pairs in ({"0.weight": "3"}, {"0.weight": "9"}, {"2.weight": "1"}):
+        with pytest.raises(ValueError, match="cannot be part of"):
+            drop_norms_(second, pairs)

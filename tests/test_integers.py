@@ -32,6 +32,7 @@ from decant.networks.structure import compressible, followers
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
 from tests.drawn import drawn
 from tests.nets import NETS, net
+from tests.slow import chessboard
 
 WHOLE: dict[str, Quantizer] = {
     **{f"{bits} bits": Integer(bits=bits) for bits in range(2, 9)},
@@ -67,9 +68,9 @@ def quantized(scheme: Quantizer, *, masked: bool = False) -> Checkpoint:
     return folded(model.narrowed(held, grids))
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("scheme", WHOLE.values(), ids=WHOLE.keys())
-def test_the_integers_are_the_weight_to_the_bit(scheme: Quantizer, masked: bool) -> None:
+@pytest.mark.parametrize(("kind", "masked"), chessboard(WHOLE, (True, False)))
+def test_the_integers_are_the_weight_to_the_bit(kind: str, masked: bool) -> None:
+    scheme = WHOLE[kind]
     model = quantized(scheme, masked=masked)
     for name, weight in compressible(model.module).items():
         found = whole(weight.detach(), model.constraints[name])
@@ -218,7 +219,7 @@ def test_what_no_integer_kernel_takes_is_left_alone() -> None:
     module = nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.Conv2d(6, 4, 3, bias=False)).eval()
     scheme = Integer(bits=8, per_channel=False)
     held = {f"{i}.weight": Constraints(levels=scheme.levels(module[i].weight.detach())) for i in range(2)}
-    transposed = replace(model, module=module, constraints={}, grids={}).narrowed(
+    transposed = replace(model, shape=(4, 12, 12), module=module, constraints={}, grids={}).narrowed(
         held, {"0": InputGrid(8, 0.01, 0), "1": InputGrid(8, 0.01, 0)}
     )
     assert torch.equal(settled(transposed).module[0].bias, module[0].bias)

@@ -47,8 +47,8 @@ def test_all_layers_are_chosen_and_the_rest_has_a_reason() -> None:
     chosen, untouched = select(checkpoint().module, [])
     assert chosen == [FIRST, LAST]
     assert untouched == {
-        "layers.0.bias": "bias or batch norm, kept in float32",
-        "layers.2.bias": "bias or batch norm, kept in float32",
+        "layers.0.bias": "bias",
+        "layers.2.bias": "bias",
     }
 
 
@@ -58,7 +58,7 @@ def test_every_parameter_is_chosen_or_has_a_reason() -> None:
     assert {*chosen, *untouched} == {name for name, _ in module.named_parameters()}
     assert not {*chosen} & {*untouched}
     assert untouched["head.weight"] == untouched["stages.1.shortcut.0.weight"] == "named in skip"
-    assert untouched["head.bias"] == "bias or batch norm, kept in float32"
+    assert untouched["head.bias"] == "bias"
 
 
 def test_a_layer_that_there_is_not_is_refused_with_the_nearest() -> None:
@@ -190,7 +190,7 @@ def test_what_is_printed() -> None:
     assert lines("small: prune", compare(parent, parent.narrowed({chosen[0]: masked(3)}), untouched)) == [
         "small: prune",
         "  layers.0.weight        12 of       20 changed   60.00% zero  mask 60.00% zero",
-        "  untouched: 2 (8 parameters), bias or batch norm, kept in float32: layers.0.bias, layers.2.bias",
+        "  untouched: 2 (8 parameters), bias: layers.0.bias, layers.2.bias",
         "  untouched: 1 (15 parameters), named in skip: layers.2.weight",
     ]
 
@@ -205,8 +205,9 @@ def test_long_lists_are_cut_and_other_parameters_are_one_line() -> None:
     assert text[-1].split() == f"biases and batch norms {others} of {others} changed".split()
     chosen, untouched = select(module, [])
     child = teacher.narrowed({chosen[0]: Constraints(range=Range(-0.01, 0.01))})
-    last = lines("x", compare(teacher, child, untouched))[-1]
-    assert last.endswith("float32: stem.1.weight, stem.1.bias, stages.0.norm1.weight …")
+    *_, norms, biases = lines("x", compare(teacher, child, untouched))
+    assert norms.endswith(", batch norm: stem.1.weight, stem.1.bias, stages.0.norm1.weight …")
+    assert biases.endswith(", bias: head.bias")
 
 
 # --- a whole step

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.files import load, save
@@ -20,6 +21,7 @@ from tasks.pipeline.models import load_model, load_models
 from tasks.pipeline.step import training_images
 from tasks.prune.__main__ import main as prune
 from tests import homes
+from tests.imports import ROOT
 
 BLOCKS: dict[str, Any] = {
     "pruned": {
@@ -129,6 +131,15 @@ def test_the_stages_that_read_a_model_refuse_another_one(home: Path) -> None:
     with pytest.raises(DecantError, match=r"models/teacher is not .* training\.epochs of teacher to be 3"):
         prune("pruned")
     assert not Path("metrics/int8.json").exists()
+
+
+def test_measuring_depends_on_all_that_a_lineage_is_compared_with() -> None:
+    """Where only its bytes counted, a restored model of another recipe would not be read again."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    teacher, model = stages["evaluate-teacher"], stages["evaluate"]["do"]
+    assert {"seed", "teacher", "threads.teacher"} <= set(teacher["params"])
+    assert {"seed", "models.${key}", "threads.${item.op}"} <= set(model["params"])
+    assert {"metrics/${item.from}.json", "models/${item.from}"} <= set(model["deps"])
 
 
 def test_a_model_made_from_another_parent_is_refused(home: Path) -> None:

@@ -1,6 +1,7 @@
 """A dvc.lock that was cut is told, whatever is left of it, and one command makes it whole."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from flows.session import opened
 from tasks.pipeline import lockfile
 from tests.imports import ROOT
 from tests.toys import git, workspace, writes
+from tests.warm_dvc import dvc
 
 CHAIN = {
     "a": writes("a.out"),
@@ -25,6 +27,18 @@ CHAIN = {
     "last": writes("last.out", "b.out", "long.out"),
 }
 AUTHOR = ("-c", "user.name=D", "-c", "user.email=d@example.org")
+
+
+EXPANDING = "".join(
+    f"\n        m{depth}: &m{depth} {{<<: [{', '.join(9 * [f'*m{depth - 1}'])}]}}" if depth else "&m0 {x: 1}"
+    for depth in range(12)
+)
+"""A few hundred characters that stand for more values than memory holds."""
+
+
+def entry_with(value: str) -> str:
+    """Return a stage's entry of dvc.lock that holds a parameter of this value."""
+    return f"  more:\n    cmd: x\n    params:\n      params.yaml:\n        m0: {value}\n"
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +58,7 @@ def folder(built: Path, tmp_path: Path) -> Path:
 
 
 def status(folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json"], cwd=folder, check=True, capture_output=True
-    )
-    return done.stdout.decode().strip()
+    return dvc(folder, "status", "--json").strip()
 
 
 def test_a_whole_one_is_well_and_none_is_too(folder: Path) -> None:
@@ -75,12 +86,15 @@ def test_wherever_it_is_cut_it_is_told_and_nothing_is_lost(
     ("damaged", "told"),
     [
         (lambda text: "", "dvc.lock is empty"),
-        (lambda text: "\0" * len(text), "dvc.lock is not valid YAML"),
-        (lambda text: text.replace("  b:\n", "<<<<<<< HEAD\n  b:\n"), "dvc.lock is not valid YAML"),
+        (lambda text: "\0" * len(text), "dvc.lock is no YAML that can be read"),
+        (lambda text: text.replace("  b:\n", "<<<<<<< HEAD\n  b:\n"), "dvc.lock is no YAML that can be read"),
         (lambda text: text[: text.index("  last:")], "dvc.lock has lost last, which Git's version has"),
         (lambda text: text[: text.index("  long:")], "dvc.lock has lost long, last, which Git's"),
         (lambda text: text[: text.rindex("    outs:")], "dvc.lock has lost last"),
         (lambda text: text[: text.rindex("md5: ") + 9], "ends in the middle of a line"),
+        (lambda text: f"{text}{entry_with('[' * 200_000 + ']' * 200_000)}", "in one that cannot be read"),
+        (lambda text: f"{text}{entry_with(EXPANDING)}", "in one that cannot be read"),
+        (lambda text: f"# text\n{text}{entry_with('[' * 200_000)}", "is no YAML that can be read"),
     ],
 )  # fmt: skip
 def test_what_a_crash_leaves_is_told_and_mended(damaged, told: str, folder: Path) -> None:  # type: ignore[no-untyped-def]
@@ -196,19 +210,36 @@ def full(_: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def checked(folder: Path) -> tuple[int, str]:
+    """Return how `make repro` begins: its exit status, and what it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.mend", "--check"],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
 def test_what_comes_before_dvc_tells_it(folder: Path) -> None:
     whole = (folder / "dvc.lock").read_text()
+    assert checked(folder) == (0, "")
     (folder / "dvc.lock").write_text(whole[: len(whole) // 2])
     with pytest.raises(DecantError, match=r"dvc\.lock ends in the middle"), opened(folder, [], False):
         pass
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for more, told in (
-        ({}, "error: dvc.lock ends in the middle"),
-        ({"DVC_STAGE": "validate"}, "No params.yaml"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "tasks.validate"],
-            cwd=folder, env=environment | more, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 1
-        assert told in done.stderr
+    status, told = checked(folder)
+    assert (status, told.count("\n")) == (1, 1)
+    assert told.startswith("error: dvc.lock ends in the middle")
+    assert (folder / "dvc.lock").read_text() == whole[: len(whole) // 2]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^repro:.*\n\t\$\(PYTHON\) -m flows\.mend --check\n", makefile, re.MULTILINE)
+
+
+def test_readers_and_writers_that_a_power_cut_has_left_block_nothing(folder: Path) -> None:
+    """Nothing was left that could have struck them, and one of their numbers is another process's by now."""
+    path = folder / ".dvc" / "tmp" / "rwlock"
+    worker = {"pid": os.getpid(), "cmd": "/somewhere/flows/worker.py"}
+    content = {"write": {str(folder / "a.out"): worker}, "read": {str(folder / "b.out"): [worker]}}
+    for text in (json.dumps(content), json.dumps(content)[:-9], ""):
+        path.write_text(text)
+        assert checked(folder) == (0, "")
+        assert not any(json.loads(path.read_text()).values())
+    assert status(folder) == "{}"

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from decant.costs.divergence import softened_kl
+from decant.costs.divergence import distance, divergence, softened_kl, squared_error
 from decant.errors import DecantError
-from decant.training.losses import Softmax, SoftTargets, Temperature, against_teacher
+from decant.examples import Examples
+from decant.training.losses import Outputs, Softmax, SoftTargets, Temperature, against_teacher, loss_of
+from decant.training.recipe import Training
 from tasks.pipeline.params import validate
 
 LOSSES = get_args(get_args(SoftTargets)[0])
@@ -189,7 +191,7 @@ def test_the_teacher_answers_the_batch_that_the_student_saw() -> None:
     teacher = nn.Linear(4, 3)
     inputs = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
     student = STUDENT.clone().requires_grad_()
-    value = against_teacher(Softmax(hard=0.5), teacher)(inputs, student, LABELS)
+    value = against_teacher(Softmax(hard=0.5), teacher)((inputs,), student, LABELS)
     assert torch.equal(value, Softmax(hard=0.5)(student, teacher(inputs), LABELS))
     value.backward()
     assert student.grad is not None
@@ -203,7 +205,99 @@ def test_the_teacher_answers_in_eval_mode_and_stays_as_it_was() -> None:
     labels = torch.arange(8) % 3
     loss = against_teacher(Softmax(), teacher)
     quiet = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5)).eval()
-    assert loss(inputs, inputs, labels) == softened_kl(inputs, quiet(inputs).detach(), 1.0)
-    assert loss(inputs, inputs, labels) == loss(inputs, inputs, labels)
+    assert loss((inputs,), inputs, labels) == softened_kl(inputs, quiet(inputs).detach(), 1.0)
+    assert loss((inputs,), inputs, labels) == loss((inputs,), inputs, labels)
     assert teacher.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+# --- outputs as numbers
+
+FOUR = torch.tensor([[1.0, 2.0], [3.0, 6.0]])  # mean 3, variance (4 + 1 + 0 + 9) / 4
+
+
+def test_the_squared_error_of_four_numbers_by_hand() -> None:
+    moved = FOUR + torch.tensor([[0.5, 0.0], [0.0, -1.0]])
+    assert squared_error(moved, FOUR).item() == pytest.approx((0.25 + 1) / 4 / 3.5)
+    assert squared_error(FOUR, FOUR).item() == 0
+
+
+def test_outputs_that_do_not_vary_are_compared_with_their_size() -> None:
+    same = torch.full((2, 2), 3.0)
+    assert squared_error(same + 0.3, same).item() == pytest.approx(0.09 / 9)
+    assert squared_error(torch.full((2, 2), 0.5), torch.zeros(2, 2)).item() == 0.25
+    assert squared_error(torch.tensor([[2.5]]), torch.tensor([[2.0]])).item() == pytest.approx(0.0625)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1e-3, 1.0, 1e6]))
+def test_the_squared_error_is_that_of_a_loop_and_has_no_unit(seed: int, unit: float) -> None:
+    found, expected = logits(seed), logits(seed + 1)
+    flat = expected.flatten().tolist()
+    mean = math.fsum(flat) / len(flat)
+    by_hand = math.fsum((f - e) ** 2 for f, e in zip(found.flatten().tolist(), flat, strict=True))
+    by_hand /= math.fsum((e - mean) ** 2 for e in flat)
+    assert squared_error(found * unit, expected * unit).item() == pytest.approx(by_hand)
+
+
+def test_its_gradient_is_that_of_the_mean_square() -> None:
+    student = STUDENT.clone().requires_grad_()
+    Outputs()(student, TEACHER, None).backward()
+    expected = 2 * (STUDENT - TEACHER) / TEACHER.numel() / TEACHER.var(correction=0)
+    assert student.grad is not None
+    assert torch.allclose(student.grad, expected)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    for wrong in (math.nan, math.inf):
+        assert not math.isfinite(squared_error(torch.full((2, 2), wrong), FOUR))
+        assert not math.isfinite(squared_error(FOUR, torch.full((2, 2), wrong)))
+
+
+def test_outputs_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"found \[2, 2\], expected \[2, 3\]"):
+        squared_error(FOUR, TEACHER)
+
+
+def test_networks_with_classes_are_compared_as_probabilities() -> None:
+    moved = TEACHER + 7  # the same probabilities, and other numbers
+    assert (
+        distance(("a", "b", "c"))(moved, TEACHER) == divergence(moved, TEACHER) == pytest.approx(0, abs=1e-12)
+    )
+    assert distance(())(moved, TEACHER) == pytest.approx(49 / TEACHER.var(correction=0).item())
+
+
+def examples(labels: Tensor | None) -> Examples:
+    return Examples(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), labels, ())
+
+
+def test_without_labels_the_outputs_of_the_teacher_are_learned() -> None:
+    teacher, inputs = nn.Linear(4, 3), (torch.randn(2, 4, generator=torch.Generator().manual_seed(0)),)
+    expected = squared_error(STUDENT, teacher(*inputs))
+    for classes in (0, 3):
+        loss = loss_of(None, Training(epochs=1), teacher, examples(None), classes)
+        assert loss(inputs, STUDENT, None) == expected
+
+
+def test_with_labels_they_are_learned_as_ever() -> None:
+    loss = loss_of(None, Training(epochs=1), nn.Linear(4, 3), examples(LABELS), 3)
+    assert loss((), STUDENT, LABELS) == F.cross_entropy(STUDENT, LABELS)
+
+
+def test_soft_targets_without_labels_are_all_of_the_loss() -> None:
+    teacher, inputs = nn.Linear(4, 3), (torch.randn(2, 4, generator=torch.Generator().manual_seed(0)),)
+    loss = loss_of(Softmax(), Training(epochs=1), teacher, examples(None), 3)
+    assert loss(inputs, STUDENT, None) == softened_kl(STUDENT, teacher(*inputs), 1.0)
+
+
+@pytest.mark.parametrize("soft", [Softmax(), Temperature(hard=0)])
+def test_a_loss_that_needs_classes_is_refused_where_there_are_none(soft: SoftTargets) -> None:
+    with pytest.raises(
+        DecantError, match=rf"loss\.kind: {soft.kind} compares prob.*; take loss: {{kind: outputs}}"
+    ):
+        loss_of(soft, Training(epochs=1), nn.Identity(), examples(None), 0)
+
+
+@pytest.mark.parametrize("soft", [Softmax(hard=0.5), Temperature(), Outputs(hard=1)])
+def test_a_loss_that_needs_labels_is_refused_where_there_are_none(soft: SoftTargets) -> None:
+    with pytest.raises(DecantError, match=r"loss\.hard: .* is against labels, .*; take hard: 0"):
+        loss_of(soft, Training(epochs=1), nn.Identity(), examples(None), 3)

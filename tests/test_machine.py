@@ -69,6 +69,7 @@ def test_only_busy_processes_of_others_count(monkeypatch: pytest.MonkeyPatch) ->
             process.wait()
 
 
+@pytest.mark.slow
 @linux
 def test_openmp_has_its_count_of_spins_when_a_stage_loads_torch() -> None:
     done = subprocess.run(

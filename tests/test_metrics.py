@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,10 +16,13 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints
 from decant.costs import counts
 from decant.costs.divergence import divergence
+from decant.costs.likeness import cosines, relative_errors
 from decant.errors import DecantError
 from decant.networks.architectures import Lenet5, Lenet300100, Mlp, build
+from decant.networks.record import give_example_
 from tasks.evaluate import accuracy
-from tasks.evaluate.measures import HEADLINE, RANGES, headline, measure
+from tasks.evaluate.measures import headline, measure
+from tasks.pipeline.metrics import OF_CLASSES, OF_OUTPUTS, interval, set_of
 
 
 def logits(seed: int, count: int = 40, classes: int = 4, scale: float = 2.0) -> Tensor:
@@ -188,26 +192,81 @@ def test_multiplications_of_a_convolution_by_hand(
     layer = nn.Conv2d(4, 8, 3, stride, padding, dilation, groups)
     side = (11 + 2 * padding - dilation * 2 - 1) // stride + 1
     outputs, inputs_of_each = 8 * side * side, 4 // groups * 3 * 3
-    assert counts.macs(nn.Sequential(layer), (4, 11, 11)) == outputs * inputs_of_each
+    assert counts.macs(shown(nn.Sequential(layer), 4, 11, 11)) == outputs * inputs_of_each
+
+
+def shown(module: nn.Module, *shape: int) -> nn.Module:
+    """Return the network, which knows what it takes."""
+    give_example_(module, (torch.zeros(1, *shape),))
+    return module
 
 
 def test_multiplications_of_published_networks() -> None:
-    assert (
-        counts.macs(build(Lenet300100(), (1, 28, 28), 10, seed=0), (1, 28, 28))
-        == 784 * 300 + 300 * 100 + 1000
-    )
+    by_hand = 784 * 300 + 300 * 100 + 1000
+    assert counts.macs(build(Lenet300100(), (1, 28, 28), 10, seed=0)) == by_hand
     by_hand = 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10
-    assert counts.macs(build(Lenet5(), (1, 28, 28), 10, seed=0).eval(), (1, 28, 28)) == by_hand
+    assert counts.macs(build(Lenet5(), (1, 28, 28), 10, seed=0)) == by_hand
 
 
 def test_a_layer_that_is_used_twice_counts_twice() -> None:
     layer = nn.Linear(6, 6, bias=False)
-    assert counts.macs(nn.Sequential(nn.Flatten(), layer, layer), (1, 2, 3)) == 72
+    assert counts.macs(shown(nn.Sequential(nn.Flatten(), layer, layer), 1, 2, 3)) == 72
+
+
+class Tokens(nn.Module):
+    """Attention, then two recurrent layers, a transposed convolution, and a matrix of the network's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.lstm = nn.LSTM(8, 10, batch_first=True)
+        self.gru = nn.GRU(10, 3, bidirectional=True, batch_first=True)
+        self.up = nn.ConvTranspose1d(6, 4, 3, stride=2, bias=False)
+        self.table = nn.Parameter(torch.ones(4, 5))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = self.embed(inputs)
+        tokens = self.attention(tokens, tokens, tokens)[0]
+        states = self.gru(self.lstm(tokens)[0])[0]
+        result: Tensor = self.up(states.mT).mean(2) @ self.table
+        return result
+
+
+TOKENS = {
+    "attention.in_proj_weight": 6 * 3 * 8 * 8,
+    "attention.out_proj.weight": 6 * 8 * 8,
+    "lstm.weight_ih_l0": 6 * 40 * 8,
+    "lstm.weight_hh_l0": 6 * 40 * 10,
+    "gru.weight_ih_l0": 6 * 9 * 10,
+    "gru.weight_hh_l0": 6 * 9 * 3,
+    "gru.weight_ih_l0_reverse": 6 * 9 * 10,
+    "gru.weight_hh_l0_reverse": 6 * 9 * 3,
+    "up.weight": 6 * 6 * 4 * 3,
+    "table": 4 * 5,
+}
+
+
+def test_multiplications_of_attention_recurrences_and_parameters_by_hand() -> None:
+    module = Tokens()
+    give_example_(module, (torch.ones(2, 6, dtype=torch.int64),))
+    assert counts.layer_macs(module) == TOKENS
+    assert counts.macs(module) == sum(TOKENS.values()) + 2 * 6 * 6 * 8  # and two products within attention
+
+
+def test_zeros_are_counted_wherever_weights_are() -> None:
+    module = Tokens()
+    give_example_(module, (torch.ones(2, 6, dtype=torch.int64),))
+    zero = [module.lstm.weight_hh_l0, module.up.weight, module.table]
+    for weight in [*zero, module.embed.weight]:
+        nn.init.zeros_(weight)
+    every = [p for name, p in module.named_parameters() if p.dim() > 1 and name != "embed.weight"]
+    assert counts.sparsity(module) == sum(w.numel() for w in zero) / sum(w.numel() for w in every)
 
 
 def test_counting_leaves_no_hook_behind() -> None:
     module = build(Mlp(hidden=(5,)), (1, 2, 2), 3, seed=0)
-    counts.macs(module, (1, 2, 2))
+    counts.macs(module)
     assert not any(layer._forward_hooks for layer in module.modules())
 
 
@@ -234,15 +293,15 @@ def test_the_divergence_of_two_networks_is_never_below_zero(seed: int, scale: fl
     assert divergence(other, expected) == pytest.approx(max(0.0, by_hand.item()), rel=1e-9, abs=1e-12)
 
 
-@given(st.integers(0, 10**6), st.integers(1, 60), st.sampled_from([1e-6, 1.0, 1e4, 1e38]))
+@given(st.integers(0, 10**6), st.integers(1, 60), st.sampled_from([1e-6, 1.0, 1e4, 1e37]))
 def test_every_measure_lies_in_its_range(seed: int, count: int, scale: float) -> None:
     answers, truth = logits(seed, count, 3, scale), labels(seed + 1, count, 3)
     right = answers.argmax(1)
     for classes, reference in ((truth, right), (right, right), ((right + 1) % 3, (right + 1) % 3)):
         row = measure(checkpoint(), checkpoint(7), answers, reference, classes, size=100)
-        assert list(row) == list(RANGES)
-        for key, (low, high) in RANGES.items():
-            assert low <= row[key] <= high
+        assert list(row) == list(OF_CLASSES.keys)
+        for key, metric in OF_CLASSES.by_key.items():
+            assert metric.least <= row[key] <= metric.most
             assert math.isfinite(row[key])
             assert not str(row[key]).startswith("-")
 
@@ -290,8 +349,8 @@ def test_a_row_has_the_same_keys_in_the_same_order_and_six_digits() -> None:
     assert all(type(row[key]) is int for key in ("size_bytes", "parameters", "nonzeros", "macs"))
     for value in row.values():
         assert value == float(f"{value:.6g}")
-    assert list(checkpoint_row := headline(row)) == list(HEADLINE)
-    assert all(checkpoint_row[key] == row[key] for key in HEADLINE)
+    assert list(checkpoint_row := headline(row)) == list(OF_CLASSES.headline)
+    assert all(checkpoint_row[key] == row[key] for key in OF_CLASSES.headline)
 
 
 def test_the_teacher_agrees_with_itself() -> None:
@@ -305,3 +364,102 @@ def test_large_integers_are_not_rounded() -> None:
         checkpoint(), checkpoint(), logits(0, 5, 3), logits(1, 5, 3).argmax(1), labels(1, 5, 3), 123_456_789
     )
     assert row["size_bytes"] == 123_456_789
+
+
+# --- outputs that are no classes: numbers by hand
+
+FOUND = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 1.0], [0.0, 0.0]])
+RIGHT = torch.tensor([[3.0, 4.0], [2.0, 0.0], [2.0, 2.0], [0.0, 0.0]])
+
+
+def test_cosines_of_four_rows_by_hand() -> None:
+    """The same, at a right angle, half as long, and two rows of zeros, which are alike."""
+    assert cosines(FOUND, RIGHT).tolist() == pytest.approx([1, 0, 1, 1])
+    assert cosines(-FOUND, RIGHT).tolist() == pytest.approx([-1, 0, -1, 1])
+    assert cosines(torch.zeros(1, 2), RIGHT[:1]).tolist() == [0]
+    assert cosines(RIGHT[:1], torch.zeros(1, 2)).tolist() == [0]
+
+
+def test_relative_errors_of_four_rows_by_hand() -> None:
+    assert relative_errors(FOUND, RIGHT).tolist() == pytest.approx([0, math.sqrt(8) / 2, 0.5, 0])
+    mean_square = math.sqrt((25 + 4 + 8 + 0) / 4)  # in place of the length of a row of zeros
+    moved = torch.cat([FOUND[:3], torch.tensor([[0.0, 3.0]])])
+    assert relative_errors(moved, RIGHT)[3].item() == pytest.approx(3 / mean_square)
+    assert relative_errors(torch.zeros(2, 2), torch.zeros(2, 2)).tolist() == [0, 0]
+    assert math.isinf(relative_errors(torch.ones(1, 2), torch.zeros(1, 2)).item())
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1e-30, 1.0, 1e30]))
+def test_cosines_and_errors_are_those_of_a_loop(seed: int, scale: float) -> None:
+    found, right = logits(seed, 5, 3, scale), logits(seed + 1, 5, 3, scale)
+    pairs = list(zip(found.double().tolist(), right.double().tolist(), strict=True))
+    angles = [math.fsum(x * y for x, y in zip(a, b, strict=True)) for a, b in pairs]
+    sizes = [(math.hypot(*a), math.hypot(*b)) for a, b in pairs]
+    assert cosines(found, right).tolist() == pytest.approx(
+        [angle / (one * other) for angle, (one, other) in zip(angles, sizes, strict=True)], abs=1e-12
+    )
+    assert relative_errors(found, right).tolist() == pytest.approx(
+        [math.dist(a, b) / math.hypot(*b) for a, b in pairs], rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("count", [7, 58, 1000])
+def test_the_interval_of_a_mean_is_students(count: int) -> None:
+    values = logits(count, count, 1).flatten()
+    mean, low, high = accuracy.mean_interval(values)
+    spread = math.sqrt(math.fsum((x - mean) ** 2 for x in values.double().tolist()) / (count - 1))
+    assert mean == pytest.approx(math.fsum(values.double().tolist()) / count)
+    expected = student.interval(0.95, count - 1, mean, spread / math.sqrt(count))
+    assert (low, high) == pytest.approx(expected, rel=0.01)
+
+
+def test_one_row_has_no_interval() -> None:
+    with pytest.raises(DecantError, match="1 test row has no spread to judge a mean by; take two or more"):
+        accuracy.mean_interval(torch.ones(1))
+
+
+def test_a_row_without_labels_by_hand() -> None:
+    row = measure(checkpoint(), checkpoint(), FOUND, RIGHT, None, size=100)
+    assert list(row) == list(OF_OUTPUTS.keys)
+    assert row["cosine"] == 0.75
+    assert row["cosine_least"] == 0
+    assert row["cosine_p1"] == pytest.approx(0.03)  # three hundredths of the way from the worst to the next
+    assert row["relative_error"] == pytest.approx((math.sqrt(2) + 0.5) / 4, rel=1e-5)
+    assert row["cosine_low"] < 0.75 < row["cosine_high"] == 1
+    assert row["relative_error_low"] == 0 < row["relative_error"] < row["relative_error_high"]
+    assert list(headline(row)) == list(OF_OUTPUTS.headline)
+
+
+def test_the_teacher_is_like_itself() -> None:
+    """Whatever type it answers in: what is kept of it is float32."""
+    answers = logits(3, 20, 5).double() / 3
+    row = measure(checkpoint(), checkpoint(), answers, answers.float(), None, size=100)
+    assert [row[key] for key in OF_OUTPUTS.keys[:8]] == [1, 1, 1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_outputs_that_are_no_numbers_are_refused(wrong: float) -> None:
+    answers = RIGHT.clone()
+    answers[2, 1] = wrong
+    with pytest.raises(DecantError, match="cosine came out as nan, and is a number from -1 to 1"):
+        measure(checkpoint(), checkpoint(), answers, RIGHT, None, size=100)
+    with pytest.raises(DecantError, match="cosine came out as nan"):
+        measure(checkpoint(), checkpoint(), RIGHT, answers, None, size=100)
+
+
+def test_a_teacher_of_zeros_is_refused() -> None:
+    with pytest.raises(DecantError, match="The teacher answers nothing but zeros"):
+        measure(checkpoint(), checkpoint(), FOUND, torch.zeros(4, 2), None, size=100)
+
+
+def test_labels_need_a_logit_for_each_class() -> None:
+    with pytest.raises(DecantError, match="answers 7 numbers for each of 3 classes' examples"):
+        measure(checkpoint(), checkpoint(), logits(0, 9, 7), labels(1, 9, 3), labels(2, 9, 3), size=100)
+
+
+def test_each_metric_stands_in_one_table() -> None:
+    for each in (OF_CLASSES, OF_OUTPUTS):
+        assert len(set(each.keys)) == len(each.metrics)
+        assert {each.quality, *interval(each.quality), *each.headline, *each.columns} <= {*each.keys}
+        assert all(each.by_key[key].title and each.by_key[key].meaning for key in each.columns)
+        assert set_of(each.keys) is each

@@ -1,7 +1,7 @@
 """Architectures by their published sizes; building is a function of the seed; networks hold their scale."""
 
 import re
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from decant.costs.counts import parameters
 from decant.errors import DecantError
 from decant.examples import Examples
 from decant.networks.architectures import (
+    OWN,
     Architecture,
     Lenet5,
     Lenet300100,
@@ -23,10 +24,11 @@ from decant.networks.architectures import (
 )
 from decant.networks.execution import predict
 from decant.networks.layers import Normalize, fit_normalization_
+from decant.networks.record import give_example_
 from decant.networks.structure import compressible
 from tasks.pipeline.params import read_section, validate
 
-ARCHITECTURES = get_args(get_args(Architecture)[0])
+ARCHITECTURES = list(OWN)
 REQUIRED: dict[str, dict[str, Any]] = {
     "resnet": {"widths": [4, 8], "blocks": [1, 1]},
     "mlp": {"hidden": [6]},
@@ -91,12 +93,13 @@ def test_the_weights_that_an_architecture_names_are_those_that_it_builds(kind: A
     shape = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)))
     try:
         with torch.device("meta"):  # shapes alone, no memory
-            built = compressible(architecture.build(shape, classes))
+            module = architecture.build(shape, classes)
     except DecantError as error:
         with pytest.raises(DecantError, match=re.escape(str(error))):
             architecture.weights(shape, classes)
         return
-    expected = [(name, tuple(weight.shape)) for name, weight in built.items()]
+    give_example_(module, (torch.zeros(1, *shape),))
+    expected = [(name, tuple(weight.shape)) for name, weight in compressible(module).items()]
     assert list(architecture.weights(shape, classes).items()) == expected
 
 
@@ -274,14 +277,25 @@ def test_examples_know_their_shape_and_give_their_first() -> None:
     assert torch.equal(examples.first(2).images, examples.images[:2])
 
 
+class Mixed(nn.Module):
+    """Convolutions of one and three dimensions, a norm, a table and a linear layer, called in this order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.table = nn.Embedding(3, 2)
+        self.norm = nn.BatchNorm2d(2)
+        self.three = nn.Conv3d(2, 2, 3)
+        self.one = nn.Conv1d(2, 2, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        found = self.three(self.one(inputs)[..., None, None].expand(-1, -1, -1, 3, 3))
+        found = self.norm(found.flatten(3)).mean((2, 3)) + self.table(torch.tensor([1]))
+        result: torch.Tensor = self.linear(found)
+        return result
+
+
 def test_convolutions_of_every_dimension_and_nothing_else_are_compressible() -> None:
-    module = nn.ModuleDict(
-        {
-            "one": nn.Conv1d(2, 2, 3),
-            "three": nn.Conv3d(2, 2, 3),
-            "norm": nn.BatchNorm2d(2),
-            "table": nn.Embedding(3, 2),
-            "linear": nn.Linear(2, 2),
-        }
-    )
+    module = Mixed().eval()
+    give_example_(module, (torch.zeros(1, 2, 9),))
     assert list(compressible(module)) == ["one.weight", "three.weight", "linear.weight"]

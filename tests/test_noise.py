@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,10 +17,12 @@ from flows.noise import (
     first_real_drop,
     images,
     lowest_share,
+    reach,
     reach_of_chance,
+    reach_of_means,
     unpaired_reach,
 )
-from tasks.evaluate.accuracy import wilson_interval
+from tasks.evaluate.accuracy import mean_interval, wilson_interval
 
 
 def row(right: int, count: int, agreeing: int = 0) -> MetricValues:
@@ -187,3 +190,38 @@ def test_the_number_of_images_is_one_that_the_written_interval_allows(count: int
 
 def test_the_number_of_images_is_exact_where_there_are_few() -> None:
     assert all(images(row(right, 900)) == (900, 900) for right in range(901))
+
+
+# Means with intervals
+
+
+def means(values: np.ndarray) -> dict[str, float]:
+    """Return the numbers of a model with these cosines, as `evaluate` writes them."""
+    mean, low, high = mean_interval(torch.from_numpy(values))
+    numbers = {"cosine": mean, "cosine_low": low, "cosine_high": min(high, 1.0)}
+    return {key: float(f"{value:.6g}") for key, value in numbers.items()}
+
+
+def test_the_reach_of_means_is_the_sum_of_both_half_widths() -> None:
+    old = {"cosine": 0.98, "cosine_low": 0.97, "cosine_high": 0.99}
+    new = {"cosine": 0.99, "cosine_low": 0.96, "cosine_high": 1.0}  # cut at 1: it is 0.03 wide
+    assert reach_of_means("cosine", old, new) == pytest.approx(0.04, abs=2e-5)
+    assert reach("cosine", "m", {"m": old}, {"m": new}) == reach_of_means("cosine", old, new)
+    assert reach("cosine_least", "m", {"m": old}, {"m": new}) is None
+    assert reach("size_bytes", "m", {"m": old}, {"m": new}) is None
+    assert reach("accuracy", "m", {"m": row(9, 10)}, {"m": row(8, 10)}) is not None
+
+
+@pytest.mark.parametrize("together", [-1, 0, 1])
+@pytest.mark.parametrize("count", [30, 300])
+def test_equally_good_models_are_told_apart_in_at_most_one_of_forty_draws(together: int, count: int) -> None:
+    """Whether rows that one model finds hard are easy for the other, or as hard, or neither."""
+    generator, draws = np.random.default_rng(count), 2000
+    alarms = 0
+    for _ in range(draws):
+        one, other = generator.standard_normal((2, count))
+        second = other if together == 0 else together * one
+        old, new = means(0.9 + 0.02 * one), means(0.9 + 0.03 * second)
+        alarms += old["cosine"] - new["cosine"] > reach_of_means("cosine", old, new)
+    assert alarms <= 1.3 * draws * ALARMS  # of 2,000 draws, 65 are two deviations above
+    assert alarms > 0 or together >= 0

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from decant.checkpoints.constraints import Constraints
 from decant.errors import DecantError
-from decant.examples import pixels
+from decant.examples import arguments, pixels
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.layer_inputs import patches, received
 from decant.networks.structure import compressible
@@ -125,7 +125,7 @@ def test_layers_are_seen_in_the_order_in_which_they_run_and_the_pass_ends_there(
     module = build(Resnet(widths=(4, 8), blocks=(0, 1)), (1, 8, 8), 3, seed=0).eval()
     names = [n for n in reversed(list(compressible(module))) if n != "head.weight"]
     module.get_submodule("head").register_forward_pre_hook(lambda *_: pytest.fail("The pass did not end"))
-    order = list(received(module, names, pixels(some_images(2))))
+    order = list(received(module, names, arguments(some_images(2))))
     assert order == ["stem.0.weight", *(f"stages.0.{n}.weight" for n in ("conv1", "conv2", "shortcut.0"))]
 
 

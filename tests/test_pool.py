@@ -21,6 +21,7 @@ from flows.pool import Pool, StageError, StageTimeoutError, Watched, lines
 from flows.watchdog import alive, descendants, release
 from tests.imports import ROOT
 from tests.toys import rewrite, workspace, writes
+from tests.warm_dvc import dvc
 
 CHAIN = {"a": writes("a.out", cmd="echo one; echo two"), "b": writes("b.out", "a.out")}
 
@@ -101,16 +102,9 @@ def test_dvc_lock_is_the_one_of_dvc_repro(tmp_path: Path) -> None:
     ours, theirs = workspace(tmp_path / "ours", CHAIN), workspace(tmp_path / "theirs", CHAIN)
     with Pool(ours) as pool:
         assert [pool.run(name) for name in ("a", "b")] == ["Ran", "Ran"]
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=theirs, check=True)
+    dvc(theirs, "repro", "-q")
     assert (ours / "dvc.lock").read_bytes() == (theirs / "dvc.lock").read_bytes()
-    status = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json"],
-        cwd=ours,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(status.stdout) == {}
+    assert json.loads(dvc(ours, "status", "--json")) == {}
 
 
 def test_a_failing_command_is_told_and_the_worker_goes_on(tmp_path: Path) -> None:

@@ -98,3 +98,47 @@ def test_predictions_of_another_teacher_are_refused(path: Path, tmp_path: Path) 
     teacher.write_bytes(b"two")
     with pytest.raises(DecantError, match="of another model or images"):
         predictions.read(path, 6, [teacher])
+
+
+# --- outputs that are no classes
+
+OUTPUTS = torch.tensor([[0.5, -1e-30], [3e38, 0.0], [-2.25, 7.0]])
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A file with the outputs of three rows."""
+    predictions.write(tmp_path / "teacher.npy", predictions.expected(OUTPUTS.double(), classes=False))
+    return tmp_path / "teacher.npy"
+
+
+def test_outputs_come_back_as_they_were_and_numpy_reads_them(kept: Path) -> None:
+    assert torch.equal(predictions.read(kept, (3, 2)), OUTPUTS)
+    assert np.array_equal(np.load(kept), OUTPUTS.numpy())
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (2, 3), (6, 1), (3, 3), (3,), 6])
+def test_outputs_of_another_shape_are_refused(shape: int | tuple[int, ...], kept: Path) -> None:
+    with pytest.raises(
+        DecantError, match=r"does not hold the .* run `dvc repro -f evaluate-teacher`|it can have"
+    ):
+        predictions.read(kept, shape)
+
+
+def test_each_byte_of_outputs_is_under_the_sum(kept: Path) -> None:
+    good = kept.read_bytes()
+    for place in range(len(good)):
+        kept.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(DecantError):
+            predictions.read(kept, (3, 2))
+
+
+def test_outputs_that_are_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictions, "MOST", 23)
+    with pytest.raises(DecantError, match=r"3 test rows of 2 outputs take 24 bytes, and at most 23 are kept"):
+        predictions.write(tmp_path / "teacher.npy", OUTPUTS)
+    assert not (tmp_path / "teacher.npy").exists()
+
+
+def test_of_classes_the_largest_logit_is_kept() -> None:
+    assert predictions.expected(OUTPUTS, classes=True).tolist() == [0, 0, 1]

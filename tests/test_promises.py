@@ -264,8 +264,8 @@ def test_nothing_is_written_where_a_disk_gives_back_something_else(
     before = {file.name: file.read_bytes() for file in Path("models/teacher").iterdir()}
     original = step.load
 
-    def damaged(folder: Path) -> Checkpoint:
-        model = original(folder)
+    def damaged(folder: Path, build: Any = None) -> Checkpoint:
+        model = original(folder, build)
         model.module.get_parameter("layers.0.weight").data[0, 0] += 1
         return model
 

@@ -15,6 +15,7 @@ from decant.calibration.ranges import Best, Bounds, Mse, Percentile
 from decant.checkpoints.constraints import Constraints
 from decant.errors import DecantError
 from decant.networks.architectures import Lenet5, Mlp, Resnet, build
+from decant.networks.record import give_example_
 from decant.networks.structure import compressible
 from decant.quantize.kmeans import cluster
 from decant.quantize.quantizable import quantizable
@@ -596,31 +597,44 @@ def test_quantizable_weights_are_the_compressible_ones() -> None:
         assert {axis for _, axis in found.values()} == {0}
 
 
-LAYERS: dict[str, tuple[nn.Module, int, int]] = {
-    "conv1d": (nn.Conv1d(4, 6, 3), 0, 6),
-    "conv2d": (nn.Conv2d(4, 6, 3), 0, 6),
-    "conv3d": (nn.Conv3d(4, 6, 3), 0, 6),
-    "grouped": (nn.Conv2d(4, 6, 3, groups=2), 0, 6),
-    "depthwise": (nn.Conv2d(4, 4, 3, groups=4), 0, 4),
-    "dilated": (nn.Conv2d(4, 6, 3, dilation=2), 0, 6),
-    "linear": (nn.Linear(4, 6), 0, 6),
-    "embedding": (nn.Embedding(6, 4), 0, 6),
-    "transposed1d": (nn.ConvTranspose1d(4, 6, 3), 1, 6),
-    "transposed2d": (nn.ConvTranspose2d(4, 6, 3), 1, 6),
-    "transposed3d": (nn.ConvTranspose3d(4, 6, 3), 1, 6),
-    "transposed, grouped": (nn.ConvTranspose2d(4, 6, 3, groups=2), 1, 3),
+class Product(nn.Module):
+    """A table that inputs stand on the left of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight
+
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], int, int]] = {
+    "conv1d": (nn.Conv1d(4, 6, 3), (1, 4, 8), 0, 6),
+    "conv2d": (nn.Conv2d(4, 6, 3), (1, 4, 8, 8), 0, 6),
+    "conv3d": (nn.Conv3d(4, 6, 3), (1, 4, 4, 4, 4), 0, 6),
+    "grouped": (nn.Conv2d(4, 6, 3, groups=2), (1, 4, 8, 8), 0, 6),
+    "depthwise": (nn.Conv2d(4, 4, 3, groups=4), (1, 4, 8, 8), 0, 4),
+    "dilated": (nn.Conv2d(4, 6, 3, dilation=2), (1, 4, 8, 8), 0, 6),
+    "linear": (nn.Linear(4, 6), (1, 4), 0, 6),
+    "embedding": (nn.Embedding(6, 4), (1, 5), 0, 6),
+    "transposed1d": (nn.ConvTranspose1d(4, 6, 3), (1, 4, 8), 1, 6),
+    "transposed2d": (nn.ConvTranspose2d(4, 6, 3), (1, 4, 8, 8), 1, 6),
+    "transposed3d": (nn.ConvTranspose3d(4, 6, 3), (1, 4, 4, 4, 4), 1, 6),
+    "transposed, grouped": (nn.ConvTranspose2d(4, 6, 3, groups=2), (1, 4, 8, 8), 1, 3),
+    "product": (Product(), (1, 4), 1, 6),
 }
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_every_layer_has_a_scale_for_each_of_its_channels(kind: str) -> None:
-    layer, axis, channels = LAYERS[kind]
-    (name, (weight, found)), *others = quantizable(nn.Sequential(layer, nn.BatchNorm1d(3))).items()
+    layer, shape, axis, channels = LAYERS[kind]
+    module = nn.Sequential(layer, nn.Tanh()).eval()
+    give_example_(module, (torch.zeros(shape, dtype=torch.int64 if kind == "embedding" else None),))
+    (name, (weight, found)), *others = quantizable(module).items()
     assert (name, found, others) == ("0.weight", axis, [])
     for scheme in (Integer(bits=4), Integer(bits=4, symmetric=False), Ternary(), Binary(), PowerOfTwo()):
         levels = scheme.levels(weight, axis=found)
-        shape = [channels if dim == axis else 1 for dim in range(weight.dim())]
-        assert list(levels.scale.shape) == shape
+        assert list(levels.scale.shape) == [channels if dim == axis else 1 for dim in range(weight.dim())]
         assert levels.project(weight).shape == weight.shape
 
 

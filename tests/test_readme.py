@@ -38,6 +38,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")),
+    *(str(page.relative_to(ROOT)) for page in (ROOT / "examples").glob("*/README.md")),
 ]
 
 

@@ -10,16 +10,18 @@ import pytest
 
 from decant.checkpoints.lineage import write_lineage
 from decant.errors import DecantError
+from tasks.pipeline.metrics import OF_CLASSES, OF_NUMBERS, OF_OUTPUTS
 from tasks.report.__main__ import main
 from tasks.report.pictures import draw, floor, save, styles
-from tasks.report.rows import MEASURES, ModelRow, pareto_front, read_curves, read_rows
-from tasks.report.tables import COLUMNS, curves_csv, readme, table, tradeoff
+from tasks.report.rows import ModelRow, pareto_front, read_curves, read_rows
+from tasks.report.tables import columns_of, curves_csv, readme, table, tradeoff
 
+COLUMNS = OF_CLASSES.curve
 TEMPLATES = Path(__file__).parent.parent / ".dvc" / "plots"
 
 
 def row(name: str, accuracy: float, size: int, *operations: str, **others: float) -> ModelRow:
-    numbers = dict.fromkeys(MEASURES, 1.0)
+    numbers = dict.fromkeys(OF_CLASSES.keys, 1.0)
     numbers |= {"accuracy": accuracy, "accuracy_low": accuracy - 0.005, "accuracy_high": accuracy + 0.005}
     numbers |= {"size_bytes": size, "ratio": 1000 / size, "macs": 5e6, **others}
     return ModelRow(name, ("teacher", *operations), numbers)
@@ -118,7 +120,7 @@ def test_a_column_in_which_all_are_equal_has_no_best() -> None:
 
 def test_the_page_explains_every_column_and_embeds_the_picture() -> None:
     page = readme(FOUR, pareto_front(FOUR))
-    assert all(f"- **{column.title}**: {column.meaning}" in page for column in COLUMNS)
+    assert all(f"- **{column.title}**: {column.meaning}" in page for column in columns_of(OF_CLASSES))
     assert "](tradeoff.svg)" in page
     assert "On the front, from large to small: teacher, small, middle." in page
 
@@ -192,16 +194,16 @@ def test_broken_files_are_named(here: Path) -> None:
             read_rows(["middle"])
     Path("models/small/curve.csv").write_text(CURVE.replace("0.9", "0.8"))
     with pytest.raises(DecantError, match=r"models/small/curve\.csv does not hold what it should"):
-        read_curves(["small"])
+        read_curves(["small"], COLUMNS)
     for curve in ("epoch,loss\n1,2\n", CURVE + "3,0.4\n"):
         put_lineage(Path("models/small"), ["teacher"], curve)
         with pytest.raises(DecantError, match=r"curve\.csv lacks the columns .*validation_accuracy"):
-            read_curves(["small"])
+            read_curves(["small"], COLUMNS)
 
 
 def test_curves_are_in_long_form_and_models_without_training_have_none(here: Path) -> None:
     write_models(FOUR, trained=["teacher", "middle"])
-    assert curves_csv(read_curves(["beaten", "middle", "teacher"])) == (
+    assert curves_csv(read_curves(["beaten", "middle", "teacher"], COLUMNS), COLUMNS) == (
         "model,epoch,loss,validation_loss,accuracy,validation_accuracy\n"
         "middle,1,0.9,0.8,0.7,0.75\nmiddle,2,0.5,0.6,0.8,0.79\n"
         "teacher,1,0.9,0.8,0.7,0.75\nteacher,2,0.5,0.6,0.8,0.79\n"
@@ -274,11 +276,72 @@ def test_the_teacher_alone_can_be_drawn(here: Path) -> None:
     assert Path("alone.png").stat().st_size > 0
 
 
+# --- models without labels
+
+
+def like(name: str, cosine: float, size: int, *operations: str) -> ModelRow:
+    """Return a model that is measured by its teacher's outputs."""
+    numbers = dict.fromkeys(OF_OUTPUTS.keys, 1.0) | {"size_bytes": size, "ratio": 1000 / size, "macs": 5e6}
+    numbers |= {"cosine": cosine, "cosine_low": cosine - 0.002, "cosine_high": min(cosine + 0.002, 1.0)}
+    return ModelRow(
+        name, ("teacher", *operations), numbers | {"cosine_p1": cosine - 0.1, "relative_error": 0.25}
+    )
+
+
+LIKE = [like("teacher", 1, 1000), like("int8", 0.995, 250, "quantize"), like("int4", 0.98, 130, "quantize")]
+
+
+def test_models_without_labels_have_columns_of_their_own() -> None:
+    text = table(LIKE, pareto_front(LIKE))
+    heads = cells(text, "model")
+    assert heads[2:7] == ["cosine", "95 % interval", "1st percentile", "least", "error %"]
+    assert "accuracy" not in text
+    assert cells(text, "int8")[2:5] == ["**0.9950**", "0.9930 to 0.9970", "**0.8950**"]
+    assert cells(text, "int8")[6] == "25.00"
+    page = readme(LIKE, pareto_front(LIKE))
+    assert "![Cosine against size of every model]" in page
+    assert "no other model is at least as near to the teacher and at most as large" in page
+
+
+def test_models_without_labels_are_drawn(here: Path) -> None:
+    (names,) = names_in(LIKE)
+    assert sorted(names) == ["int4", "int8", "teacher"]
+    assert floor(LIKE) is None
+    upper, lower = names_in([*LIKE, like("ruined", 0.2, 100, "quantize")])
+    assert lower == ["ruined  0.200"]
+    assert sorted(upper) == ["int4", "int8", "teacher"]
+    whole = like("teacher", 1, 1000)
+    whole.metrics["cosine_low"] = 1.0
+    save(draw([whole], {"teacher"}), Path("alone.png"))
+    points = tradeoff(LIKE, {"int4"})
+    assert list(points[0])[4:8] == ["size_bytes", "cosine", "cosine_low", "cosine_high"]
+    assert list(points[0])[8:] == ["cosine_p1", "cosine_least", "relative_error", "ratio"]
+
+
+def test_the_stage_reports_models_without_labels(here: Path) -> None:
+    write_models(LIKE)
+    curve = "epoch,loss,learning_rate,validation_loss,validation_cosine\n1,0.9,0.1,0.8,0.75\n"
+    put_lineage(Path("models/int8"), ("teacher", "quantize"), curve)
+    main()
+    assert Path("report/curves.csv").read_text() == (
+        "model,epoch,loss,validation_loss,validation_cosine\nint8,1,0.9,0.8,0.75\n"
+    )
+
+
+def test_models_that_are_measured_by_different_things_are_refused(here: Path) -> None:
+    write_models([*LIKE, row("prune-50", 0.9, 500, "prune")])
+    with pytest.raises(DecantError, match="different things: int8 by its cosine, prune-50 by its accuracy"):
+        main()
+
+
 @pytest.mark.parametrize("name", ["tradeoff", "curves"])
 def test_the_plot_templates_are_filled_by_dvc_and_name_fields_that_there_are(name: str) -> None:
     text = (TEMPLATES / f"{name}.json").read_text(encoding="utf-8")
     assert all(f"<DVC_METRIC_{anchor}>" in text for anchor in ("DATA", "X", "Y", "TITLE"))
-    fields = {"tradeoff": tradeoff(FOUR, set())[0].keys(), "curves": curves_csv([]).strip().split(",")}[name]
+    fields = {
+        "tradeoff": tradeoff(FOUR, set())[0].keys(),
+        "curves": curves_csv([], COLUMNS).strip().split(","),
+    }[name]
     assert set(_fields(json.loads(text))) <= {*fields, "rev", "<DVC_METRIC_X>", "<DVC_METRIC_Y>"}
 
 
@@ -289,3 +352,32 @@ def _fields(content: object) -> list[str]:
         return []
     own = [content["field"]] if isinstance(content.get("field"), str) else []
     return own + [field for part in content.values() for field in _fields(part)]
+
+
+# --- models of numbers
+
+
+def number(name: str, r2: float, mae: float, size: int, *operations: str) -> ModelRow:
+    """Return a model that predicts numbers."""
+    values = dict.fromkeys(OF_NUMBERS.keys, 1.0) | {"size_bytes": size, "ratio": 1000 / size, "macs": 5e6}
+    values |= {"r2": r2, "r2_low": r2 - 0.01, "r2_high": min(r2 + 0.01, 1.0), "mae": mae, "rmse": 17.913}
+    return ModelRow(name, ("teacher", *operations), values)
+
+
+NUMBERS = [
+    number("teacher", 0.85, 12.41, 1000),
+    number("int8", 0.849, 12.43, 250, "quantize"),
+    number("int2", -3.5, 80.0, 90, "quantize"),
+]
+
+
+def test_models_of_numbers_have_columns_of_their_own_and_a_picture(here: Path) -> None:
+    text = table(NUMBERS, pareto_front(NUMBERS))
+    assert cells(text, "model")[2:7] == ["R²", "95 % interval", "MAE", "RMSE", "from teacher"]
+    assert cells(text, "int8")[2:6] == ["**0.8490**", "0.8390 to 0.8590", "**12.43**", "17.91"]
+    assert cells(text, "teacher")[4] == "12.41"
+    assert cells(text, "int2")[2] == "-3.5000"
+    figure = draw(NUMBERS, {"teacher", "int8"})
+    assert figure.axes[0].get_ylabel() == "R² on the test split (bars: 95 % interval)"
+    save(figure, here / "numbers.svg")
+    assert (here / "numbers.svg").stat().st_size > 1000

@@ -19,6 +19,7 @@ from decant.checkpoints.constraints import FREE, Constraints, Levels, Range
 from decant.errors import DecantError
 from decant.examples import Examples, pixels
 from decant.networks.architectures import Mlp
+from decant.networks.record import give_example_
 from decant.networks.structure import compressible
 from decant.prune.obs import prune, refit
 from decant.prune.structures import lowest
@@ -431,6 +432,7 @@ def test_one_bit_and_two_gain_from_gptq() -> None:
 def test_pruning_and_rounding_read_the_same_moments() -> None:
     """One Hessian serves surgery on weights and on levels; rounding what was pruned keeps its mask."""
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3)).eval()
+    give_example_(module, (torch.zeros(1, 1, 8, 8),))
     with torch.no_grad():
         for number, weight in enumerate(compressible(module).values()):
             weight.copy_(drawn(number, *weight.shape))

@@ -17,7 +17,7 @@ from decant.calibration import observers
 from decant.calibration.observers import of_inputs
 from decant.calibration.range_search import held_out
 from decant.calibration.ranges import Best, Deviation, MinMax, Percentile
-from decant.checkpoints.activations import InputGrid
+from decant.checkpoints.activations import InputGrid, attach_
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints, Range
 from decant.checkpoints.files import load, save
@@ -26,9 +26,10 @@ from decant.clip.params import ClipParams
 from decant.compression.invariants import check_invariants
 from decant.compression.ledger import compare
 from decant.errors import DecantError
-from decant.examples import Examples
+from decant.examples import Examples, pixels
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.execution import predict
+from decant.networks.record import give_example_
 from decant.quantize.activations import grids_for
 from decant.quantize.params import Activations
 from tasks.pipeline.params import validate
@@ -89,14 +90,55 @@ def test_moments_and_extremes_are_those_of_all_inputs(per_channel: bool) -> None
 @given(st.floats(-1e4, 1e4), st.floats(0.01, 100), st.integers(1, 4))
 def test_the_deviation_keeps_its_digits_far_from_zero(middle: float, spread: float, batches: int) -> None:
     values = torch.randn(batches * 250, 1, generator=torch.Generator().manual_seed(0)) * spread + middle
-    watched = observers._Watched("layer", len(values), per_channel=False)
+    watched = observers._Watched("layer", len(values), axis=None, rows=250)
     for batch in values.split(250):
-        watched.record(nn.Identity(), (batch,))
+        watched.record(nn.Identity(), (batch,), {})
     (sample,) = watched.samples().each
     mean = math.fsum(values.flatten().tolist()) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values.flatten().tolist()) / len(values)
     assert sample.mean == pytest.approx(mean, rel=1e-9, abs=1e-9)
     assert sample.sigma == pytest.approx(math.sqrt(variance), rel=1e-7)
+
+
+class Mixer(nn.Module):
+    """Features of different sizes, mixed twice by one layer, whose second input comes by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        once = self.mix(inputs[:, 0] * torch.arange(1.0, 9.0))
+        return self.head(self.mix(input=3 * once).mean(1))
+
+
+def test_channels_of_tokens_are_features_and_every_call_counts() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Mixer().eval()
+        images = torch.randint(0, 256, (300, 1, 6, 8)).to(torch.uint8)
+    first = pixels(images)[:, 0] * torch.arange(1.0, 9.0)
+    with torch.no_grad():
+        both = torch.cat([first, 3 * module.mix(first)])
+    found = of_inputs(module, ["mix"], images, per_channel=True)["mix"]
+    ends = found.extremes()
+    assert torch.as_tensor(ends.low).shape == (8,)
+    torch.testing.assert_close(ends.low, both.amin((0, 1)))
+    torch.testing.assert_close(ends.high, both.amax((0, 1)))
+    means = torch.tensor([sample.mean for sample in found.each])
+    torch.testing.assert_close(means, both.mean((0, 1)))
+    attach_(module, {}, {"mix": Range(ends.low, torch.as_tensor(ends.high) / 2)})
+    halved = of_inputs(module, ["mix"], images, per_channel=True)["mix"].extremes()
+    torch.testing.assert_close(halved.high, torch.as_tensor(ends.high) / 2)  # cut at both calls, by each name
+
+
+def test_what_runs_often_is_not_kept_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Mixer().eval()
+    give_example_(module, (torch.zeros(1, 1, 6, 8),))
+    monkeypatch.setattr(observers, "KEPT", 960)
+    images = torch.zeros(500, 1, 6, 8, dtype=torch.uint8)
+    (sample,) = of_inputs(module, ["mix"], images)["mix"].each
+    assert len(sample.values) == 960
 
 
 def test_few_inputs_are_all_kept_and_many_are_drawn_the_same_way_each_time(

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -21,13 +22,15 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from decant.errors import DecantError
 from flows import scheduled, serve, worktrees
-from flows.watchdog import members
-from tasks.validate.gates import BETTER_HIGHER
+from flows.pool import Watched
+from flows.watchdog import alive, members
+from tasks.pipeline.metrics import OF_CLASSES
 from tests.imports import ROOT
 from tests.test_pool import until
 from tests.toys import git, workspace, writes
+from tests.warm_dvc import dvc
 
-KEYS = ("accuracy", "accuracy_low", "accuracy_high", *BETTER_HIGHER)
+KEYS = OF_CLASSES.keys
 ROW = dict.fromkeys(KEYS, 0.5) | {"size_bytes": 100, "parameters": 25, "nonzeros": 25, "macs": 10}
 
 
@@ -63,12 +66,16 @@ WORDS = "Läufe über Nacht, 100 % (ß)"
 """The name of a folder that is no plain word."""
 
 
-def test_a_clone_shares_the_cache_and_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LC_ALL", "C")
+@pytest.mark.parametrize("locale", [None, pytest.param("C", marks=pytest.mark.slow)])
+def test_a_clone_shares_the_cache_and_goes_away(
+    locale: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if locale:
+        monkeypatch.setenv("LC_ALL", locale)
     folder = project(tmp_path / WORDS)
     settings = f"['remote \"store\"']\n    url = {tmp_path / 'Speicher für alle'}\n[cache]\n    type = copy\n"
     (folder / ".dvc" / "config.local").write_text(settings, encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True)
+    dvc(folder, "repro", "-q")
     commit(folder)
     (folder / "data" / "raw").mkdir(parents=True)
     (folder / "data" / "raw" / "x.gz").write_text("x")
@@ -135,14 +142,7 @@ def test_a_run_rebuilds_commits_and_gates(tmp_path: Path) -> None:
     assert git(folder, "status", "--porcelain") == before
     changed = git(folder, "show", "--format=", "--name-only", "nightly").split()
     assert changed == ["dvc.lock", "metrics/teacher.json"]
-    shown = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "measure" in json.loads(shown.stdout)  # the user's tree is as stale as it was
+    assert "measure" in json.loads(dvc(folder, "status", "--json"))  # the user's tree is as stale as it was
 
     set_accuracy(folder, 0.4)
     commit(folder)
@@ -274,6 +274,32 @@ def test_a_server_is_given_its_own_origins_tokens_and_a_password(monkeypatch: py
     assert server.auth_string is not None
     assert server.auth_string.get_secret_value() == "decant:secret-enough"
     assert "PREFECT_SERVER_API_AUTH_STRING" not in serve.guarded("http://127.0.0.1:4300/api")
+
+
+def test_a_run_ends_where_its_worker_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = tmp_path / "noted"
+    worker = f"setsid sleep 60 & echo $$ $! > {noted}.new; mv {noted}.new {noted}; wait"
+    monkeypatch.setattr(serve, "prefect", lambda words: ["sh", "-c", worker if "start" in words else "true"])
+    monkeypatch.setattr(serve, "wait_for", lambda *_: None)
+    for name in ("PREFECT_API_URL", "DECANT_HOME"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9/api")
+
+    def kill_worker() -> None:
+        until(noted.exists, 20)
+        os.kill(int(noted.read_text().split()[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_worker)
+    killer.start()
+    settings = temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"})
+    with (
+        settings,
+        Watched() as watched,
+        pytest.raises(DecantError, match="the worker ended with exit code -9"),
+    ):
+        serve.serve(watched, port=9)
+    killer.join()
+    run = int(noted.read_text().split()[1])
+    assert until(lambda: not alive(run), 5), "it has a session of its own"
 
 
 @pytest.mark.slow

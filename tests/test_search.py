@@ -28,6 +28,7 @@ from tasks.pipeline.params import validate
 from tests.drawn import drawn
 from tests.nets import NETS, known, net
 from tests.nets import images as pictures
+from tests.slow import chessboard
 from tests.test_roundings import (
     Backwards,
     Odd,
@@ -106,11 +107,16 @@ def posed(kind: str, seed: int) -> tuple[Tensor, Constraints, InputHessian]:
     return weight, Constraints(bounds, scheme.levels(weight, mask), mask), seen
 
 
-@pytest.mark.parametrize("rounding", SEARCHING, ids=lambda r: r.kind)
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize(
+    ("kind", "rounding"),
+    chessboard(CASES, SEARCHING),
+    ids=lambda each: each if isinstance(each, str) else each.kind,
+)
 def test_each_row_takes_the_share_that_errs_least(kind: str, rounding: Searching) -> None:
     taken = set[float]()
     for seed in range(4):
+        if seed > 1 and len(taken) > 1:
+            break
         weight, held, seen = posed(kind, seed)
         before = weight.clone()
         found, satisfied = rounding.fitted(weight, held, seen)
@@ -301,7 +307,7 @@ def test_layers_satisfy_the_ranges_that_were_found_on_what_they_receive(rounding
 @pytest.mark.parametrize("search", [1, 3])
 def test_constraints_are_in_the_order_in_which_they_were_given(search: int) -> None:
     parent, images = toy(Backwards()), photos()
-    held = held_by(parent)
+    held = dict(reversed(held_by(parent).items()))  # against the order in which they run
     child = round_layers(parent, held, Gptq(search=search), images, parent.module)
     assert list(child.constraints) == list(held) == ["last.weight", "middle.weight", "first.weight"]
 

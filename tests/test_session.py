@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from decant.errors import DecantError
 from flows.pool import Pool
 from flows.session import opened
 from tests.toys import recorded, workspace, writes
+from tests.warm_dvc import dvc
 
 
 def project(folder: Path) -> Path:
@@ -56,9 +55,7 @@ def test_an_edit_that_no_record_shows_reruns_nothing(clean: Path) -> None:
     write(clean, "unused", "2")
     assert planned(clean) == (["code"], [])
     assert planned(clean) == ([], [])
-    command = [sys.executable, "-m", "dvc", "status", "--json"]
-    status = subprocess.run(command, cwd=clean, check=True, capture_output=True, text=True)
-    assert json.loads(status.stdout) == {}
+    assert json.loads(dvc(clean, "status", "--json")) == {}
 
 
 def test_a_stage_is_told_with_the_source_files_that_changed(clean: Path) -> None:

@@ -22,6 +22,7 @@ from decant.networks.architectures import Resnet
 from decant.networks.execution import predict
 from decant.quantize.schemes import Binary, Codebook, Integer, Ternary
 from tests.nets import NETS, drawn, images, known, net
+from tests.slow import slow_but
 from tests.test_checkpoints import redescribe
 
 CONV, NEXT = "stages.0.conv1.weight", "stages.0.conv2.weight"
@@ -129,7 +130,7 @@ def test_ranges_and_grids_of_inputs_stay_with_their_channels(kind: str) -> None:
         assert len(clamp.low) == (getattr(layer, "in_channels", None) or layer.in_features)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", slow_but([0], range(3)))
 @pytest.mark.parametrize("kind", NETS)
 def test_a_model_without_channels_is_the_same_on_disk_and_in_onnx(
     kind: str, seed: int, tmp_path: Path
@@ -222,5 +223,5 @@ def test_macs_and_parameters_by_hand() -> None:
     parent = net(Resnet(widths=(6, 8), blocks=(1, 1), pool=1))
     child = removed(parent, KEPT)
     # conv1 loses 3 of 6 outputs, conv2 3 of 6 inputs, each 3 x 3 on 6 x 6 pixels; the norm 6 numbers
-    assert macs(parent.module, parent.shape) - macs(child.module, child.shape) == 2 * 162 * 36
+    assert macs(parent.module) - macs(child.module) == 2 * 162 * 36
     assert parameters(parent.module) - parameters(child.module) == 2 * 162 + 6

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from decant.checkpoints.activations import DynamicGrid, Grid, InputGrid
 from decant.checkpoints.checkpoint import Checkpoint, state
-from decant.checkpoints.constraints import Constraints, Levels, Range
+from decant.checkpoints.constraints import FREE, Constraints, Levels, Range
 from decant.checkpoints.files import load, save
 from decant.compression.invariants import check_invariants
 from decant.errors import DecantError
@@ -64,6 +64,7 @@ from decant.training.run import Run
 from tasks.pipeline.params import validate
 from tests.drawn import drawn
 from tests.nets import striped
+from tests.slow import slow_but
 
 TRAINERS: tuple[type[Trainer], ...] = get_args(get_args(Train)[0])
 SCHEMES: tuple[Scheme, ...] = (
@@ -451,6 +452,73 @@ def test_an_error_inside_a_layer_leaves_its_free_weight() -> None:
     assert linear.weight is weight
 
 
+class Encoder(nn.Module):
+    """A layer of torch's own transformer, a recurrent layer, and a table that a product reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.rnn, self.table = nn.LSTM(8, 8, batch_first=True), nn.Parameter(drawn(1, 8, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.rnn(self.body(inputs[:, 0]))[0].mean(1) @ self.table
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["with gradients", "without"])
+def test_weights_are_rounded_whatever_reads_them(gradients: bool) -> None:
+    """Where torch computes a whole layer in one call, in eval mode and without gradients, too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Encoder().eval()
+    names = ["body.linear1.weight", "body.self_attn.in_proj_weight", "body.self_attn.out_proj.weight"]
+    names += ["rnn.weight_ih_l0", "rnn.weight_hh_l0", "table"]
+    inputs, by_hand = drawn(2, 4, 1, 6, 8), copy.deepcopy(module)
+    weights: dict[str, WeightLearner] = {
+        name: Straight(Binary(), module.get_parameter(name), FREE, follows=True) for name in names
+    }
+    with torch.no_grad():
+        plain = module(inputs)
+        for name in names:
+            weight = by_hand.get_parameter(name)
+            weight.copy_(Binary().levels(weight).project(weight))
+        wanted = by_hand(inputs)
+    insert_(module, weights, {})
+    with torch.set_grad_enabled(gradients):
+        found = module(inputs)
+    torch.testing.assert_close(found, wanted)
+    assert (plain - wanted).abs().max() > 0.01
+    if gradients:
+        found.sum().backward()
+        assert all(module.get_parameter(name).grad is not None for name in names)
+    take_out_(module)
+    with torch.no_grad():
+        assert torch.equal(module(inputs), plain)
+
+
+def test_inputs_are_rounded_where_torch_would_call_no_layer() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Encoder().eval()
+    seen: list[Tensor] = []
+    insert_(module, {}, {"body.linear1": InputStep(InputGrid(2, 0.5, 1))})
+    module.body.linear1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        predict(module, torch.randint(0, 256, (4, 1, 6, 8)).to(torch.uint8))
+    assert set(seen[0].unique().tolist()) <= {-0.5, 0.0, 0.5, 1.0}
+
+
+def test_a_weight_of_two_names_has_one_learner() -> None:
+    first, last = nn.Linear(4, 4), nn.Linear(4, 4)
+    last.weight = first.weight
+    module, weight, inputs = nn.Sequential(first, nn.ReLU(), last), first.weight, drawn(0, 3, 4)
+    rounded = Binary().levels(weight.detach()).project(weight.detach())
+    insert_(module, {"0.weight": Straight(Binary(), weight.detach(), FREE, follows=True)}, {})
+    hidden = nn.functional.linear(inputs, rounded, first.bias).relu()
+    assert torch.equal(module(inputs), nn.functional.linear(hidden, rounded, last.bias))
+    assert first.weight is weight
+    assert last.weight is weight
+
+
 # Trainings
 
 
@@ -528,8 +596,13 @@ WAYS: dict[str, tuple[Scheme, Callable[[Training], Trainer], int | None]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("way", "average"),
+    [
+        *((way, 0.9 * (at % 2)) for at, way in enumerate(WAYS)),
+        *(pytest.param(way, 0.9 * (1 - at % 2), marks=pytest.mark.slow) for at, way in enumerate(WAYS)),
+    ],
+)
 def test_what_comes_out_is_what_was_trained(way: str, average: float, tmp_path: Path) -> None:
     scheme, make, bits = WAYS[way]
     parent = start().narrowed(masks(start()))
@@ -587,7 +660,7 @@ def test_the_hardened_network_answers_to_the_bit_as_with_learners(
         assert torch.equal(predict(child.module, VALIDATION.images), with_learners.pop()), way
 
 
-@pytest.mark.parametrize("way", ["ste-signs", "lsq", "ttq", "error-decay"])
+@pytest.mark.parametrize("way", slow_but(("lsq", "ttq"), ("ste-signs", "lsq", "ttq", "error-decay")))
 def test_with_patience_levels_and_grids_are_those_of_the_best_epoch(way: str, tmp_path: Path) -> None:
     scheme, make, bits = WAYS[way]
     recipe = training(epochs=6, patience=2, optimizer=Sgd(learning_rate=0.5), average=0.0, l1=0.01)
@@ -599,19 +672,17 @@ def test_with_patience_levels_and_grids_are_those_of_the_best_epoch(way: str, tm
     assert min(losses) < losses[-1]
 
 
-class Bypassed(nn.Linear):
-    """A layer that answers in eval mode without its own forward pass, as fused kernels do."""
+class Bypassed(nn.Sequential):
+    """A network that answers in eval mode past its own hooks, as compiled ones do."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        if self.training:
-            return super().__call__(inputs)
-        return nn.functional.linear(inputs, 3 * self.weight, self.bias)
+        answer: Tensor = super().__call__(inputs) if self.training else self.forward(inputs)
+        return answer
 
 
 def test_a_network_that_answers_otherwise_without_its_learners_is_refused(tmp_path: Path) -> None:
-    parent = start(Mlp(hidden=(16,)))
-    layer = parent.module.get_submodule("layers.0")
-    layer.__class__ = Bypassed
+    layers = Bypassed(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    parent = Checkpoint(Mlp(hidden=(16,)), (1, 8, 8), TRAIN.classes, layers)
     recipe = Ste(training=training(epochs=1))
     with pytest.raises(DecantError, match="answers otherwise without what rounded its weights"):
         run(tmp_path, parent, Binary(), recipe)
@@ -641,11 +712,19 @@ def test_batch_norms_stay_where_folding_would_make_another_function(tmp_path: Pa
         layers = [layer for layer in result.model.module.modules() if isinstance(layer, nn.BatchNorm2d)]
         assert len(layers) == norms
         assert result.model.folded == (norms == 0)
-        assert ("another function once folded" in result.facts["folded"]) == (norms == 1)
+        assert ("folded" in result.facts) == (norms == 0)  # what cannot be folded is no mistake
 
 
-@pytest.mark.parametrize("way", ["lsq", "pact", "ttq", "error-decay", "centroids"])
-@pytest.mark.parametrize("optimizer", [Sgd(learning_rate=0.02), Adamw(learning_rate=0.003)])
+@pytest.mark.parametrize(
+    ("way", "optimizer"),
+    [
+        ("lsq", Sgd(learning_rate=0.02)),
+        ("error-decay", Adamw(learning_rate=0.003)),
+        ("centroids", Adamw(learning_rate=0.003)),
+        pytest.param("pact", Adamw(learning_rate=0.003), marks=pytest.mark.slow),
+        pytest.param("ttq", Sgd(learning_rate=0.02), marks=pytest.mark.slow),
+    ],
+)
 def test_half_and_half_equals_whole_to_the_bit(
     way: str, optimizer: Sgd | Adamw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -675,7 +754,7 @@ def test_half_and_half_equals_whole_to_the_bit(
     )
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(("lsq", "error-decay", "centroids"), WAYS))
 def test_it_learns(way: str, tmp_path: Path) -> None:
     scheme, make, _ = WAYS[way]
     optimizer: Sgd | Adamw = Adamw(learning_rate=0.01)

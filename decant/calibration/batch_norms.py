@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.errors import DecantError
-from decant.examples import Examples, pixels
-from decant.networks.layer_inputs import received
+from decant.examples import Batch, Examples, arguments
+from decant.networks.layer_inputs import passed_through
 from decant.progress import progress_bar
 
 IMAGES = 10_000
@@ -28,12 +27,13 @@ def with_statistics(checkpoint: Checkpoint, train: Examples) -> tuple[Checkpoint
     return reestimated(checkpoint, images), {"statistics_images": len(images)}
 
 
-def reestimated(checkpoint: Checkpoint, images: Tensor) -> Checkpoint:
+def reestimated(checkpoint: Checkpoint, images: Batch) -> Checkpoint:
     """Return the model with the statistics that its batch norms would have, had it been trained as it is.
 
     Each batch norm gets the mean and the variance, over all images and positions, of what it receives in
     evaluation: one after another in the order in which they run, as what one receives depends on those before
-    it. Then evaluation answers as training mode would with all images in one batch. No label is read, no
+    it. Then evaluation answers as training mode would with all images in one batch. One that runs several
+    times in a pass gets the means, over its calls, of both, as a training gives it. No label is read, no
     weight is changed; the given checkpoint is untouched.
 
     It does not help a network whose weights are those that it was trained with, nor one that is trained
@@ -44,21 +44,22 @@ def reestimated(checkpoint: Checkpoint, images: Tensor) -> Checkpoint:
         images: uint8 [N, C, H, W], N >= 1; a fair sample of what the network will see.
 
     Raises:
-        DecantError: There are no batch norms with statistics; or one of them runs more than once for an
-            image, or never.
+        DecantError: No batch norm that runs has statistics.
 
     References:
         Li et al., EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning, 2020 (there called
         adaptive batch normalization). https://arxiv.org/abs/2007.02491
     """
     model = checkpoint.narrowed({})
-    if not (norms := _norms(model.module)):
+    norms = _norms(model.module)
+    calls = passed_through(model.module, norms, arguments(images[:1]), once=False)
+    if not calls:
         raise DecantError(
             "statistics: the model has no batch norms whose statistics could be estimated anew (quantize "
             "folds them into the convolutions); leave it out"
         )
-    for name in progress_bar(_in_order(model.module, norms, images[:1]), "statistics", "batch norms"):
-        _estimate_(model.module, name, norms[name], images)
+    for name in progress_bar(list(calls), "statistics", "batch norms"):
+        _estimate_(model.module, norms[name], images, len(calls[name]))
     return model
 
 
@@ -87,33 +88,18 @@ def _norms(module: nn.Module) -> dict[str, Norm]:
     }
 
 
-def _estimate_(module: nn.Module, name: str, norm: Norm, images: Tensor) -> None:
-    """Give one batch norm the statistics of what it receives, in place."""
+def _estimate_(module: nn.Module, norm: Norm, images: Batch, calls: int) -> None:
+    """Give one batch norm the statistics of what it receives, in place: the means over its calls."""
     assert norm.running_mean is not None and norm.running_var is not None
-    weight = f"{name}.weight"
-    batches = (received(module, [weight], pixels(batch))[weight] for batch in images.split(BATCH))
-    mean, variance = moments(batches, norm.running_mean.double())
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
+    each = [_moments_of(module, norm, images, call, once=calls == 1) for call in range(calls)]
+    norm.running_mean.copy_(torch.stack([mean for mean, _ in each]).mean(0))
+    norm.running_var.copy_(torch.stack([variance for _, variance in each]).mean(0))
 
 
-def _in_order(module: nn.Module, norms: dict[str, Norm], images: Tensor) -> list[str]:
-    """Return the names of batch norms in the order in which they run.
-
-    Raises:
-        DecantError: One runs more than once, or never.
-    """
-    calls = Counter[str]()
-    handles = [
-        layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
-        for name, layer in norms.items()
-    ]
-    with torch.no_grad():
-        module(pixels(images))
-    for handle in handles:
-        handle.remove()
-    if other := [f"{name} runs {calls[name]} times" for name in norms if calls[name] != 1]:
-        raise DecantError(
-            f"statistics: each batch norm has to run once for an image, and {', '.join(other)}; leave it out"
-        )
-    return list(calls)
+def _moments_of(
+    module: nn.Module, norm: Norm, images: Batch, call: int, *, once: bool
+) -> tuple[Tensor, Tensor]:
+    """Return mean and variance [C] of what a batch norm receives in one of its calls."""
+    assert norm.running_mean is not None
+    passes = (passed_through(module, {"": norm}, arguments(b), once=once) for b in images.split(BATCH))
+    return moments((seen[""][call] for seen in passes), norm.running_mean.double())

@@ -87,9 +87,11 @@ def check_apart(layer: str, seen: Range, clamp: Range | None, grid: Grid | None)
     Raises:
         ValueError: Names the layer and the number.
     """
+    from decant.checkpoints.activations import RecurrentGrid
+
     ends = torch.tensor(seen.ends())
     left = ends if clamp is None else ends.clamp(*clamp.ends())
-    left = left if grid is None else grid(left)
+    left = left if grid is None or isinstance(grid, RecurrentGrid) else grid(left)
     if ends[0] < ends[1] and left[0] == left[1]:
         raise ValueError(
             f"inputs of {layer}, which lie in {seen.describe()}, would all be {left[0]:.3g}; take a wider "

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from decant.checkpoints.constraints import Range
+from decant.examples import Batch
 from decant.lazy import torch
-from decant.networks.execution import predict
+from decant.networks.execution import answers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+BATCH = 250
+"""Images that go through the network at once: fixed, as the last bits of a mean depend on it."""
 
 KEPT = 2**18
 """How many of a layer's inputs are kept, at most, over all its channels and images."""
@@ -49,6 +53,12 @@ class Sample:
         """Whether the whole grid goes to numbers from zero up, as behind a rectified linear unit."""
         return not self.symmetric and self.low >= 0
 
+    def cut(self, low: float, high: float) -> Sample:
+        """Return what is left of it between two ends."""
+        values = self.values.clamp(low, high)
+        ends = min(max(self.low, low), high), min(max(self.high, low), high)
+        return Sample(values, *ends, values.mean().item(), values.std(correction=0).item(), self.symmetric)
+
     def within(self, threshold: float) -> tuple[float, float]:
         """Return the part of [-threshold, threshold] that lies within the extremes."""
         return min(max(self.low, -threshold), self.high), max(min(self.high, threshold), self.low)
@@ -76,6 +86,12 @@ class Samples:
         if self.shape is None:
             return Range(low.item(), high.item())
         return Range(low.reshape(self.shape), high.reshape(self.shape))
+
+    def cut(self, low: float, high: float) -> Samples:
+        """Return the samples between two ends."""
+        if (low, high) == (-math.inf, math.inf):
+            return self
+        return Samples(tuple(sample.cut(low, high) for sample in self.each), self.shape)
 
     def extremes(self) -> Range:
         """Return from the least to the largest number of each sample."""
@@ -119,9 +135,9 @@ def of_weight(
 
 
 def of_inputs(
-    module: nn.Module, layers: Sequence[str], images: Tensor, *, per_channel: bool = False
+    module: nn.Module, layers: Sequence[str], images: Batch, *, per_channel: bool = False
 ) -> dict[str, Samples]:
-    """Return what each named layer receives over uint8 images [N, C, H, W], by the layer's name.
+    """Return what each named layer receives over images, in all of its calls, by the layer's name.
 
     Least, largest, mean and deviation are exact. The values are a draw of at most about `KEPT` for each
     layer, the same in each run, so that memory does not grow with the images: from each batch as many as
@@ -138,23 +154,56 @@ def of_inputs(
     """
     if not len(images):
         raise ValueError("there are no training images to find the ranges of layers' inputs with")
-    watched = {name: _Watched(name, len(images), per_channel) for name in layers}
-    handles = [module.get_submodule(n).register_forward_pre_hook(w.record) for n, w in watched.items()]
+    from decant.networks.layer_inputs import channel_axis
+
+    calls = _calls(module)
+    watched = {
+        name: _Watched(
+            name,
+            len(images) * calls.get(name, 1),
+            channel_axis(module.get_submodule(name)) if per_channel else None,
+        )
+        for name in layers
+    }
+    handles = [
+        module.get_submodule(name).register_forward_pre_hook(layer.record, with_kwargs=True)
+        for name, layer in watched.items()
+    ]
     try:
-        predict(module, images)
+        with torch.no_grad():
+            for batch in images.split(BATCH):
+                for layer in watched.values():
+                    layer.rows = len(batch)
+                answers(module, batch)
     finally:
         for handle in handles:
             handle.remove()
     return {name: layer.samples() for name, layer in watched.items()}
 
 
+def _calls(module: nn.Module) -> dict[str, int]:
+    """Return how often a pass runs each layer with a weight of its own, as far as that is known."""
+    from decant.networks.record import has_example, record_of
+
+    weights = record_of(module).weights.values() if has_example(module) else ()
+    return {weight.layer: weight.calls for weight in weights if weight.layer}
+
+
 @dataclass
 class _Watched:
-    """What one layer has received so far."""
+    """What one layer has received so far.
+
+    Attributes:
+        name: Of the layer.
+        images: How many there are, times how often it runs for each.
+        axis: Which dimension the channels are, from the end; None where one range serves all.
+        rows: How many images go through the network at the moment.
+    """
 
     name: str
     images: int
-    per_channel: bool
+    axis: int | None
+    rows: int = 0
     drawn: list[Tensor] = field(default_factory=list)
     shape: tuple[int, ...] | None = None
     count: int = 0
@@ -163,17 +212,21 @@ class _Watched:
     mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.double))
     squares: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.double))
 
-    def record(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Take in one batch [N, C, ...]."""
-        batch = inputs[0].detach()
-        rows = batch.transpose(0, 1).flatten(1) if self.per_channel else batch.flatten()[None]
+    def record(self, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Take in one call."""
+        from decant.networks.layer_inputs import first_of
+
+        batch: Tensor = first_of(given, named).detach()
+        rows = batch.flatten()[None]
+        if self.axis is not None:
+            rows = batch.movedim(self.axis, 0).reshape(batch.shape[self.axis], -1)
         if not torch.isfinite(rows).all():
             raise ValueError(f"inputs of {self.name}: they hold NaN or infinity; there is no range to find")
-        if self.per_channel:
-            self.shape = (-1, *[1] * (batch.dim() - 2))
+        if self.axis is not None:
+            self.shape = (-1, *[1] * (-1 - self.axis))
         self.low, self.high = self.low.minimum(rows.amin(1)), self.high.maximum(rows.amax(1))
         self._add_moments(rows.double())
-        self.drawn.append(self._draw(rows, len(batch)))
+        self.drawn.append(self._draw(rows))
 
     def _add_moments(self, rows: Tensor) -> None:
         """Merge mean and sum of squared differences; sums of squares would lose digits far from zero.
@@ -190,9 +243,9 @@ class _Watched:
         self.squares = self.squares + gap.square() * before * added / self.count
         self.mean = self.mean + gap * added / self.count
 
-    def _draw(self, rows: Tensor, images: int) -> Tensor:
+    def _draw(self, rows: Tensor) -> Tensor:
         """Return a share of [rows, N] at drawn places, not at even steps, which would see the same pixels."""
-        quota = max(1, KEPT * images // (self.images * len(rows)))
+        quota = max(1, KEPT * self.rows // (self.images * len(rows)))
         if rows.shape[1] <= quota:
             return rows.clone()
         generator = torch.Generator().manual_seed(len(self.drawn))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
 
 from decant.calibration.ranges import CANDIDATES, Best, Fitted, Span
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.ledger import Tables
-from decant.costs.divergence import divergence
+from decant.costs.divergence import distance
 from decant.errors import DecantError
-from decant.examples import Examples
+from decant.examples import Batch, Examples
 from decant.networks.execution import predict
 from decant.progress import progress_bar
 
@@ -24,7 +23,8 @@ class Choice:
     Attributes:
         span: The range.
         kind: Its name among the candidates.
-        tried: The KL divergence that each candidate costs, in nats; None where it could not be applied.
+        tried: What each candidate costs: the distance of the outputs from the parent's, of classes the KL
+            divergence in nats; None where it could not be applied, or the outputs became NaN or infinite.
     """
 
     span: Span
@@ -47,7 +47,7 @@ def tried_ranges(weights: Mapping[str, Choice], inputs: Mapping[str, Choice]) ->
     }
 
 
-def held_out(train: Examples, used: int, best: Best) -> Tensor:
+def held_out(train: Examples, used: int, best: Best) -> Batch:
     """Return the `best.images` training images after the first `used`, which ranges were taken from.
 
     Raises:
@@ -64,7 +64,7 @@ def held_out(train: Examples, used: int, best: Best) -> Tensor:
 def choose(
     parent: Checkpoint,
     names: Sequence[str],
-    images: Tensor,
+    images: Batch,
     trial: Callable[[str, Span], Checkpoint],
     *,
     bits: int,
@@ -84,15 +84,15 @@ def choose(
     Raises:
         DecantError: No candidate can be applied to a tensor.
     """
-    expected = predict(parent.module, images)
+    expected, apart = predict(parent.module, images), distance(parent.classes)
     candidates = {kind: _asked(span, bits, per_channel) for kind, span in CANDIDATES.items()}
 
     def cost(name: str, span: Span) -> float | None:
         try:
-            logits = predict(trial(name, span).module, images)
+            cost = apart(predict(trial(name, span).module, images), expected)
         except ValueError:
             return None
-        return divergence(logits, expected)
+        return cost if math.isfinite(cost) else None
 
     choices = {}
     for name in progress_bar(names, "ranges", "tensors"):

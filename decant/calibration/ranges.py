@@ -39,13 +39,13 @@ class Span(Section):
         """Return the range of these samples, in float32."""
         return samples.range([self.bounds(sample, bits) for sample in samples.each])
 
-    def constrain(self, weight: Tensor, mask: Tensor | None = None) -> Constraints:
-        """Return the range of the weights that the mask does not hold at zero.
+    def constrain(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Constraints:
+        """Return the range of the weights that the mask does not hold at zero; channels lie on `axis`.
 
         Raises:
             ValueError: A weight is NaN or infinite.
         """
-        return Constraints(range=self.over(of_weight(weight, mask, per_channel=self.per_channel)))
+        return Constraints(range=self.over(of_weight(weight, mask, per_channel=self.per_channel, axis=axis)))
 
     def threshold(
         self,
@@ -266,9 +266,10 @@ class Best(Span):
     """Try every other kind on each tensor and take the one that moves the network's answers least.
 
     Each kind, with its defaults, is applied to one tensor alone, which is then rounded to `bits`; what counts
-    is the KL divergence of the logits from the parent's over `images` training images that no range was
-    taken from. The table is kept in `ledger.json`. Costs a pass over these images for each tensor and kind.
-    Does not help where tensors err together: each is judged with all others whole.
+    is how far the outputs are from the parent's over `images` training images that no range was taken from:
+    of classes the KL divergence of the logits, else the squared error over the outputs' variance. The table
+    is kept in `ledger.json`. Costs a pass over these images for each tensor and kind. Does not help where
+    tensors err together: each is judged with all others whole.
     """
 
     kind: Literal["best"] = "best"
@@ -292,7 +293,7 @@ class Threshold(Section):
     kind: Literal["threshold"] = "threshold"
     threshold: Positive
 
-    def constrain(self, weight: Tensor, mask: Tensor | None = None) -> Constraints:
+    def constrain(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Constraints:
         """Return a mask of the weights that are larger than the threshold."""
         return Constraints(mask=_sizes(weight) > self.threshold)
 
@@ -311,7 +312,7 @@ class Sparsity(Section):
     kind: Literal["sparsity"] = "sparsity"
     sparsity: Annotated[float, Field(gt=0, lt=1)]
 
-    def constrain(self, weight: Tensor, mask: Tensor | None = None) -> Constraints:
+    def constrain(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Constraints:
         """Return a mask that is False for round(sparsity * N) of the N weights."""
         sizes = _sizes(weight).double()
         ranked = (sizes if mask is None else torch.where(mask, sizes, -math.inf)).flatten()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,14 +24,38 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from decant.checkpoints.activations import DynamicGrid, Grid, InputGrid, attach_
-from decant.checkpoints.checkpoint import Checkpoint, altered, blank, state
+from decant.checkpoints.activations import DynamicGrid, Grid, InputGrid, RecurrentGrid, attach_
+from decant.checkpoints.checkpoint import Checkpoint, altered, blank, not_a_number, state
 from decant.checkpoints.constraints import Constraints, Levels, Range
 from decant.checkpoints.lineage import read_lineage, read_part, remedy, write_lineage
-from decant.checkpoints.packing import Parts, decode_mask, encode_mask, pack, packed_size, unpack
+from decant.checkpoints.packing import (
+    Parts,
+    decode_mask,
+    encode_mask,
+    pack,
+    packed_size,
+    type_name,
+    typed,
+    unpack,
+)
 from decant.errors import DecantError
-from decant.networks.architectures import LARGEST, MOST_CLASSES, Architecture, Side
+from decant.inputs import TensorInput
+from decant.networks.architectures import (
+    FOREIGN,
+    LARGEST,
+    MOST_CLASSES,
+    Architecture,
+    ForeignArchitecture,
+    Side,
+    Takes,
+    example,
+)
+from decant.networks.execution import as_rows
+from decant.networks.packages import Packaged
+from decant.networks.python import Python
 from decant.networks.shapes import reshape_, shapes_of
+from decant.networks.ties import ties, with_ties
+from decant.networks.tracing import every_layer_called
 from decant.outputs import write_text
 from decant.schema import Section, mistakes
 from decant.sealed import reading, seal, sum_of, unseal
@@ -44,26 +68,32 @@ FORMAT = 3
 LARGEST_WEIGHTS = 4 * LARGEST + (1 << 24)
 """Most bytes of model.safetensors that are read at all."""
 
+LARGEST_OTHER = 1 << 34
+"""The like where the network is one of other people, whose size its own code says."""
+
 
 class Description(Section):
     """What model.json holds beside its format and its sum.
 
     Attributes:
         architecture: What builds the network.
-        shape: One input [C, H, W].
-        classes: Their names.
-        folded: Whether the batch norms are part of the convolutions before them.
+        shape: One picture [C, H, W], or each tensor that the network takes, by name.
+        classes: Their names; none where the network answers something else.
+        folded: True where all batch norms that may be are part of the layers before them; else the names of
+            those that are, by the weight of the layer.
         inputs: What layers do to their inputs, by the layer's name.
         shapes: Those that are smaller than the architecture builds, such as `8x4x3x3`, by the tensor's name.
+        types: Of tensors that are not of float32, such as `int64`, by name; their bytes lie in `packed`.
         weights: How constrained weights are written, by name.
     """
 
     architecture: Architecture
-    shape: tuple[Side, Side, Side]
-    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_CLASSES)]
-    folded: bool = False
+    shape: tuple[Side, Side, Side] | dict[str, TensorInput]
+    classes: Annotated[tuple[str, ...], Field(max_length=MOST_CLASSES)]
+    folded: bool | dict[str, str] = False
     inputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     shapes: dict[str, str] = Field(default_factory=dict)
+    types: dict[str, str] = Field(default_factory=dict)
     weights: dict[str, dict[str, Any]]
 
 
@@ -87,31 +117,36 @@ def save(checkpoint: Checkpoint, folder: Path | str, beside: Mapping[str, str] |
         beside: The text of further files about the model, by name; `read_beside` reads them.
 
     Raises:
-        DecantError: A weight is NaN or infinite.
+        DecantError: A weight is NaN or infinite, a tensor is of a type that is not written, or nothing says
+            how to build the network again.
     """
-    folder = Path(folder)
+    architecture, folder = checkpoint.built_by, Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parts = Parts()
     inputs = _encode_inputs(checkpoint, parts)
     described: dict[str, Any] = {}
+    types: dict[str, str] = {}
     for name, tensor in state(checkpoint.module).items():
-        if not torch.isfinite(tensor).all():
-            raise DecantError(f"{name} holds NaN or infinity; the learning rate may be too high")
+        if wrong := not_a_number(checkpoint.module, name, tensor):
+            raise DecantError(f"{name} holds {wrong}; the learning rate may be too high")
+        if tensor.dtype != torch.float32:
+            types[name] = type_name(name, tensor)
         if name in checkpoint.constraints:
             described[name] = _encode(tensor, checkpoint.constraints[name], parts)
         else:
-            parts.add_floats(tensor)
+            parts.add(tensor)
     # One string each: as lists they would take most of a small model's description.
     shapes = {name: "x".join(map(str, shape)) for name, shape in altered(checkpoint).items()}
     weights = safetensors.torch.save(parts.tensors())
     content = {
         "format": FORMAT,
-        "architecture": checkpoint.architecture.model_dump(),
-        "shape": checkpoint.shape,
+        "architecture": architecture.model_dump(by_alias=True),
+        "shape": _takes(checkpoint.shape),
         "classes": checkpoint.classes,
-        **({"folded": True} if checkpoint.folded else {}),
+        **({"folded": checkpoint.folded} if checkpoint.folded else {}),
         **({"inputs": inputs} if inputs else {}),
         **({"shapes": shapes} if shapes else {}),
+        **({"types": types} if types else {}),
         "weights": described,
     }
     (folder / "model.safetensors").write_bytes(weights)
@@ -130,8 +165,24 @@ def _terse(content: Mapping[str, Any]) -> str:
     return "{" + ",\n".join([*lines, f'"weights":{{{weights}}}']) + "}\n"
 
 
-def load(folder: Path | str) -> Checkpoint:
+def _takes(shape: Takes) -> Any:
+    """Return the JSON of what a network takes."""
+    if isinstance(shape, tuple):
+        return shape
+    return {name: each.model_dump(exclude_defaults=True) for name, each in shape.items()}
+
+
+def load(
+    folder: Path | str, build: Callable[..., nn.Module] | ForeignArchitecture | None = None
+) -> Checkpoint:
     """Rebuild exactly the checkpoint that was saved: the same logits, to the bit.
+
+    Args:
+        folder: The model's.
+        build: The function that builds the network, where it is one of other people, or an architecture that
+            has it: code is never run because a file names it. It has to have the name, and its code the sum,
+            that the model was saved with. A network of transformers or timm needs none: it is built where
+            that package is installed, in the version that the model was saved with.
 
     Raises:
         DecantError: A file is missing, damaged, of another format, or the three do not belong together.
@@ -139,7 +190,9 @@ def load(folder: Path | str) -> Checkpoint:
     folder = Path(folder)
     with reading(folder, remedy(folder)):
         content = read_part(folder, "model.json")
-        weights = read_part(folder, "model.safetensors", LARGEST_WEIGHTS)
+        weights = read_part(
+            folder, "model.safetensors", LARGEST_OTHER if _foreign(content) else LARGEST_WEIGHTS
+        )
         _check_format(content, folder)
         if sum_of(content, weights) != (lineage := read_lineage(folder).lineage).model:
             raise ValueError("lineage.json is another model's")
@@ -147,8 +200,37 @@ def load(folder: Path | str) -> Checkpoint:
         del described["format"]
         if wrong := mistakes(described, Description):
             raise ValueError("; ".join(wrong))
-        description = Description.model_validate(described)
+        description = _with_builder(Description.model_validate(described), build)
         return _rebuild(description, safetensors.torch.load(weights), lineage.steps)
+
+
+def _with_builder(
+    description: Description, build: Callable[..., nn.Module] | ForeignArchitecture | None
+) -> Description:
+    """Return a description whose architecture can be built, if the function for it was given.
+
+    Raises:
+        DecantError: It is another function, or other code, than the model was saved with.
+    """
+    architecture = description.architecture
+    if isinstance(architecture, Packaged):
+        if isinstance(build, Packaged):
+            build.lend(architecture)
+        architecture.check_version()
+    if not isinstance(architecture, Python):
+        return description
+    if build is None or isinstance(build, Packaged):
+        raise DecantError(
+            f"This model is a network of {architecture.function} in {architecture.file}, which is not run by "
+            f"itself: give the function, as in decant.load(folder, build={architecture.function})"
+        )
+    bound = build.lend(architecture) if isinstance(build, Python) else architecture.bound(build)
+    return description.model_copy(update={"architecture": bound})
+
+
+def _foreign(content: bytes) -> bool:
+    """Say whether a description names a network of other people, before it is parsed."""
+    return bool(re.search(rb'^"architecture":\{"kind":"(python|transformers|timm)"', content, re.MULTILINE))
 
 
 def _check_format(content: bytes, folder: Path) -> None:
@@ -169,19 +251,18 @@ def _rebuild(
     constraints: dict[str, Constraints] = {}
     found: dict[str, Tensor] = {}
     for name, tensor in state(module).items():
+        dtype = typed(described.types.get(name, "float32"))
         if name in described.weights:
-            found[name], constraints[name] = _decode(described.weights[name], tensor.shape, parts)
+            described_weight = described.weights[name]
+            found[name], constraints[name] = _decode(described_weight, tensor.shape, dtype, parts)
         else:
-            found[name] = parts.floats(tensor.shape)
-        if not torch.isfinite(found[name]).all():
-            raise ValueError(f"{name} holds NaN or infinity")
+            found[name] = parts.take(tensor.shape, dtype)
+        if wrong := not_a_number(module, name, found[name]):
+            raise ValueError(f"{name} holds {wrong}")
     parts.check_empty()
-    if unknown := described.weights.keys() - found.keys():
+    if unknown := (described.weights.keys() | described.types.keys()) - found.keys():
         raise ValueError(f"there are no tensors {sorted(unknown)}")
-    unused = {
-        n: torch.zeros(t.shape, dtype=t.dtype) for n, t in module.state_dict().items() if n not in found
-    }
-    module.load_state_dict(found | unused, assign=True)
+    _fill_(module, found)
     attach_(module, {}, clamps)
     _check_layers_fit(module, described)
     attach_(module, grids, clamps)
@@ -196,6 +277,18 @@ def _rebuild(
         clamps,
         described.folded,
     )
+
+
+def _fill_(module: nn.Module, found: Mapping[str, Tensor]) -> None:
+    """Put tensors into a network without numbers, in place: one object where a tensor has several names."""
+    filled: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        new = found.get(name)
+        if isinstance(tensor, nn.Parameter) and new is not None:
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+        filled[name] = torch.zeros(tensor.shape, dtype=tensor.dtype) if new is None else new
+    by_all_names = with_ties({name: filled[name] for name in ties(module)}, module)
+    module.load_state_dict(by_all_names, assign=True)
 
 
 def _skeleton(described: Description) -> nn.Module:
@@ -225,7 +318,11 @@ def _skeleton(described: Description) -> nn.Module:
 
 
 def _check_layers_fit(module: nn.Module, described: Description) -> None:
-    """Let no image at all through the network, which takes no time, to see that its layers fit."""
+    """Let no picture at all through the network, or a row of what is none, to see that its layers fit."""
+    if not isinstance(described.shape, tuple) or isinstance(described.architecture, FOREIGN):
+        with torch.inference_mode(), every_layer_called():
+            as_rows(module(*example(described.shape)), 1)
+        return
     with torch.inference_mode():
         logits = module(torch.zeros(0, *described.shape))
     if logits.shape != (0, len(described.classes)):
@@ -234,11 +331,15 @@ def _check_layers_fit(module: nn.Module, described: Description) -> None:
 
 def _encode_inputs(checkpoint: Checkpoint, parts: Parts) -> dict[str, Any]:
     """Return the JSON of all that layers do to their inputs; bounds per channel go into `parts`."""
-    described: dict[str, Any] = {name: dict(vars(grid)) for name, grid in checkpoint.grids.items()}
+    described: dict[str, Any] = {name: _encode_grid(grid) for name, grid in checkpoint.grids.items()}
     for name, clamp in checkpoint.clamps.items():
         described[name] = described.get(name, {}) | _encode_range(clamp, parts)
     # The bounds lie in the order of the clamps, so their order is the one that is written.
     return {name: described[name] for name in {**checkpoint.clamps, **checkpoint.grids}}
+
+
+def _encode_grid(grid: Grid) -> dict[str, Any]:
+    return {name: value for name, value in vars(grid).items() if name != "rows" or value}
 
 
 def _decode_inputs(described: Mapping[str, Any], parts: Parts) -> tuple[dict[str, Grid], dict[str, Range]]:
@@ -249,8 +350,14 @@ def _decode_inputs(described: Mapping[str, Any], parts: Parts) -> tuple[dict[str
         if (clamp := _decode_range(description, parts)) is not None:
             clamps[name] = clamp
         if grid := {key: value for key, value in description.items() if key != "range"}:
-            grids[name] = InputGrid(**grid) if "scale" in grid else DynamicGrid(**grid)
+            grids[name] = _decode_grid(grid)
     return grids, clamps
+
+
+def _decode_grid(described: dict[str, Any]) -> Grid:
+    if "layers" in described:
+        return RecurrentGrid(described["bits"], tuple(described["layers"]))
+    return InputGrid(**described) if "scale" in described else DynamicGrid(**described)
 
 
 def _encode_range(bounds: Range, parts: Parts) -> dict[str, Any]:
@@ -287,7 +394,7 @@ def _encode(weight: Tensor, constraints: Constraints, parts: Parts) -> dict[str,
         described["mask"] = [gap_bits, int(mask.sum()), len(encoded)]
         kept, codes = kept[mask.flatten()], None if codes is None else codes[mask.flatten()]
     if levels is None or codes is None:
-        parts.add_floats(kept)
+        parts.add(kept)
         return described
     parts.add_packed(pack(codes.to(torch.uint8).numpy(), len(levels.values)))
     parts.add_floats(levels.scale)
@@ -303,8 +410,10 @@ def _encode(weight: Tensor, constraints: Constraints, parts: Parts) -> dict[str,
     return described
 
 
-def _decode(described: Mapping[str, Any], shape: torch.Size, parts: Parts) -> tuple[Tensor, Constraints]:
-    """Return the weight of this shape and the constraints that `_encode` was given."""
+def _decode(
+    described: Mapping[str, Any], shape: torch.Size, dtype: torch.dtype, parts: Parts
+) -> tuple[Tensor, Constraints]:
+    """Return the weight of this shape and type, and the constraints that `_encode` was given."""
     count, mask, levels = shape.numel(), None, None
     bounds, survivors = _decode_range(described, parts), count
     if bounds is not None and bounds.per_channel:
@@ -327,7 +436,7 @@ def _decode(described: Mapping[str, Any], shape: torch.Size, parts: Parts) -> tu
         levels = Levels(values, scale, zero_point, group)
         weight = levels.decode(_spread(codes, mask, shape))
     else:
-        weight = _spread(parts.floats([survivors]), mask, shape)
+        weight = _spread(parts.take([survivors], dtype), mask, shape)
     weight = weight if mask is None else torch.where(mask, weight, 0.0)
     return weight, Constraints(bounds, levels, mask)
 

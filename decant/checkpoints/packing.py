@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from decant.errors import DecantError
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -22,8 +24,51 @@ WORD = 8
 GAP_BITS = range(2, 9)
 """How wide the gaps between a mask's survivors may be written."""
 
+TYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+}
+"""The types of tensors that are written, by name."""
+
 TAIL = 1 << 16
 """Most zeros behind a mask's last gap; a longer run is written, so that few bytes never make a large mask."""
+
+
+def type_name(name: str, tensor: Tensor) -> str:
+    """Return the name of a tensor's type.
+
+    Raises:
+        DecantError: Tensors of this type are not written; says which one it is.
+    """
+    found = str(tensor.dtype).removeprefix("torch.")
+    if found not in TYPES or tensor.layout != torch.strided:
+        raise DecantError(
+            f"{name} is a {tensor.layout} tensor of {found}, expected a dense one of {', '.join(TYPES)}; "
+            "keep it in one of these: a complex one as torch.view_as_real(…), made complex again in forward"
+        )
+    return found
+
+
+def typed(name: str) -> torch.dtype:
+    """Return the type of this name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in TYPES:
+        raise ValueError(f"there is no type {name!r}")
+    return TYPES[name]
 
 
 def packed_size(count: int, levels: int) -> int:
@@ -189,6 +234,13 @@ class Parts:
         """Append numbers of any shape, in float32."""
         self._floats.append(tensor.detach().float().flatten())
 
+    def add(self, tensor: Tensor) -> None:
+        """Append numbers of any shape in their own type: float32 to the floats, others as bytes."""
+        if tensor.dtype == torch.float32:
+            self.add_floats(tensor)
+        else:
+            self._packed.append(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
+
     def add_packed(self, packed: Bytes) -> None:
         """Append bytes."""
         self._packed.append(torch.from_numpy(packed))
@@ -223,6 +275,19 @@ class Parts:
             ValueError: There are not as many.
         """
         return _take(self._floats, math.prod(shape), "numbers").reshape(tuple(shape))
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Take the next numbers, of this shape and type.
+
+        Raises:
+            ValueError: There are not as many, or a byte is no truth value.
+        """
+        if dtype == torch.float32:
+            return self.floats(shape)
+        found = _take(self._packed, math.prod(shape) * dtype.itemsize, "bytes")
+        if dtype == torch.bool and bool((found > 1).any()):
+            raise ValueError("a truth value is neither 0 nor 1")
+        return found.view(dtype).reshape(tuple(shape))
 
     def packed(self, count: int) -> Bytes:
         """Take the next bytes.

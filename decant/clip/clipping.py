@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from decant.calibration.grids import affine_grid, check_apart, symmetric_levels
 from decant.calibration.observers import Samples, of_inputs
 from decant.calibration.range_search import Choice, choose, held_out
@@ -14,7 +12,9 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE, Constraints, Range
 from decant.clip.params import ClipParams
 from decant.errors import DecantError
-from decant.examples import Examples
+from decant.examples import Batch, Examples
+from decant.networks.record import record_of
+from decant.networks.structure import axis_of
 
 Clipped = tuple[Checkpoint, dict[str, Choice]]
 """The child, and what was chosen for each weight by name, where the recipe asks for the best."""
@@ -44,31 +44,33 @@ def clip_inputs(parent: Checkpoint, names: Sequence[str], block: ClipParams, tra
     Raises:
         DecantError: There are no images, inputs are NaN, or a range does not meet an earlier one.
     """
-    layers = [name.removesuffix(".weight") for name in names]
+    layers = {name: record_of(parent.module).weights[name].layer for name in names}
     assert isinstance(block.cut, Span)  # ClipParams refuses the other cuts
     calibration = train.first(block.images)
     choices: dict[str, Choice] = {}
     clamps: dict[str, Range] = {}
     try:
-        samples = of_inputs(parent.module, layers, calibration.images, per_channel=block.cut.per_channel)
+        samples = of_inputs(
+            parent.module, list(layers.values()), calibration.images, per_channel=block.cut.per_channel
+        )
         if isinstance(block.cut, Best):
             choices = _best_for_inputs(
                 parent, samples, block.cut, held_out(train, len(calibration), block.cut)
             )
-        for layer in layers:
+        for layer in layers.values():
             span = choices[layer].span if choices else block.cut
             clamps[layer] = span.over(samples[layer])
             check_apart(layer, MinMax().over(samples[layer]), clamps[layer], parent.grids.get(layer))
         child = parent.narrowed({}, clamps=clamps)
     except ValueError as error:
         raise DecantError(f"{block.from_} cannot be clipped so: {error}") from None
-    return child, {f"{layer}.weight": choice for layer, choice in choices.items()}
+    return child, {name: choices[layer] for name, layer in layers.items() if layer in choices}
 
 
 def _added(parent: Checkpoint, name: str, cut: Span | Threshold | Sparsity) -> Constraints:
     """Return the constraints of the weight in the parent, and the cut."""
     earlier = parent.constraints.get(name, FREE)
-    new = cut.constrain(parent.module.get_parameter(name), earlier.mask)
+    new = cut.constrain(parent.module.get_parameter(name), earlier.mask, axis_of(parent.module, name))
     return earlier.narrow(range=new.range, mask=new.mask)
 
 
@@ -81,7 +83,8 @@ def _best_for_weights(
         held = _added(parent, name, span)
         if held.levels is None:
             weight = held.project(parent.module.get_parameter(name))
-            threshold = MinMax().threshold(weight, held.mask, bits, per_channel=best.per_channel)
+            axis = axis_of(parent.module, name)
+            threshold = MinMax().threshold(weight, held.mask, bits, per_channel=best.per_channel, axis=axis)
             held = held.narrow(levels=symmetric_levels(threshold, bits))
         return parent.narrowed({name: held})
 
@@ -90,7 +93,7 @@ def _best_for_weights(
 
 
 def _best_for_inputs(
-    parent: Checkpoint, samples: dict[str, Samples], best: Best, images: Tensor
+    parent: Checkpoint, samples: dict[str, Samples], best: Best, images: Batch
 ) -> dict[str, Choice]:
     bits = best.bits or BITS
 

@@ -14,7 +14,9 @@ from decant.clip.params import ClipParams
 from decant.compression.finish import Result, finished
 from decant.compression.promises import Promise
 from decant.compression.selection import select
+from decant.errors import DecantError
 from decant.examples import Splits
+from decant.networks.record import record_of
 from decant.recipes import recipe_of
 from decant.training.run import Run
 
@@ -50,10 +52,27 @@ def clip(
         promises = [sparse(parent, names, block.cut)] if isinstance(block.cut, Sparsity) else []
         tables = tried_ranges(choices, {})
     else:
+        names, hidden = called(parent, names)
+        untouched |= hidden
         child, choices = clip_inputs(parent, names, block, splits.train)
         promises, tables = [], tried_ranges({}, choices)
     child, facts = with_statistics(child, splits.train) if block.statistics else (child, {})
     return finished(parent, child, untouched, tables=tables, facts=facts, promises=promises)
+
+
+def called(parent: Checkpoint, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the weights whose layers are called, so that their inputs can be cut, and why others are not.
+
+    Raises:
+        DecantError: There are none.
+    """
+    weights = record_of(parent.module).weights
+    if hidden := {name: weights[name].why for name in names if not weights[name].layer}:
+        names = [name for name in names if name not in hidden]
+    if not names:
+        name, why = next(iter(hidden.items()))
+        raise DecantError(f"No layer's inputs can be cut: {name}: {why}; take target weights")
+    return list(names), hidden
 
 
 def sparse(parent: Checkpoint, names: Sequence[str], cut: Sparsity) -> Promise:

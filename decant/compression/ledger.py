@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE
 from decant.compression.surgery import Kept, removed
 from decant.errors import DecantError
-from decant.networks.structure import compressible
+from decant.networks.record import record_of
+from decant.networks.roles import roles, unusual
+from decant.networks.structure import axis_of, compressible
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,19 @@ class Entry:
     Attributes:
         name: The parameter, such as `stages.0.conv1.weight`.
         count: Its elements.
-        weight: Whether it is a weight that compression works on, not a bias or a batch norm.
+        weight: Whether it is a weight that the network multiplies by, or one with constraints: not a bias, a
+            norm, or a table that is left as it is.
         changed: How many of its elements have another value than before.
         zeros: How many are zero now.
         holds: The constraints on it from now on; empty where there are none.
         untouched: Why the operation left it alone; empty where it did not.
         chosen: The kind that was taken where several were tried; empty where none were.
-        tried: What each of them costs: the KL divergence, in nats, of the logits from the parent's on
+        tried: What each of them costs: the distance of the outputs from the parent's, of classes in nats, on
             held-out training images, or None where it could not be applied.
         removed: How many of the parent's elements it has no more, as channels were taken out.
         channels: The parent's outputs and these, such as `64 → 48 channels`; or its inputs, where it has lost
             only of those; empty where it has lost neither.
+        role: What it is, as `roles`, where that is neither a layer's weight nor a bias nor a batch norm.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Entry:
     tried: Mapping[str, float | None] = field(default_factory=dict)
     removed: int = 0
     channels: str = ""
+    role: str = ""
 
 
 def compare(
@@ -73,6 +79,7 @@ def compare(
     """
     left = removed(parent, kept) if kept else parent
     before, weights = dict(left.module.named_parameters()), compressible(child.module)
+    every = roles(child.module)
     changed = {name: int((p != before[name]).sum()) for name, p in child.module.named_parameters()}
     accounted = {*(kept or {}), *(name for name, count in changed.items() if count and name not in weights)}
     entries = [
@@ -85,7 +92,8 @@ def compare(
             holds=_holds(child, name),
             untouched="" if name in accounted else untouched.get(name, ""),
             removed=parent.module.get_parameter(name).numel() - parameter.numel(),
-            channels=_channels(parent.module.get_parameter(name).shape, parameter.shape),
+            channels=_channels(parent.module, name, parameter.shape),
+            role=unusual(every, name),
         )
         for name, parameter in child.module.named_parameters()
     ]
@@ -103,9 +111,18 @@ def compare(
 
 def created(child: Checkpoint) -> list[Entry]:
     """Return one entry for each parameter of a network that was trained from fresh weights."""
-    weights = compressible(child.module)
+    weights, every = compressible(child.module), roles(child.module)
     return [
-        Entry(name, name in weights, p.numel(), p.numel(), int((p == 0).sum()), holds="", untouched="")
+        Entry(
+            name=name,
+            weight=name in weights,
+            count=p.numel(),
+            changed=p.numel(),
+            zeros=int((p == 0).sum()),
+            holds="",
+            untouched="",
+            role=unusual(every, name),
+        )
         for name, p in child.module.named_parameters()
     ]
 
@@ -135,8 +152,8 @@ def chosen(entries: Sequence[Entry], tables: Tables) -> list[Entry]:
 
 
 def as_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return the entries for `ledger.json`; chosen, tried and removed stand only where there is anything."""
-    rare = ("chosen", "tried", "removed", "channels")
+    """Return the entries for `ledger.json`; the last five keys stand only where there is anything."""
+    rare = ("chosen", "tried", "removed", "channels", "role")
     return [
         {key: value for key, value in asdict(entry).items() if value or key not in rare} for entry in entries
     ]
@@ -151,8 +168,9 @@ def lines(title: str, entries: Sequence[Entry]) -> list[str]:
     if others := [entry for entry in touched if not entry.weight]:
         changed, count = sum(entry.changed for entry in others), sum(entry.count for entry in others)
         gone = sum(entry.removed for entry in others)
+        kinds = "other parameters" if any(entry.role for entry in others) else "biases and batch norms"
         text.append(
-            f"  {'biases and batch norms':{width}}  {changed:>8,} of {count:>8,} changed"
+            f"  {kinds:{width}}  {changed:>8,} of {count:>8,} changed"
             + (f"  {gone:,} removed" if gone else "")
         )
     for reason in dict.fromkeys(entry.untouched for entry in entries if entry.untouched):
@@ -167,6 +185,7 @@ def _line(entry: Entry, width: int) -> str:
     return (
         f"  {entry.name:{width}}  {entry.changed:>8,} of {entry.count:>8,} changed"
         f"  {entry.zeros / entry.count:>7.2%} zero  {entry.holds}".rstrip()
+        + (f"  {entry.role}" if entry.role else "")
         + (f"  {entry.channels}" if entry.channels else "")
         + (f"  (chosen: {entry.chosen})" if entry.chosen else "")
     )
@@ -193,17 +212,22 @@ def _estimates(parent: Checkpoint, child: Checkpoint) -> bool:
     return any(not torch.equal(buffer, before[name]) for name, buffer in child.module.named_buffers())
 
 
-def _channels(before: Sequence[int], after: Sequence[int]) -> str:
-    if before[0] != after[0]:
-        return f"{before[0]} → {after[0]} channels"
-    return f"{before[1]} → {after[1]} inputs" if before[1:] != after[1:] else ""
+def _channels(module: nn.Module, name: str, after: Sequence[int]) -> str:
+    """Return what a parameter of the parent has lost: of its outputs, or of its inputs alone."""
+    before, axis = module.get_parameter(name).shape, axis_of(module, name)
+    if before == after:
+        return ""
+    if before[axis] != after[axis]:
+        return f"{before[axis]} → {after[axis]} channels"
+    return f"{before[1 - axis]} → {after[1 - axis]} inputs"
 
 
 def _holds(checkpoint: Checkpoint, name: str) -> str:
     parts = [checkpoint.constraints.get(name, FREE).describe()]
-    layer = name.removesuffix(".weight") if name.endswith(".weight") else ""
-    if (clamp := checkpoint.clamps.get(layer)) is not None:
-        parts.append(f"inputs in {clamp.describe()}")
-    if (grid := checkpoint.grids.get(layer)) is not None:
-        parts.append(f"inputs in {grid.describe()}")
+    weight = record_of(checkpoint.module).weights.get(name)
+    for layer in sorted({each.rpartition(".")[0] for each in weight.names} if weight else ()):
+        if (clamp := checkpoint.clamps.get(layer)) is not None:
+            parts.append(f"inputs in {clamp.describe()}")
+        if (grid := checkpoint.grids.get(layer)) is not None:
+            parts.append(f"inputs in {grid.describe()}")
     return ", ".join(part for part in parts if part)

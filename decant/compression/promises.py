@@ -16,6 +16,7 @@ from torch import Tensor
 from decant.checkpoints.checkpoint import Checkpoint, blank, state
 from decant.checkpoints.constraints import FREE, Constraints, Range
 from decant.errors import DecantError
+from decant.networks.ties import tied
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,7 +86,7 @@ def nothing_lost(parent: Checkpoint) -> Promise:
 
 def untrained(model: Checkpoint) -> Checkpoint:
     """Return a network of the model's architecture with weights that a training may begin with."""
-    return replace(model, module=blank(model.architecture, model.shape, len(model.classes)))
+    return replace(model, module=blank(model.built_by, model.shape, len(model.classes)))
 
 
 def _weights(model: Checkpoint) -> Iterator[tuple[str, nn.Parameter]]:
@@ -117,6 +118,7 @@ def _differences(model: Checkpoint, written: Checkpoint) -> Iterator[str]:
         yield "lineage"
     before, after = state(model.module), state(written.module)
     yield from sorted(before.keys() ^ after.keys())
+    yield from sorted(" and ".join(names) for names in tied(model.module) ^ tied(written.module))
     yield from (name for name in before if name in after and not _same_bits(before[name], after[name]))
     held, found = model.constraints, written.constraints
     yield from (

@@ -14,6 +14,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints, Levels, Range
 from decant.errors import DecantError
 from decant.networks.shapes import depthwise, replace_
+from decant.networks.structure import weight_of
 
 Kept = Mapping[str, Mapping[int, Tensor]]
 """What is left: indices [K], int64, ascending, by the name of a parameter or buffer and the dimension."""
@@ -36,7 +37,7 @@ def removed(checkpoint: Checkpoint, kept: Kept) -> Checkpoint:
         for name, held in checkpoint.constraints.items()
     }
     clamps = {
-        name: _clamp(clamp, _inputs(before.get_submodule(name), kept.get(f"{name}.weight", {})))
+        name: _clamp(clamp, _inputs(before.get_submodule(name), kept.get(weight_of(before, name), {})))
         for name, clamp in checkpoint.clamps.items()
     }
     attach_(module, checkpoint.grids, clamps)

@@ -1,14 +1,11 @@
-"""Counts of a network: its parameters, its zeros, and its multiplications for one input."""
+"""Counts of a network: its parameters, its zeros, and its multiplications for one row."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from decant.networks.architectures import Shape
+from decant.networks.record import record_of
 from decant.networks.structure import compressible
 
 
@@ -23,34 +20,27 @@ def nonzeros(module: nn.Module) -> int:
 
 
 def sparsity(module: nn.Module) -> float:
-    """Return the fraction in [0, 1] of zeros among the weights of convolutions and linear layers."""
+    """Return the fraction in [0, 1] of zeros among the weights that the network multiplies by.
+
+    These are weights of linear, convolutional, recurrent and attention layers, and parameters that functions
+    multiply by; a tensor of several names counts once. Embeddings are looked up, and are not among them.
+    """
     weights = compressible(module).values()
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     return zeros / max(1, sum(weight.numel() for weight in weights))
 
 
-def macs(module: nn.Module, shape: Shape) -> int:
-    """Return the multiplications of convolutions and linear layers for one input of `shape` [C, H, W].
+def macs(module: nn.Module) -> int:
+    """Return the multiplications for one row of what the network is known to take.
 
-    Zeros count as much as any other weight: a kernel that skips single zeros is the exception.
+    They are those of convolutions, matrices, recurrences, and the products of attention; tables, norms and
+    additions have none. Zeros count as much as any other weight: a kernel that skips single zeros is the
+    exception.
     """
-    return sum(layer_macs(module, shape).values())
+    return record_of(module).macs
 
 
-def layer_macs(module: nn.Module, shape: Shape) -> dict[str, int]:
-    """Return the multiplications of each convolution and linear layer, by the name of its weight."""
-    weights = compressible(module)
-    counts = dict.fromkeys(weights, 0)
-
-    def count(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
-        counts[name] += output.numel() // weights[name].shape[0] * weights[name].numel()
-
-    handles = [
-        module.get_submodule(name.removesuffix(".weight")).register_forward_hook(partial(count, name))
-        for name in weights
-    ]
-    with torch.no_grad():
-        module(torch.zeros(1, *shape))
-    for handle in handles:
-        handle.remove()
-    return counts
+def layer_macs(module: nn.Module) -> dict[str, int]:
+    """Return the multiplications for one row with each weight, by its name."""
+    record = record_of(module)
+    return {name: record.macs_of(name) for name in compressible(module)}

@@ -1,13 +1,52 @@
-"""The Kullback-Leibler divergence between the class probabilities of two networks."""
+"""How far two networks' outputs are from each other: as class probabilities, or as numbers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from decant.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Distance: TypeAlias = "Callable[[Tensor, Tensor], float]"
+"""(found [N, M], expected [N, M]) -> how far they are apart, 0 where they are equal."""
+
+
+def distance(classes: Sequence[str]) -> Distance:
+    """Return how the outputs of a network of these classes are compared.
+
+    As probabilities, by `divergence`; by `squared_error` where there are no classes, so that outputs are no
+    logits. Both grow by the square of what the outputs move by.
+    """
+    return divergence if classes else lambda found, expected: squared_error(found, expected).item()
+
+
+def squared_error(found: Tensor, expected: Tensor) -> Tensor:
+    """Return the mean squared error over the variance of what is expected; shape [], 0 where both are equal.
+
+    The variance is that of all numbers together, so that a step of the outputs' unit changes nothing and
+    large outputs count more than small ones. Where they do not vary, their mean square takes its place, and 1
+    where they are all zero. 0.0001 is an error of 1 % of the outputs' standard deviation.
+
+    Args:
+        found: [N, M]; gradients flow into it.
+        expected: [N, M], as a teacher answers; none flow into it.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if found.shape != expected.shape:
+        raise ValueError(f"Outputs differ in shape: found {[*found.shape]}, expected {[*expected.shape]}")
+    expected = expected.detach().double()
+    square, variance = expected.square().mean(), expected.var(correction=0)
+    scale = torch.where(variance > VARYING * square, variance, square)
+    return (found.double() - expected).square().mean() / torch.where(scale > 0, scale, 1.0)
+
+
+VARYING = 1e-12
+"""A variance below this share of the mean square is the rounding of numbers that are all the same."""
 
 
 def divergence(logits: Tensor, expected: Tensor) -> float:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from decant.networks.architectures import Shape
+from decant.networks.calls import Call, Kind, Record
+from decant.networks.record import record_of
 from decant.networks.shapes import Shapes, depthwise
-from decant.networks.structure import compressible
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -67,22 +66,28 @@ class LayerShape:
         return " ".join(parts)
 
 
-def layers_of(module: nn.Module, shape: Shape) -> list[LayerShape]:
-    """Return the convolutions and linear layers in the order in which one image [C, H, W] meets them."""
-    found: list[LayerShape] = []
-    names = {module.get_submodule(name.removesuffix(".weight")): name for name in compressible(module)}
+def layers_of(module: nn.Module) -> list[LayerShape]:
+    """Return the convolutions and linear layers in the order in which one row meets them, by calls.
 
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append(_layer(names[layer], layer, inputs[0], output))
+    Other layers, such as recurrent ones, and what functions multiply have no such shape and are left out.
+    """
+    record = record_of(module)
+    return [
+        _layer(call, record.rows, module.get_submodule(record.weights[call.weight].layer))
+        for call in record.calls
+        if _plain(record, call)
+    ]
 
-    handles = [layer.register_forward_hook(record) for layer in names]
-    try:
-        with torch.no_grad():
-            module(torch.zeros(1, *shape))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+
+def all_plain(module: nn.Module) -> bool:
+    """Say whether all that a network multiplies is in `layers_of`."""
+    record = record_of(module)
+    return all(_plain(record, call) for call in record.calls if call.macs)
+
+
+def _plain(record: Record, call: Call) -> bool:
+    weight = record.weights.get(call.weight)
+    return bool(weight and weight.layer and call.kind in (Kind.CONVOLUTION, Kind.LINEAR))
 
 
 def reshaped(layers: list[LayerShape], shapes: Shapes) -> list[LayerShape]:
@@ -95,15 +100,15 @@ def macs(layers: list[LayerShape], shapes: Shapes) -> int:
     return sum(layer.macs for layer in reshaped(layers, shapes))
 
 
-def _layer(name: str, layer: Any, inputs: Tensor, output: Tensor) -> LayerShape:
+def _layer(call: Call, rows: int, layer: Any) -> LayerShape:
     weight = tuple(layer.weight.shape)
-    places = output.numel() // weight[0]
+    places = prod(call.outputs) // weight[0] // rows
     if not isinstance(layer, Conv):
-        return LayerShape(name, weight, tuple(inputs.shape[1:-1]), places)
+        return LayerShape(call.weight, weight, call.inputs[1:-1], places)
     # The paddings stand from the last dimension on, twice each; strings such as `same` are numbers there.
     padding = tuple(layer._reversed_padding_repeated_twice[-2::-2])
     numbers = (tuple(layer.stride), padding, tuple(layer.dilation), layer.groups, depthwise(layer))
-    return LayerShape(name, weight, tuple(inputs.shape[2:]), places, *numbers)
+    return LayerShape(call.weight, weight, call.inputs[2:], places, *numbers)
 
 
 def _times(numbers: tuple[int, ...]) -> str:

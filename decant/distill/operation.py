@@ -11,7 +11,7 @@ from decant.distill.params import DistillParams
 from decant.examples import Splits
 from decant.recipes import recipe_of
 from decant.training.fresh import train
-from decant.training.losses import against_teacher
+from decant.training.losses import loss_of
 from decant.training.run import Run
 
 
@@ -23,7 +23,7 @@ def distill(
     teacher: Checkpoint | None = None,
     run: Run | None = None,
 ) -> Result:
-    """Return a student that was trained from fresh weights on the soft targets of `parent`.
+    """Return a student that was trained from fresh weights on the soft targets, or the outputs, of `parent`.
 
     It does not help where the student is as large as its teacher, or where labels are plenty and right.
 
@@ -39,5 +39,6 @@ def distill(
             or infinite.
     """
     block = recipe_of(DistillParams, recipe, splits.sizes)
-    loss = against_teacher(block.loss, parent.module, block.training.label_smoothing)
-    return train(block.student, block.training, splits, run, loss=loss, lineage=tuple(parent.lineage))
+    classes, device = len(parent.classes), block.device
+    loss = loss_of(block.loss, block.training, parent.module, splits.train, classes, device)
+    return train(block.student, block.training, splits, run, loss=loss, teacher=parent, device=device)

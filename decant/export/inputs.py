@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
+import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from decant.checkpoints.activations import DynamicGrid, Grid, InputGrid
+from decant.checkpoints.activations import NOTHING, DynamicGrid, Grid, InputGrid, RecurrentGrid
 from decant.checkpoints.constraints import Range
 from decant.export.graph import Graph
-from decant.lowering.integers import TOP
+from decant.lowering.integers import MIDDLE, TOP
 
 BYTE = 8
 """Bits of the integers that ONNX Runtime multiplies."""
@@ -57,30 +59,56 @@ def quantized_by_batch(graph: Graph, source: str) -> tuple[str, str, str]:
     return graph.once((source, "batch"), write)
 
 
+def quantized_by_rows(graph: Graph, source: str) -> tuple[str, str]:
+    """Write the rounding of rows to 8 bits, 128 for 0; return codes, and the largest input of each row."""
+
+    def write() -> tuple[str, str]:
+        largest = _largest(graph, source)
+        codes = graph.emit("Mul", source, graph.emit("Div", graph.number(MIDDLE - 1), largest))
+        return graph.emit("QuantizeLinear", codes, graph.number(1.0), graph.number(MIDDLE, np.uint8)), largest
+
+    return graph.once((source, "rows"), write)
+
+
+def _largest(graph: Graph, source: str) -> str:
+    last = graph.constant("last", torch.tensor([-1]))
+    return graph.emit(
+        "Max", graph.emit("ReduceMax", graph.emit("Abs", source), last, keepdims=1), graph.number(NOTHING)
+    )
+
+
 def rounded(graph: Graph, source: str, grid: Grid | None) -> str:
     """Write the rounding to any grid in float32, to the bit as PyTorch does; return its result."""
-    if grid is None:
+    if grid is None or isinstance(grid, RecurrentGrid):  # rounds within
         return source
     if isinstance(grid, InputGrid):
         return graph.once((source, grid, "float"), lambda: _rounded(graph, source, grid))
+    if grid.rows:
+        return graph.once((source, grid), lambda: _rounded_by_rows(graph, source, grid))
     write = _rounded_by_bytes if grid.bits == BYTE else _rounded_by_batch
     return graph.once((source, grid), lambda: write(graph, source, grid))
 
 
-def is_rounded(graph: Graph, name: str) -> bool:
-    """Say whether a result is rounded to a grid before anything else is made of it.
+def is_rounded(graph: Graph, name: str, returned: Collection[str] = ()) -> bool:
+    """Say whether a result is rounded to a grid before anything else is made of it, and drop idle clamps.
 
-    What a rectifier or a clamp cuts off first is no matter where the grid ends there as well.
+    What a rectifier or a clamp cuts off first is no matter where the grid ends there as well. ONNX Runtime
+    would keep such a clamp wherever float32 puts the two ends a bit apart, and multiply in float32 before it.
+    What is `returned` is read by whoever runs the model.
     """
-    low, high = -math.inf, math.inf
+    low, high, clamps = -math.inf, math.inf, list[onnx.NodeProto]()
     while True:
         readers = [node for node in graph.nodes if name in node.input]
         if len(readers) != 1 or readers[0].op_type not in ("QuantizeLinear", "Relu", "Clip", *MOVING):
             return False
+        if name in returned:
+            return False
         (node,) = readers
         if node.op_type == "QuantizeLinear":
-            step, zero = (graph.value(each) for each in node.input[1:])
-            return low <= -zero * step and (TOP - zero) * step <= high
+            if found := _ends_within(graph, node, low, high):
+                for clamp in clamps:
+                    graph.drop(clamp)
+            return found
         if node.op_type == "Relu":
             low = max(low, 0.0)
         if node.op_type == "Clip":
@@ -89,7 +117,16 @@ def is_rounded(graph: Graph, name: str) -> bool:
             first, last = [*node.input[1:], "", ""][:2]
             low = max(low, graph.value(first)) if first else low
             high = min(high, graph.value(last)) if last else high
+            clamps.append(node)
         name = node.output[0]
+
+
+def _ends_within(graph: Graph, node: onnx.NodeProto, low: float, high: float) -> bool:
+    """Say whether all codes of a QuantizeLinear stand for numbers from `low` to `high`, but for rounding."""
+    step, zero = (graph.value(each) for each in node.input[1:])
+    (reader,) = [each for each in graph.nodes if node.output[0] in each.input][:1]
+    top = graph.value(reader.input[2]) if reader.op_type == "Clip" else TOP  # of fewer bits
+    return round(max(low / step, -TOP)) + zero <= 0 and round(min(high / step, TOP)) + zero >= top
 
 
 def _idle(clamp: Range, grid: Grid | None) -> bool:
@@ -123,6 +160,12 @@ def _rounded_by_bytes(graph: Graph, source: str, _: DynamicGrid) -> str:
     codes, step, zero = quantized_by_batch(graph, source)
     codes, zero = (graph.emit("Cast", each, to=TensorProto.FLOAT) for each in (codes, zero))
     return graph.emit("Mul", graph.emit("Sub", codes, zero), step)
+
+
+def _rounded_by_rows(graph: Graph, source: str, grid: DynamicGrid) -> str:
+    largest, top = _largest(graph, source), graph.number(2 ** (grid.bits - 1) - 1)
+    steps = graph.emit("Round", graph.emit("Mul", source, graph.emit("Div", top, largest)))
+    return graph.emit("Mul", steps, graph.emit("Div", largest, top))
 
 
 def _rounded_by_batch(graph: Graph, source: str, grid: DynamicGrid) -> str:

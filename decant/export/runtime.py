@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as status
+from torch import Tensor
 
 from decant.errors import DecantError
 from decant.lowering.integers import EXACT_SUMS
@@ -43,6 +45,17 @@ def open_session(content: bytes, threads: int, exact: bool = True) -> onnxruntim
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except REFUSALS as error:
         raise DecantError(f"onnxruntime {onnxruntime.__version__} cannot run the model: {error}") from None
+
+
+def feed(session: Any, arguments: Iterable[Tensor]) -> dict[str, np.ndarray]:
+    """Return tensors as a session takes them, by the names of its inputs, in order."""
+    names = [each.name for each in session.get_inputs()]
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in zip(names, arguments, strict=True)}
+
+
+def run(session: Any, *arguments: Tensor) -> tuple[Tensor, ...]:
+    """Return what a session answers to tensors, in order."""
+    return tuple(torch.from_numpy(each) for each in session.run(None, feed(session, arguments)))
 
 
 def adds_in_16_bits(processor: Mapping[str, Any]) -> bool:

@@ -14,8 +14,7 @@ from decant.examples import Splits
 from decant.finetune.params import FinetuneParams
 from decant.recipes import recipe_of
 from decant.training.fit import epochs_run, fit_
-from decant.training.losses import against_teacher, warning
-from decant.training.recipe import Loss
+from decant.training.losses import loss_of, warning
 from decant.training.run import Run
 
 
@@ -37,7 +36,8 @@ def finetune(
         parent: The model to train; untouched.
         recipe: The training and, where soft targets are wanted, the loss, with the keys of params.yaml.
         splits: What it learns from, and what its curve is measured on.
-        teacher: Whose soft targets `loss` takes; the parent where None.
+        teacher: Whose soft targets `loss` takes, and whose outputs are learned where there are no labels; the
+            parent where None.
         run: Its name, its seed, and where an interrupted training is resumed from.
 
     Raises:
@@ -48,24 +48,20 @@ def finetune(
         estimated, images = with_statistics(parent, splits.train)
         return finished(parent, estimated, {}, facts=images, statistics=True)
     child = replace(parent, module=copy.deepcopy(parent.module))
+    teacher = teacher or parent
     curve = fit_(
         child.module,
         block.training,
-        _loss(block, teacher or parent),
+        loss_of(block.loss, block.training, teacher.module, splits.train, len(parent.classes), block.device),
         splits.train,
         splits.validation,
         scratch=run.scratch,
         seed=run.seed,
         constraints=parent.constraints,
         title=run.name,
+        teacher=teacher.module,
+        device=block.device,
     )
     message = warning(block.loss, parent.narrowest)
     facts = epochs_run(block.training, curve) | ({"warning": message} if message else {})
     return finished(parent, child, {}, curve=curve, facts=facts)
-
-
-def _loss(block: FinetuneParams, teacher: Checkpoint) -> Loss:
-    """Return the loss on soft targets of the teacher where the recipe asks for them, else on labels."""
-    if block.loss is None:
-        return block.training.hard_loss()
-    return against_teacher(block.loss, teacher.module, block.training.label_smoothing)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from decant.networks.devices import Device, idle
 from decant.schema import Block, Index
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Training
@@ -22,12 +23,16 @@ class FinetuneParams(Block):
 
     With `statistics` and no epochs those of batch norms are estimated anew on training images, and no weight
     is changed.
+
+    Attributes:
+        device: Where it is trained.
     """
 
     op: Literal["finetune"]
     training: Further
     loss: SoftTargets | None = None
     statistics: bool = False
+    device: Device = "cpu"
 
     @model_validator(mode="after")
     def _fitting(self) -> FinetuneParams:
@@ -35,6 +40,8 @@ class FinetuneParams(Block):
             raise ValueError("a training estimates statistics: take epochs: 0, or leave out statistics")
         if not self.statistics and not self.training.epochs:
             raise ValueError("epochs: 0 trains nothing: take more, or statistics: true")
+        if not self.training.epochs and (wrong := idle(self.device)):
+            raise ValueError(wrong)
         if self.loss is not None and not self.training.epochs:
             raise ValueError("loss is for a training, and there are no epochs: leave it out")
         return self

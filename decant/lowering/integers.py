@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from decant.checkpoints.activations import DynamicGrid, InputGrid
+from decant.checkpoints.activations import DynamicGrid, InputGrid, stepped_weights
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE, Constraints, Levels
-from decant.networks.structure import compressible
+from decant.networks.record import record_of
+from decant.networks.structure import compressible, observable
 
 TOP = 255
 """The largest code of a layer's input."""
+
+MIDDLE = 128
+"""The code that stands for 0 where integers of both signs are written in uint8."""
 
 SAFE = 64
 """Two products of such a code and an input's fit into 16 bits, where processors without VNNI add them up."""
@@ -52,6 +56,13 @@ class Whole:
     def steps(self) -> Tensor:
         """The weight in steps of its scale [O, ...], int64."""
         return self.codes.long() - _column(self.zero_point.long(), self.codes)
+
+    def unsigned(self) -> Whole:
+        """Return the same numbers as uint8."""
+        if self.codes.dtype == torch.uint8:
+            return self
+        codes, zero_point = ((each.int() + MIDDLE).to(torch.uint8) for each in (self.codes, self.zero_point))
+        return Whole(codes, self.scale, zero_point)
 
 
 def whole(weight: Tensor, held: Constraints) -> Whole | None:
@@ -126,8 +137,9 @@ def settled(checkpoint: Checkpoint) -> Checkpoint:
         Inference, 2017, section 2.4. https://arxiv.org/abs/1712.05877
     """
     module = copy.deepcopy(checkpoint.module)
-    for name, parameter in compressible(module).items():  # others have no integer kernels
-        layer = name.removesuffix(".weight")
+    weights = record_of(module).weights
+    for name, parameter in observable(module).items():  # others have no integer kernels
+        layer = weights[name].layer
         grid, bias = checkpoint.grids.get(layer), module.get_submodule(layer).bias
         if not isinstance(grid, InputGrid) or not isinstance(bias, Tensor):
             continue
@@ -165,12 +177,14 @@ def risky(checkpoint: Checkpoint) -> list[str]:
     7 bits whose channels lie on one side of zero. It does not concern weights in uint8, nor processors with
     VNNI or of other kinds than x86-64.
     """
-    found = []
-    for name, parameter in compressible(checkpoint.module).items():
-        layer, held = name.removesuffix(".weight"), checkpoint.constraints.get(name, FREE)
+    found, weights = [], record_of(checkpoint.module).weights
+    for name, parameter in observable(checkpoint.module).items():
+        layer, held = weights[name].layer, checkpoint.constraints.get(name, FREE)
         grid = checkpoint.grids.get(layer)
         if not isinstance(grid, InputGrid) and not (isinstance(grid, DynamicGrid) and parameter.dim() == 2):
             continue  # multiplied in float32
+        if weights[name].calls > 1:
+            continue  # written as uint8
         weight = whole(parameter.detach(), held)
         if (
             weight is not None
@@ -178,7 +192,24 @@ def risky(checkpoint: Checkpoint) -> list[str]:
             and bool((weight.steps.abs() > SAFE).any())
         ):
             found.append(layer)
-    return found
+    return found + _risky_within(checkpoint)
+
+
+def _risky_within(checkpoint: Checkpoint) -> list[str]:
+    """Return the like of weights of LSTM layers that round what they multiply, by the weights' names."""
+    weights = record_of(checkpoint.module).weights
+    names = [
+        n
+        for n in stepped_weights(checkpoint.module, checkpoint.grids)
+        if n in weights and weights[n].calls == 1
+    ]
+    numbers = {
+        n: whole(checkpoint.module.get_parameter(n).detach(), checkpoint.constraints.get(n, FREE))
+        for n in names
+    }
+    return [
+        name for name, each in numbers.items() if each is not None and bool((each.steps.abs() > SAFE).any())
+    ]
 
 
 def exact_sums(checkpoint: Checkpoint) -> str:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from decant.errors import DecantError
+from decant.inputs import TensorInput, drawn
 from decant.lazy import torch
+from decant.networks.calls import Example
+from decant.networks.packages import Timm, Transformers
+from decant.networks.python import Python
+from decant.networks.record import give_example_
 from decant.schema import Section
 
 if TYPE_CHECKING:
     from torch import nn
 
 Shape = tuple[int, int, int]
+
+Takes: TypeAlias = "Shape | Mapping[str, TensorInput]"
+"""One picture [C, H, W], or each of the tensors that a network is called with, by name."""
 
 WeightShapes = dict[str, tuple[int, ...]]
 """The shapes of weights, by name."""
@@ -221,22 +229,65 @@ class Lenet5(Section):
         return height * width
 
 
-Architecture = Annotated[Resnet | Mlp | Lenet300100 | Lenet5, Field(discriminator="kind")]
+OWN = (Resnet, Mlp, Lenet300100, Lenet5)
+"""Architectures of this package: all that is known of one of their networks is known of each."""
+
+OwnArchitecture = Resnet | Mlp | Lenet300100 | Lenet5
+
+FOREIGN = (Python, Transformers, Timm)
+"""Architectures of other people: what one of their networks is like is known once it is built."""
+
+ForeignArchitecture = Python | Transformers | Timm
+
+Architecture = Annotated[
+    Resnet | Mlp | Lenet300100 | Lenet5 | Python | Transformers | Timm, Field(discriminator="kind")
+]
 
 
-def build(architecture: Architecture, shape: Shape, classes: int, seed: int) -> nn.Module:
+def build(architecture: Architecture, shape: Takes, classes: int, seed: int) -> nn.Module:
     """Return a network whose fresh weights are a function of `seed`; the global generator is untouched.
 
+    One of other people lies on the processor, wherever torch puts tensors now: it may hold numbers that no
+    file has. Weights that it computes anew in each pass are plain parameters.
+
     Raises:
-        DecantError: As `check_size`; or the images are too small for the network.
+        DecantError: As `check_size`; or the images are too small for the network; or what other people wrote
+            does not build one.
     """
-    check_size(architecture, shape, classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return architecture.build(shape, classes)
+        if isinstance(architecture, FOREIGN):
+            from decant.networks.parametrizations import without_parametrizations_
+
+            with torch.device("cpu"):
+                without_parametrizations_(module := architecture.build(shape, classes))
+        else:
+            check_size(architecture, pictures := picture(shape), classes)
+            module = architecture.build(pictures, classes)
+    give_example_(module, example(shape))
+    return module
 
 
-def check_size(architecture: Architecture, shape: Shape, classes: int) -> None:
+def example(shape: Takes) -> Example:
+    """Return arguments of one row: zeros for what takes pictures, others drawn."""
+    return (torch.zeros(1, *shape, device="cpu"),) if isinstance(shape, tuple) else drawn(shape)
+
+
+def picture(shape: Takes) -> Shape:
+    """Return the shape of a picture.
+
+    Raises:
+        DecantError: It is none.
+    """
+    if not isinstance(shape, tuple):
+        raise DecantError(
+            f"This network is one of pictures [C, H, W], and the inputs are {', '.join(shape)}; take an "
+            "architecture of your own (kind: python)"
+        )
+    return shape
+
+
+def check_size(architecture: OwnArchitecture, shape: Shape, classes: int) -> None:
     """Check, by arithmetic alone, that a network has at most `LARGEST` weights, and can be kept.
 
     Raises:

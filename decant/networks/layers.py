@@ -56,8 +56,11 @@ class ResidualBlock(nn.Module):
 
 
 def fit_normalization_(module: nn.Module, inputs: Tensor) -> None:
-    """Set the network's mean and deviation, in place, to those of `inputs` [N, C, H, W] per channel."""
-    normalize = module.get_submodule("normalize")
+    """Set the network's mean and deviation, in place, to those of `inputs` [N, C, H, W] per channel.
+
+    A network of someone else, which knows its inputs by itself, stays as it is.
+    """
+    normalize = getattr(module, "normalize", None)
     if isinstance(normalize, Normalize):
         normalize.mean.copy_(inputs.mean((0, 2, 3)).reshape(-1, 1, 1))
         # A constant channel has deviation 0; dividing by it would make every logit NaN.

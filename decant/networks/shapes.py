@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from decant.networks.ties import put_, ties
+
 Shapes = dict[str, tuple[int, ...]]
 """The shape of each parameter and buffer, by name."""
 
@@ -39,19 +41,23 @@ def reshape_(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors of any size in the place of the named ones, and tell their layers, in place."""
+    """Put tensors of any size in the place of the named ones, and tell their layers, in place.
+
+    A tensor of several names is replaced under all of them.
+    """
     owners: dict[str, tuple[nn.Module, bool]] = {}
     for name, tensor in tensors.items():
-        path, _, attribute = name.rpartition(".")
-        owner = module.get_submodule(path)
         old = _tensor(module, name)
         if isinstance(old, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
-        # Depthwise is read off the old numbers, before they change.
-        owners.setdefault(path, (owner, depthwise(owner)))
-        setattr(owner, attribute, tensor)
-    for owner, each in owners.values():
-        _tell_(owner, each)
+        for each in next(names for names in ties(module).values() if name in names):
+            path = each.rpartition(".")[0]
+            owner = module.get_submodule(path)
+            # Depthwise is read off the old numbers, before they change.
+            owners.setdefault(path, (owner, depthwise(owner)))
+            put_(module, each, tensor)
+    for owner, each_alone in owners.values():
+        _tell_(owner, each_alone)
 
 
 def depthwise(layer: nn.Module) -> bool:

@@ -25,7 +25,7 @@ Scores: TypeAlias = "Mapping[str, Tensor]"
 Counts = dict[str, int]
 
 Probe = Callable[[Mapping[str, int]], float]
-"""What it costs to remove so many units of these layers and none of the others: nats on validation images."""
+"""What it costs to remove so many units of these layers and no others: drift on validation images."""
 
 
 class Global(Section):
@@ -117,7 +117,8 @@ class Lamp(Section):
 class Adaptive(Section):
     """Measure what pruning each layer alone costs, then split so that the sum of the costs is least.
 
-    The cost is the KL divergence of the logits from the unpruned model's, on `images` validation images, at
+    The cost is the drift from the unpruned model on `images` validation images (of classes the KL divergence
+    of the logits, else the squared error over the outputs' variance), at
     `points` sparsities a layer; between them it is read off the lower convex hull of the curve, on which
     removing first where it is cheapest is optimal. Costs one pass over the images for each point and
     layer. Does not see what layers do to each other: at extreme sparsities the sum is not the whole.

@@ -26,8 +26,9 @@ class PruningBudget(Section):
         bytes: On disk, of all that rebuilds the function.
         macs: Multiplications for one image; needs channels, as zeros are multiplied like other weights.
         latency: Time over the teacher's in ONNX Runtime on this machine; needs channels.
-        drift: KL divergence of the logits from the unpruned model's, in nats on the last training images
-            (criteria look at the first ones): remove as much as that allows.
+        drift: How far outputs are from the unpruned model's on the last training images (criteria look at
+            the first ones): remove as much as that allows. Of classes the KL divergence of the logits, in
+            nats; else the squared error over the outputs' variance, 0.0001 for 1 % of their deviation.
     """
 
     sparsity: Share | None = None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
 from decant.errors import DecantError
-from decant.examples import Examples, pixels
+from decant.examples import Batch, Examples
 from decant.lazy import torch
-from decant.networks.structure import compressible, normalized_by
+from decant.networks.execution import answers, predict
+from decant.networks.structure import compressible, normalized_by, observable, tables, unobservable
 from decant.schema import Count, Positive, Section, TrainImages
 
 if TYPE_CHECKING:
@@ -44,10 +46,35 @@ class Scoring(Section):
         raise NotImplementedError
 
     def scores_within(
-        self, module: nn.Module, masks: Mapping[str, Tensor], examples: Examples, seed: int
+        self,
+        module: nn.Module,
+        masks: Mapping[str, Tensor],
+        examples: Examples,
+        seed: int,
+        names: Sequence[str] | None = None,
     ) -> Scores:
-        """Return the same, where it is known which weights a mask holds at zero, by name."""
+        """Return the same, where it is known more of what is scored.
+
+        Args:
+            module: The network, in eval mode.
+            masks: True where a weight survives, by the names of those that have masks.
+            examples: Training images.
+            seed: For what is drawn.
+            names: The weights whose scores are asked for: others need none; all where None.
+        """
         return self.scores(module, examples, seed)
+
+    def unscored(self, module: nn.Module) -> dict[str, str]:
+        """Return why it has no scores for a weight, by its name: by default for embeddings alone."""
+        return dict.fromkeys(tables(module), "embeddings are scored by magnitude or random alone")
+
+
+class OfInputs(Scoring):
+    """What criteria have that look at the inputs of layers."""
+
+    def unscored(self, module: nn.Module) -> dict[str, str]:
+        """Return the weights whose inputs cannot be seen, and why."""
+        return super().unscored(module) | unobservable(module)
 
 
 class Magnitude(Scoring):
@@ -73,8 +100,12 @@ class Magnitude(Scoring):
         scales = normalized_by(module) if self.folded else {}
         return {
             name: (weight.detach() * scales.get(name, 1.0)).abs() ** self.norm
-            for name, weight in compressible(module).items()
+            for name, weight in (compressible(module) | tables(module)).items()
         }
+
+    def unscored(self, module: nn.Module) -> dict[str, str]:
+        """Return none: it looks at nothing but weights."""
+        return {}
 
 
 class Random(Scoring):
@@ -91,15 +122,20 @@ class Random(Scoring):
         generator = torch.Generator().manual_seed(seed)
         return {
             name: torch.rand(weight.shape, generator=generator)
-            for name, weight in compressible(module).items()
+            for name, weight in (compressible(module) | tables(module)).items()
         }
+
+    def unscored(self, module: nn.Module) -> dict[str, str]:
+        """Return none: it looks at nothing but weights."""
+        return {}
 
 
 class Taylor(Scoring):
     """Score |w * dL/dw|, the first-order change of the loss when w is set to zero.
 
     The gradient is of the mean cross entropy over the first `images` training images, in eval mode. Does not
-    help on a network whose loss is near its minimum on these images: the gradient is noise there.
+    help on a network whose loss is near its minimum on these images: the gradient is noise there. So it is
+    refused without labels: the distance of outputs from what they are is at its minimum.
 
     References:
         Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, 2016.
@@ -110,13 +146,36 @@ class Taylor(Scoring):
     images: TrainImages = 2000
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
-        """Return |w * g| per weight."""
-        seen, weights = _seen(self.kind, examples, self.images), compressible(module)
+        """Return |w * g| per weight.
+
+        Raises:
+            DecantError: There are no labels.
+        """
+        return self.scores_within(module, {}, examples, seed)
+
+    def scores_within(
+        self,
+        module: nn.Module,
+        masks: Mapping[str, Tensor],
+        examples: Examples,
+        seed: int,
+        names: Sequence[str] | None = None,
+    ) -> Scores:
+        """Return the same of some weights."""
+        seen, weights = _seen(self.kind, examples, self.images), _named(module, names)
+        if seen.labels is None:
+            raise DecantError(
+                f"criterion {self.kind} scores weights by the gradient of a loss on labels, and these "
+                "examples have none (what the network answers itself has no gradient); take fisher, wanda, "
+                "obs or magnitude"
+            )
         gradients = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        for inputs, labels in _batches(seen, 250):
-            loss = torch.nn.functional.cross_entropy(module(inputs), labels, reduction="sum") / len(seen)
-            for name, part in _gradients(self.kind, loss, weights).items():
-                gradients[name] += part
+        with _differentiable(weights):
+            for inputs, labels in _batches(seen, 250):
+                logits = answers(module, inputs)
+                loss = seen.target.loss(logits, labels, reduction="sum") / len(seen)
+                for name, part in _gradients(self.kind, loss, weights).items():
+                    gradients[name] += part
         return {name: (weight.detach() * gradients[name]).abs() for name, weight in weights.items()}
 
 
@@ -140,7 +199,9 @@ class Fisher(Scoring):
     """Score w^2 * E[(dL/dw)^2] / 2: the second-order change of the loss, with the Fisher diagonal as Hessian.
 
     The square is of each image's own gradient, at its label, averaged over the first `images` training
-    images. Does not help where weights depend on each other: the diagonal cannot see it; `obs` does.
+    images. Without labels the outputs are taken for the means of normal distributions that are as wide as the
+    outputs vary, and the gradient is at a draw from these: at signs by chance, whose expected square is the
+    same. Does not help where weights depend on each other: the diagonal cannot see it; `obs` does.
 
     References:
         Theis et al., Faster Gaze Prediction with Dense Networks and Fisher Pruning, 2018.
@@ -152,18 +213,41 @@ class Fisher(Scoring):
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return w^2 F / 2 per weight."""
-        seen = _seen(self.kind, examples, self.images)
-        weights = compressible(module)
+        return self.scores_within(module, {}, examples, seed)
+
+    def scores_within(
+        self,
+        module: nn.Module,
+        masks: Mapping[str, Tensor],
+        examples: Examples,
+        seed: int,
+        names: Sequence[str] | None = None,
+    ) -> Scores:
+        """Return the same of some weights."""
+        seen, weights = _seen(self.kind, examples, self.images), _named(module, names)
         squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         # One by one: it is no slower than torch's vmap, which stops at what rounds by the range of a batch.
-        for inputs, labels in _batches(seen, 1):
-            loss = torch.nn.functional.cross_entropy(module(inputs), labels)
-            for name, gradient in _gradients(self.kind, loss, weights).items():
-                squares[name] += gradient.square()
+        with _differentiable(weights):
+            for loss in self._losses(module, seen, seed):
+                for name, gradient in _gradients(self.kind, loss, weights).items():
+                    squares[name] += gradient.square()
         return {n: weight.detach().square() * squares[n] / (2 * len(seen)) for n, weight in weights.items()}
 
+    def _losses(self, module: nn.Module, seen: Examples, seed: int) -> Iterator[Tensor]:
+        """Yield the loss of each image, shape []."""
+        if seen.labels is not None:
+            for inputs, labels in _batches(seen, 1):
+                yield seen.target.loss(answers(module, inputs), labels)
+            return
+        deviation = max(predict(module, seen.images).std(correction=0).item(), 1e-12)
+        generator = torch.Generator().manual_seed(seed)
+        for inputs in seen.images.split(1):
+            outputs = answers(module, inputs)
+            signs = torch.randint(0, 2, outputs.shape, generator=generator) * 2 - 1
+            yield (outputs * signs).sum() / deviation
 
-class Wanda(Scoring):
+
+class Wanda(OfInputs):
     """Score |w| * ||x||, the size of a weight times that of the inputs that it meets.
 
     The norm of an input is over the first `images` training images, no labels needed. The paper compares
@@ -179,14 +263,25 @@ class Wanda(Scoring):
     images: TrainImages = 1000
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
-        """Return |w| * ||x|| per weight."""
+        """Return |w| * ||x|| per weight whose inputs can be seen."""
+        return self.scores_within(module, {}, examples, seed)
+
+    def scores_within(
+        self,
+        module: nn.Module,
+        masks: Mapping[str, Tensor],
+        examples: Examples,
+        seed: int,
+        names: Sequence[str] | None = None,
+    ) -> Scores:
+        """Return the same of some weights, whose layers alone are looked at."""
         from decant.reconstruction.hessians import norms
 
         seen = _seen(self.kind, examples, self.images)
-        sizes = norms(module, seen.images)
+        sizes, weights = norms(module, seen.images, names), observable(module)
         return {
-            name: (weight.detach().flatten(1).abs() * sizes[name]).reshape(weight.shape)
-            for name, weight in compressible(module).items()
+            name: (weights[name].detach().flatten(1).abs() * size).reshape(weights[name].shape)
+            for name, size in sizes.items()
         }
 
 
@@ -213,7 +308,7 @@ class Movement(Scoring):
         raise DecantError("movement scores weights while they are trained; give a schedule such as gradual")
 
 
-class Obs(Scoring):
+class Obs(OfInputs):
     """Optimal Brain Surgeon on each layer: w^2 / [H^-1], and survivors that make up for what is removed.
 
     H is the second moment of the layer's inputs over the first `images` training images, without labels.
@@ -240,13 +335,18 @@ class Obs(Scoring):
         return self.scores_within(module, {}, examples, seed)
 
     def scores_within(
-        self, module: nn.Module, masks: Mapping[str, Tensor], examples: Examples, seed: int
+        self,
+        module: nn.Module,
+        masks: Mapping[str, Tensor],
+        examples: Examples,
+        seed: int,
+        names: Sequence[str] | None = None,
     ) -> Scores:
         """Return the same with H of the survivors alone; what does not survive scores 0."""
         from decant.prune.obs import saliencies
 
         seen = _seen(self.kind, examples, self.images)
-        return saliencies(module, seen.images, self.damping, masks)
+        return saliencies(module, seen.images, self.damping, masks, names)
 
 
 class OfChannels(Scoring):
@@ -299,9 +399,10 @@ class Reconstruction(OfChannels):
 
 
 class Drift(OfChannels):
-    """Score a channel by how far the logits move without it: measured, one pass over the images for each.
+    """Score a channel by how far the outputs move without it: measured, one pass over the images for each.
 
-    The distance is KL(whole || without it) on the first `images` training images. No labels. Does not help
+    The distance, on the first `images` training images, is KL(whole || without it) of logits of classes, else
+    the squared error over the outputs' variance. No labels. Does not help
     where channels stand in for one another: each alone can be spared, both cannot.
 
     References:
@@ -315,16 +416,37 @@ class Drift(OfChannels):
     def channel_scores(
         self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples
     ) -> ChannelScores:
-        """Return the divergence in nats without each channel."""
+        """Return the distance without each channel, of classes in nats."""
+        from decant.costs.divergence import distance
         from decant.prune.channels.scores import by_drift
 
-        return by_drift(parent.module, groups, _seen(self.kind, examples, self.images).images)
+        images = _seen(self.kind, examples, self.images).images
+        return by_drift(parent.module, groups, images, distance(parent.classes))
 
 
 Criterion = Annotated[
     Magnitude | Random | Taylor | Snip | Fisher | Wanda | Movement | Obs | Reconstruction | Drift,
     Field(discriminator="kind"),
 ]
+
+
+def _named(module: nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
+    """Return the named weights; all where None."""
+    weights = compressible(module)
+    return weights if names is None else {name: weights[name] for name in names}
+
+
+@contextmanager
+def _differentiable(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let gradients be taken of weights that their network keeps from training, too."""
+    frozen = [weight for weight in weights.values() if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def _gradients(kind: str, loss: Tensor, weights: Scores) -> Scores:
@@ -353,7 +475,6 @@ def _seen(kind: str, examples: Examples, count: int) -> Examples:
     return examples.at_most(count)
 
 
-def _batches(examples: Examples, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs [B, C, H, W] in [0, 1] and labels [B]."""
-    parts = zip(examples.images.split(size), examples.labels.split(size), strict=True)
-    return ((pixels(images), labels) for images, labels in parts)
+def _batches(examples: Examples, size: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield inputs and labels [B]."""
+    return zip(examples.images.split(size), examples.known_labels.split(size), strict=True)

@@ -17,7 +17,8 @@ from decant.compression.selection import select
 from decant.compression.surgery import Kept
 from decant.costs import counts
 from decant.errors import DecantError
-from decant.examples import Examples, Splits
+from decant.examples import Batch, Examples, Splits
+from decant.networks.structure import axis_of, compressible, tables, unordered
 from decant.prune.allocations import Counts
 from decant.prune.budgets import PruningBudget
 from decant.prune.criteria import Obs
@@ -26,7 +27,7 @@ from decant.prune.obs import Choose, reconstruct
 from decant.prune.origins import fresh
 from decant.prune.params import PruneParams
 from decant.prune.schedules import Iterative, OneShot
-from decant.prune.structures import Masked, split, zeros_after
+from decant.prune.structures import Masked, Weights, split, zeros_after
 from decant.prune.targets import Target, check_possible, formatted, target_of, unmasked
 from decant.training.fit import EpochMetrics
 
@@ -93,26 +94,42 @@ class MaskPruning:
         """The weights that may be pruned.
 
         Raises:
-            DecantError: The structure fits none of them.
+            DecantError: The structure fits none of them, or the criterion can score none.
         """
-        chosen, _ = select(self.parent.module, self.block.skip)
-        names, refused = split(self.structure, {n: self.parent.module.get_parameter(n).shape for n in chosen})
-        if not names:
-            first, reason = next(iter(refused.items()))
-            raise DecantError(
-                f"No layer can be pruned with structure {self.structure.kind}: {first}: {reason}"
-            )
-        return names
+        chosen, _ = select(self.parent.module, self.block.skip, self._possible)
+        if names := [name for name in chosen if name not in self._refused]:
+            return names
+        first = chosen[0]
+        raise DecantError(
+            f"No layer can be pruned with structure {self.structure.kind} and criterion "
+            f"{self.block.criterion.kind}: {first}: {self._refused[first]}"
+        )
 
     @property
     def untouched(self) -> dict[str, str]:
         """Why each other parameter is left alone."""
-        chosen, untouched = select(self.parent.module, self.block.skip)
-        _, refused = split(self.structure, {n: self.parent.module.get_parameter(n).shape for n in chosen})
-        return untouched | refused
+        _, untouched = select(self.parent.module, self.block.skip, self._possible)
+        return self._refused | untouched
 
     @property
-    def drift_images(self) -> Tensor:
+    def _possible(self) -> list[str]:
+        """The weights that the recipe is about, embeddings only where it says so."""
+        module = self.parent.module
+        return [*compressible(module), *(tables(module) if self.block.embeddings else ())]
+
+    @cached_property
+    def _refused(self) -> dict[str, str]:
+        """Why a weight cannot be pruned so."""
+        module, possible = self.parent.module, self._possible
+        unscored = self.block.criterion.unscored(module)
+        shapes = {n: module.get_parameter(n).movedim(axis_of(module, n), 0).shape for n in possible}
+        _, refused = split(self.structure, shapes)
+        if not isinstance(self.structure, Weights):
+            refused |= unordered(module)
+        return {name: why for name, why in (unscored | refused).items() if name in possible}
+
+    @property
+    def drift_images(self) -> Batch:
         """Images that drift is measured on."""
         return self.train.images[-DRIFT_IMAGES:]
 
@@ -177,7 +194,7 @@ class MaskPruning:
         """Return the scores of the prunable weights, minus infinity where they are zero and stay so."""
         criterion = self.block.criterion
         scored = module or (fresh(self.parent, self.train) if criterion.fresh else self.parent.module)
-        every = criterion.scores_within(scored, masks_of(self.parent), self.train, self.seed)
+        every = criterion.scores_within(scored, masks_of(self.parent), self.train, self.seed, self.names)
         return ranked({name: every[name].detach() for name in self.names}, self._alive)
 
     @property
@@ -197,7 +214,8 @@ class MaskPruning:
         allocation = self.block.allocation
         count = getattr(allocation, "images", 0)
         probe = probe_of(self.parent, self.structure, scores, lambda: self.validation.first(count).images)
-        return Candidates(self.structure, allocation, scores, probe)
+        axes = {name: axis_of(self.parent.module, name) for name in scores}
+        return Candidates(self.structure, allocation, scores, probe, axes)
 
     def pruned(self) -> Pruned:
         """Return the pruned model.
@@ -247,12 +265,11 @@ class MaskPruning:
 
     def _patterned(self, model: Checkpoint) -> list[str]:
         """Return the weights whose masks are not as the structure has them."""
-        masks, earlier = masks_of(model), masks_of(self.parent)
-        wrong = {
-            name: self.structure.broken_by(masks[name], earlier.get(name, torch.ones_like(masks[name])))
-            for name in self.names
-            if name in masks
-        }
+        masks, earlier, wrong = masks_of(model), masks_of(self.parent), {}
+        for name in self.names:
+            if (mask := masks.get(name)) is not None:
+                axis, before = axis_of(model.module, name), earlier.get(name, torch.ones_like(mask))
+                wrong[name] = self.structure.broken_by(mask.movedim(axis, 0), before.movedim(axis, 0))
         return [f"{name}: {reason}; build the model anew" for name, reason in wrong.items() if reason]
 
     def made(self, candidates: Candidates, counts: Counts) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -14,9 +14,11 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE
 from decant.costs.drift import ModelCost, drift_from
 from decant.errors import DecantError
+from decant.examples import Batch
+from decant.networks.structure import axis_of
 from decant.prune.allocations import Allocation, Counts, Probe
 from decant.prune.budgets import PruningBudget, bracket
-from decant.prune.structures import Masked, NOfM, zeros_after
+from decant.prune.structures import Masked, NOfM, mask_along, zeros_after
 from decant.prune.targets import Target
 
 Masks = dict[str, Tensor]
@@ -31,12 +33,14 @@ class Candidates:
         allocation: How the layers share.
         scores: By weight, in its shape; minus infinity where it is zero already and stays so.
         probe: What it costs to remove so many units of some layers.
+        axes: Which dimension of a weight its output channels are, where that is not the first.
     """
 
     structure: Masked
     allocation: Allocation
     scores: Mapping[str, Tensor]
     probe: Probe
+    axes: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def gone(self) -> int:
@@ -71,7 +75,7 @@ class Candidates:
     def counts(self, removed: int) -> Counts:
         """Return how many units each layer loses; an N:M pattern has one answer."""
         if isinstance(self.structure, NOfM):
-            return {name: self.structure.fixed(score.shape) for name, score in self.scores.items()}
+            return {name: self.structure.fixed(score.shape) for name, score in self._oriented.items()}
         shapes = {name: score.shape for name, score in self.scores.items()}
         return self.allocation.counts(self._units, shapes, max(removed, self.gone), self.probe)
 
@@ -98,7 +102,10 @@ class Candidates:
 
     def masks(self, counts: Mapping[str, int]) -> Masks:
         """Return the masks, by weight, that remove these numbers of units."""
-        return {name: self.structure.mask(self.scores[name], count) for name, count in counts.items()}
+        return {
+            name: mask_along(self.structure, self.scores[name], count, self.axes.get(name, 0))
+            for name, count in counts.items()
+        }
 
     def check(self, counts: Mapping[str, int]) -> None:
         """Refuse to empty a layer.
@@ -107,19 +114,24 @@ class Candidates:
             DecantError: Names the layers.
         """
         if emptied := [name for name, count in counts.items() if count > self._smallest[name]]:
-            names = ", ".join(name.removesuffix(".weight") for name in emptied)
+            names = ", ".join(name.removesuffix(".weight") for name in emptied)  # as skip has them
             raise DecantError(
                 f"Nothing would be left of {names}, and of the network's answers no more than the biases "
                 "after it; ask for less, put the layer into skip, or take the allocation layer, erk or lamp"
             )
 
     @cached_property
+    def _oriented(self) -> Masks:
+        """The scores with the output channels in front."""
+        return {name: score.movedim(self.axes.get(name, 0), 0) for name, score in self.scores.items()}
+
+    @cached_property
     def _units(self) -> Masks:
-        return {name: self.structure.pool(score) for name, score in self.scores.items()}
+        return {name: self.structure.pool(score) for name, score in self._oriented.items()}
 
     @cached_property
     def _zeros(self) -> Masks:
-        return {name: zeros_after(self.structure, score) for name, score in self.scores.items()}
+        return {name: zeros_after(self.structure, score) for name, score in self._oriented.items()}
 
     @cached_property
     def _smallest(self) -> Counts:
@@ -176,9 +188,9 @@ def masked(parent: Checkpoint, masks: Mapping[str, Tensor]) -> Checkpoint:
 
 
 def probe_of(
-    parent: Checkpoint, structure: Masked, scores: Mapping[str, Tensor], images: Callable[[], Tensor]
+    parent: Checkpoint, structure: Masked, scores: Mapping[str, Tensor], images: Callable[[], Batch]
 ) -> Probe:
-    """Return the drift, in nats, of removing so many units of some layers; images are read when needed."""
+    """Return the drift of removing so many units of some layers; images are read when needed."""
     drift: list[ModelCost] = []
     known: dict[tuple[tuple[str, int], ...], float] = {}
 
@@ -186,7 +198,8 @@ def probe_of(
         if (key := tuple(counts.items())) not in known:
             if not drift:
                 drift.append(drift_from(parent, images()))
-            kept = {n: structure.mask(scores[n], c) for n, c in counts.items()}
+            axes = {name: axis_of(parent.module, name) for name in counts}
+            kept = {n: mask_along(structure, scores[n], c, axes[n]) for n, c in counts.items()}
             known[key] = drift[0](masked(parent, kept))
         return known[key]
 
@@ -199,7 +212,9 @@ def smallest(parent: Checkpoint, structure: Masked, names: list[str]) -> Checkpo
     for name in names:
         weight = parent.module.get_parameter(name)
         score = ranked({name: weight.detach().abs()}, earlier)[name]
-        masks[name] = structure.mask(score, len(structure.pool(score)) - 1)
+        axis = axis_of(parent.module, name)
+        units = len(structure.pool(score.movedim(axis, 0)))
+        masks[name] = mask_along(structure, score, units - 1, axis)
     return masked(parent, masks)
 
 
@@ -237,7 +252,7 @@ def search(
             nearest = target.cost(make(candidates.counts(candidates.gone + width)))
             raise DecantError(
                 f"budget: drift {target.limit:.4g} allows no removal: {width} of the least important "
-                f"already moves the logits by {nearest:.4g} nats, the nearest possible"
+                f"already moves the outputs by {nearest:.4g}, the nearest possible"
             )
         return candidates.counts(fits)
     _, met = bracket(

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from decant.checkpoints.constraints import FREE, Constraints
 from decant.errors import DecantError
-from decant.networks.layer_inputs import received
-from decant.networks.structure import compressible
+from decant.examples import Batch
+from decant.networks.structure import compressible, observable
 from decant.progress import progress_bar
 from decant.reconstruction.elementwise import per_element
 from decant.reconstruction.hessians import InputHessian, moments
@@ -281,7 +281,7 @@ def reconstruct(
     module: nn.Module,
     zeros: Mapping[str, int],
     choose: Mapping[str, Choose],
-    images: Tensor,
+    images: Batch,
     *,
     held: Mapping[str, Constraints] | None = None,
     damping: float = 0.01,
@@ -314,7 +314,7 @@ def reconstruct(
     earlier, work = held or {}, copy.deepcopy(module)
     solved: dict[str, tuple[Tensor, Tensor]] = {}
     with torch.no_grad():
-        for name in progress_bar(running_order(module, zeros, images), "solving", "layers"):
+        for name in progress_bar(running_order(module, zeros), "solving", "layers"):
             old = module.get_parameter(name).detach()
             found = moments(work, [name], images, module)[name]
             with naming(name):
@@ -343,22 +343,28 @@ def naming(name: str) -> Iterator[None]:
 
 
 def saliencies(
-    module: nn.Module, images: Tensor, damping: float = 0.01, masks: Mapping[str, Tensor] | None = None
+    module: nn.Module,
+    images: Batch,
+    damping: float = 0.01,
+    masks: Mapping[str, Tensor] | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the saliency of each weight of the network as it is, by name, in the weight's shape.
+    """Return the saliency of each weight whose inputs can be seen, by name, in the weight's shape.
 
     Args:
         module: The network, in eval mode.
         images: Pixels [N, C, H, W], uint8, without labels.
         damping: Share of a Hessian's mean diagonal, at least 0.
         masks: What survives: only these make up for one another. What does not has the saliency 0.
+        names: The weights, whose layers alone are looked at; all where None.
 
     Raises:
         ValueError: There are no images.
         DecantError: A Hessian is singular and damping too small; the network does not run one of the layers;
             or one receives NaN or infinity. Names the layer.
     """
-    weights = {name: weight.detach() for name, weight in compressible(module).items()}
+    seen = observable(module)
+    weights = {name: seen[name].detach() for name in (seen if names is None else names)}
     found: dict[str, InputHessian] = moments(module, list(weights), images)
     scores = {}
     for name, weight in weights.items():
@@ -369,11 +375,9 @@ def saliencies(
     return scores
 
 
-def running_order(module: nn.Module, names: Mapping[str, object], images: Tensor) -> list[str]:
-    """Return the named weights in the order in which their layers run."""
-    if not len(images):
-        raise ValueError("There are no images to see the order of layers with")
-    return list(received(module, list(names), images[:1].float() / 255))
+def running_order(module: nn.Module, names: Mapping[str, object]) -> list[str]:
+    """Return the named weights in the order in which a pass first uses them."""
+    return [name for name in compressible(module) if name in names]
 
 
 def _targets(gone: int, zeros: int, size: int, rounds: int) -> list[int]:

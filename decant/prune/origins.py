@@ -7,9 +7,9 @@ from torch import nn
 
 from decant.checkpoints.checkpoint import Checkpoint, altered
 from decant.errors import DecantError
-from decant.examples import Examples, pixels
+from decant.examples import Examples
 from decant.networks.architectures import build
-from decant.networks.layers import fit_normalization_
+from decant.networks.statistics import fit_statistics_
 from decant.training.recipe import Training
 
 
@@ -24,8 +24,8 @@ def fresh(checkpoint: Checkpoint, train: Examples) -> nn.Module:
         DecantError: The model does not descend from a network that was trained on labels from fresh weights.
     """
     _, seed = origin(checkpoint)
-    module = build(checkpoint.architecture, checkpoint.shape, len(checkpoint.classes), seed)
-    fit_normalization_(module, pixels(train.images))
+    module = build(checkpoint.built_by, checkpoint.shape, len(checkpoint.classes), seed)
+    fit_statistics_(module, train)
     return module.eval()
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from decant.networks.devices import Device, idle
 from decant.prune.allocations import Allocation, Global
 from decant.prune.budgets import PruningBudget
 from decant.prune.channels.structure import Channels
@@ -25,7 +26,10 @@ class PruneParams(Block):
         schedule: When.
         budget: How much may be left; a pattern of N in M has its own.
         skip: Layers that are left alone.
+        embeddings: Whether tables are pruned too, by the size of their numbers; `blocks` of one row and as
+            many columns as a table has remove whole rows.
         statistics: Estimate the statistics of batch norms anew on training images, once all is pruned.
+        device: Where a schedule trains; scores are computed on the processor.
     """
 
     op: Literal["prune"]
@@ -35,7 +39,9 @@ class PruneParams(Block):
     schedule: Schedule = OneShot()
     budget: PruningBudget | None = None
     skip: tuple[str, ...] = ()
+    embeddings: bool = False
     statistics: bool = False
+    device: Device = "cpu"
 
     @model_validator(mode="after")
     def _fitting(self) -> PruneParams:
@@ -69,6 +75,8 @@ class PruneParams(Block):
     def _schedule(self) -> str:
         schedule, structure = self.schedule, self.structure
         inside = isinstance(schedule, During)
+        if isinstance(schedule, OneShot) and (wrong := idle(self.device)):
+            return wrong
         if self.statistics and not isinstance(schedule, OneShot):
             return f"schedule {schedule.kind} trains, which estimates statistics: leave out statistics"
         if inside and isinstance(structure, Channels):

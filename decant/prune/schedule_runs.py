@@ -10,13 +10,14 @@ from decant.checkpoints.checkpoint import Checkpoint, state
 from decant.checkpoints.constraints import project_
 from decant.compression.surgery import composed
 from decant.errors import DecantError
+from decant.networks.devices import CPU, moved
 from decant.prune.mask_pruning import MaskPruning, Pruned
 from decant.prune.masks import masked
 from decant.prune.origins import fresh, origin
 from decant.prune.schedules import Gradual, Iterative, Rewind, Rigl, Surgery, Trained
 from decant.prune.sparsifiers import GradualSparsifier, RiglSparsifier
 from decant.training.fit import EpochMetrics, Sparsifier, epochs_run, fit_
-from decant.training.losses import against_teacher
+from decant.training.losses import loss_of
 from decant.training.recipe import Loss, Training
 from decant.training.run import Run
 
@@ -24,6 +25,11 @@ from decant.training.run import Run
 def rewound(pruning: MaskPruning, run: Run, schedule: Rewind) -> Pruned:
     """Prune, then train as the teacher was from `epoch` on; with `weights` also from its weights then."""
     training, seed = origin(pruning.parent)
+    if pruning.train.labels is None:
+        raise DecantError(
+            "schedule rewind: the teacher was trained on labels, and these examples have none to train on "
+            "again; take one-shot, iterative or gradual, which learn the teacher's outputs"
+        )
     if schedule.weights and pruning.parent.folded:
         raise DecantError(
             "schedule rewind: the model to prune has its batch norms folded in, and the weights to go back "
@@ -40,11 +46,21 @@ def rewound(pruning: MaskPruning, run: Run, schedule: Rewind) -> Pruned:
         begun = replace(child, module=fresh(pruning.parent, pruning.train), constraints={})
         if schedule.epoch:
             plain = training.model_copy(update={"average": 0.0, "patience": None})
-            _fit_(begun, pruning, run, "rewind", plain, plain.hard_loss(), epochs=(0, schedule.epoch))
+            _fit_(
+                begun,
+                pruning,
+                run,
+                "rewind",
+                plain,
+                plain.hard_loss(pruning.train.target),
+                epochs=(0, schedule.epoch),
+            )
         child.module.load_state_dict(state(begun.module), strict=False)
         project_(child.module, child.constraints)
     epochs = (schedule.epoch, training.epochs)
-    curve = _fit_(child, pruning, run, "train", training, training.hard_loss(), epochs=epochs)
+    curve = _fit_(
+        child, pruning, run, "train", training, training.hard_loss(pruning.train.target), epochs=epochs
+    )
     return _told(result, training, curve)
 
 
@@ -67,7 +83,7 @@ def grown(pruning: MaskPruning, run: Run, schedule: Trained, sparsifier: Sparsif
     child = replace(pruning.parent, module=copy.deepcopy(pruning.parent.module))
     loss = _loss(pruning, schedule)
     curve = _fit_(child, pruning, run, "train", schedule.training, loss, sparsifier=sparsifier)
-    return _told(Pruned(masked(child, sparsifier.masks)), schedule.training, curve)
+    return _told(Pruned(masked(child, moved(sparsifier.masks, CPU))), schedule.training, curve)
 
 
 def run_schedule(pruning: MaskPruning, run: Run) -> Pruned:
@@ -90,9 +106,8 @@ def _told(result: Pruned, training: Training, curve: list[EpochMetrics]) -> Prun
 
 
 def _loss(pruning: MaskPruning, schedule: Trained) -> Loss:
-    if schedule.loss is None:
-        return schedule.training.hard_loss()
-    return against_teacher(schedule.loss, pruning.teacher.module, schedule.training.label_smoothing)
+    classes, device = len(pruning.parent.classes), pruning.block.device
+    return loss_of(schedule.loss, schedule.training, pruning.teacher.module, pruning.train, classes, device)
 
 
 def _fit_(
@@ -109,5 +124,7 @@ def _fit_(
         seed=run.seed,
         constraints=model.constraints,
         title=f"{run.name}, {part}",
+        teacher=pruning.teacher.module,
+        device=pruning.block.device,
         **more,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decant.checkpoints.constraints import project_
 from decant.errors import DecantError
+from decant.networks.devices import CPU, device_of, moved, place_
 from decant.prune.mask_pruning import MaskPruning
 from decant.prune.masks import Masks, masked, masks_of, ranked
 from decant.prune.schedules import Gradual, Rigl, Surgery
@@ -49,7 +50,7 @@ class GradualSparsifier:
             if self._once.block.budget is None:
                 counts = {name: math.ceil(part * count) for name, count in counts.items()}
             candidates.check(counts)
-            self.masks = candidates.masks(counts)
+            self.masks = moved(candidates.masks(counts), device_of(module))
 
     def after_(self, module: nn.Module) -> None:
         """Add up how far each weight moves away from zero."""
@@ -74,9 +75,10 @@ class GradualSparsifier:
 
     def _scores(self, module: nn.Module) -> Masks:
         if self._moves:
-            return ranked(self._moved, masks_of(self._once.parent))
-        scores = self._once.scores(_standing(module, {} if self.dense else self.masks, self._once))
-        for name, mask in self.masks.items():
+            return ranked(moved(self._moved, CPU), masks_of(self._once.parent))
+        masks = moved(self.masks, CPU)
+        scores = self._once.scores(_standing(module, {} if self.dense else masks, self._once))
+        for name, mask in masks.items():
             behind = scores[name] / (1 + self._schedule.lead) if isinstance(self._schedule, Surgery) else None
             scores[name] = torch.where(mask, scores[name], -math.inf if behind is None else behind)
         return scores
@@ -100,6 +102,7 @@ class RiglSparsifier:
 
     def before_(self, module: nn.Module, step: int, steps: int) -> None:
         """Swap where it is time, and say whether the next step's gradients are wanted."""
+        self.masks = moved(self.masks, device_of(module))
         if step and self._schedule.due(step, steps):
             share = self._schedule.share * (1 + math.cos(math.pi * step / (self._schedule.end * steps))) / 2
             for name, mask in self.masks.items():
@@ -128,7 +131,7 @@ class RiglSparsifier:
 
     def _swapped_(self, weight: Tensor, name: str, mask: Tensor, share: float) -> Tensor:
         """Return the mask with a share of the survivors elsewhere; these begin at zero, in place."""
-        earlier = masks_of(self._once.parent).get(name, torch.ones_like(mask))
+        earlier = moved(masks_of(self._once.parent).get(name, torch.ones_like(mask)), mask.device)
         room = earlier & ~mask
         count = min(int(share * int(mask.sum())), int(room.sum()))
         sizes = torch.where(mask, weight.detach().abs(), math.inf).flatten()
@@ -140,8 +143,8 @@ class RiglSparsifier:
 
 
 def _standing(module: nn.Module, masks: Masks, pruning: MaskPruning) -> nn.Module:
-    """Return a copy to score: in eval mode, contiguous, and with these masks held."""
-    copied = copy.deepcopy(module).eval()
+    """Return a copy to score on the processor: in eval mode, contiguous, and with these masks held."""
+    copied = place_(copy.deepcopy(module).eval(), CPU)
     for parameter in copied.parameters():
         parameter.data = parameter.data.contiguous()
         parameter.grad = None

@@ -171,7 +171,7 @@ def removal_order(scores: Tensor) -> Tensor:
 
 def lowest(scores: Tensor, count: int) -> Tensor:
     """Return True for the `count` lowest of scores [N], exactly; of equal ones the later goes first."""
-    chosen = torch.zeros(len(scores), dtype=torch.bool)
+    chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     chosen[removal_order(scores)[:count]] = True
     return chosen
 
@@ -186,7 +186,17 @@ def zeros_after(structure: Masked, score: Tensor) -> Tensor:
     return int((~alive).sum()) + torch.cat([torch.zeros(1, dtype=torch.long), added.cumsum(0)])
 
 
+def mask_along(structure: Masked, score: Tensor, removed: int, axis: int) -> Tensor:
+    """Return the mask of a weight whose output channels are this dimension of its own."""
+    return structure.mask(score.movedim(axis, 0), removed).movedim(0, axis).contiguous()
+
+
 def split(structure: Masked, shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], dict[str, str]]:
-    """Return the names of the weights that can be pruned so, by their shapes, and why each other cannot."""
+    """Return the names of the weights that can be pruned so, by their shapes, and why each other cannot.
+
+    Args:
+        structure: What goes together.
+        shapes: [O, I, ...], the outputs in front.
+    """
     refused = {name: structure.refuses(shape) for name, shape in shapes.items()}
     return [n for n, reason in refused.items() if not reason], {n: w for n, w in refused.items() if w}

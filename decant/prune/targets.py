@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.costs import counts
 from decant.costs.drift import ModelCost, drift_from
 from decant.costs.size import stored
 from decant.errors import DecantError
+from decant.examples import Batch
 from decant.prune.budgets import PruningBudget
 
 
@@ -50,13 +49,13 @@ def unmasked(model: Checkpoint) -> float:
 
 def macs(model: Checkpoint) -> float:
     """Return the multiplications for one image."""
-    return counts.macs(model.module, model.shape)
+    return counts.macs(model.module)
 
 
 COSTS: dict[str, ModelCost] = {"nonzeros": nonzeros, "bytes": stored, "macs": macs}
 
 
-def target_of(budget: PruningBudget, parent: Checkpoint, teacher: Checkpoint, images: Tensor) -> Target:
+def target_of(budget: PruningBudget, parent: Checkpoint, teacher: Checkpoint, images: Batch) -> Target:
     """Return the target of a budget in nonzeros, bytes, MACs or drift.
 
     Args:

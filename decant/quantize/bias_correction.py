@@ -10,19 +10,22 @@ from torch import Tensor, nn
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.errors import DecantError
-from decant.examples import pixels
-from decant.networks.layer_inputs import received
+from decant.examples import Batch, arguments
+from decant.networks.calls import Kind
+from decant.networks.layer_inputs import channel_axis, layer_of, received
+from decant.networks.record import record_of
 from decant.networks.structure import compressible, followers
 from decant.progress import progress_bar
 from decant.reconstruction.hessians import BATCH
 
 
-def corrected(child: Checkpoint, reference: nn.Module, images: Tensor) -> Checkpoint:
+def corrected(child: Checkpoint, reference: nn.Module, images: Batch) -> Checkpoint:
     """Return the child with biases for which each layer's mean outputs are the reference's.
 
     Layer by layer, in the order in which they run: bias += mean of the reference's output less that of this
     network's, as corrected so far, for each output channel over images and positions. Weights, and all that
-    they satisfy, stay.
+    they satisfy, stay. A layer that runs several times has one mean over all calls. Layers without a bias,
+    and weights that are no layer's, are left alone: `uncorrected` says why.
 
     Helps most where a channel has few or coarse weights, as in depthwise convolutions and below 4 bits. Does
     not help after `gptq` on many inputs per channel, whose errors hardly have a mean; and it moves only the
@@ -35,27 +38,38 @@ def corrected(child: Checkpoint, reference: nn.Module, images: Tensor) -> Checkp
         images: Pixels [N, C, H, W], uint8, without labels.
 
     Raises:
-        DecantError: There are no images; a layer has no bias, so nothing to correct; batch norms are not
-            folded in one of the networks; or it does not run a layer. Names the layers.
+        DecantError: There are no images; no layer has a bias; or batch norms that can be folded are not in
+            one of the networks. Names the layers.
 
     References:
         Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, section
         4.2 and, for means over images, appendix D. https://arxiv.org/abs/1906.04721
     """
-    names = list(compressible(child.module))
+    left = uncorrected(child.module)
+    names = [name for name in compressible(child.module) if name not in left]
     _check(child.module, reference, names, images)
     after = child.narrowed({})
     # The order in which they run is that of the result.
     wanted = mean_outputs(reference, names, images)
     with torch.no_grad():
         for name, mean in progress_bar(wanted.items(), "correcting biases", "layers"):
-            bias = after.module.get_parameter(_bias(name))
+            bias = layer_of(after.module, name).bias
             bias.add_(mean - mean_outputs(after.module, [name], images)[name])
     return after
 
 
-def mean_outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-    """Return the mean [O], float64, of each output channel over images and positions, by the layer's weight.
+def uncorrected(module: nn.Module) -> dict[str, str]:
+    """Return why there is no bias to correct for a weight, by its name."""
+    return {
+        name: weight.why or "its layer has no bias"
+        for name, weight in record_of(module).weights.items()
+        if weight.kind is not Kind.EMBEDDING
+        and (not weight.layer or getattr(module.get_submodule(weight.layer), "bias", None) is None)
+    }
+
+
+def mean_outputs(module: nn.Module, names: Sequence[str], images: Batch) -> dict[str, Tensor]:
+    """Return the mean [O], float64, of each output channel over images, positions and calls, by the weight.
 
     Args:
         module: The network, in eval mode.
@@ -65,33 +79,30 @@ def mean_outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> dic
     sums: dict[str, Tensor] = {}
     count: dict[str, int] = dict.fromkeys(names, 0)
     for batch in images.split(BATCH):
-        for name, inputs in received(module, names, pixels(batch)).items():
-            layer: Any = module.get_submodule(name.removesuffix(".weight"))
-            with torch.no_grad():
-                # Past the hooks, which have clamped and rounded these inputs already.
-                outputs = layer.forward(inputs)
-            channels = outputs if isinstance(layer, nn.Linear) else outputs.movedim(1, -1)
-            rows = channels.flatten(0, -2).double()
-            count[name] += len(rows)
-            sums[name] = sums[name] + rows.sum(0) if name in sums else rows.sum(0)
+        for name, calls in received(module, names, arguments(batch)).items():
+            for inputs in calls:
+                rows = _outputs(layer_of(module, name), inputs)
+                count[name] += len(rows)
+                sums[name] = sums[name] + rows.sum(0) if name in sums else rows.sum(0)
     return {name: total / count[name] for name, total in sums.items()}
 
 
-def _check(module: nn.Module, reference: nn.Module, names: Sequence[str], images: Tensor) -> None:
+def _outputs(layer: Any, inputs: Tensor) -> Tensor:
+    """Return what a layer makes of inputs that its hooks have clamped and rounded already, as rows [N, O]."""
+    with torch.no_grad():
+        return layer.forward(inputs).movedim(channel_axis(layer), -1).flatten(0, -2).double()
+
+
+def _check(module: nn.Module, reference: nn.Module, names: Sequence[str], images: Batch) -> None:
     """Refuse what has no means to compare, or nowhere to put the difference."""
     if not len(images):
         raise DecantError(
             "Biases are corrected by mean outputs over images, and there are none; ask for some"
         )
     if unfolded := followers(module) or followers(reference):
-        layer = next(iter(unfolded)).removesuffix(".weight")
+        layer = record_of(module).weights[next(iter(unfolded))].layer
         raise DecantError(
             f"A batch norm follows {layer}; fold both networks first, biases are corrected in folded ones"
         )
-    parameters = dict(module.named_parameters())
-    if missing := [name.removesuffix(".weight") for name in names if _bias(name) not in parameters]:
-        raise DecantError(f"{', '.join(missing)}: no bias to correct; leave bias correction out")
-
-
-def _bias(name: str) -> str:
-    return f"{name.removesuffix('.weight')}.bias"
+    if not names:
+        raise DecantError("No layer has a bias to correct; leave bias correction out")

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from decant.checkpoints.activations import attach_
+from decant.checkpoints.activations import detach_
 from decant.checkpoints.checkpoint import Checkpoint
-from decant.checkpoints.constraints import FREE, Range
+from decant.checkpoints.constraints import FREE
 from decant.errors import DecantError
-from decant.examples import pixels
-from decant.networks.layer_inputs import received
-from decant.networks.structure import compressible, followers
+from decant.examples import Batch, arguments
+from decant.lowering.folding import foldable
+from decant.networks.execution import answers
+from decant.networks.layer_inputs import channel_axis, layer_of, received
+from decant.networks.record import record_of
+from decant.networks.structure import axis_of, compressible, followers
 from decant.reconstruction.hessians import BATCH
+from decant.sealed import one_line
 
 SWEEPS = 1000
 """How often all pairs are gone through, at most: they settle within some tens."""
@@ -55,7 +57,7 @@ Balanced = tuple[Checkpoint, list[Pair], dict[str, str]]
 """The same function; the pairs that were balanced; why other weights are no pair with the next one."""
 
 
-def equalized(checkpoint: Checkpoint, images: Tensor) -> Balanced:
+def equalized(checkpoint: Checkpoint, images: Batch) -> Balanced:
     """Return the same function in which each channel's range is the same in both layers of a pair.
 
     With r_i the largest size of the weights that give channel i, and r'_i of those that read it,
@@ -98,7 +100,7 @@ def equalized(checkpoint: Checkpoint, images: Tensor) -> Balanced:
     return _with_weights_of(checkpoint, work, images), pairs, skipped
 
 
-def smoothed(checkpoint: Checkpoint, images: Tensor, strength: float) -> Balanced:
+def smoothed(checkpoint: Checkpoint, images: Batch, strength: float) -> Balanced:
     """Return the same function in which a part of what is large in a layer's inputs is in its weights.
 
     Each input channel of a pair's second layer is divided by s_j = max|x_j|^a / max|w_j|^(1 - a), and its
@@ -161,90 +163,124 @@ def _bounded(wanted: Tensor, alive: Tensor, bounded: Tensor, given: Tensor) -> T
     return torch.where(alive, wanted.maximum(unit * bounded / bounded.maximum(given).max()), 1.0)
 
 
-def pairs_of(checkpoint: Checkpoint, images: Tensor) -> tuple[list[Pair], dict[str, str]]:
+def pairs_of(checkpoint: Checkpoint, images: Batch) -> tuple[list[Pair], dict[str, str]]:
     """Return the pairs of layers between which sizes can be moved, and why others are none, by first weight.
 
-    Candidates are registered one after the other. Each is proven by trying: its channels are scaled by drawn
-    powers of two, and by their inverses, and no logit may move in float64. So whatever lies between the two
+    Candidates are layers of which one receives what the other gives, as the network's record shows. Each is
+    proven by trying: its channels are scaled by drawn powers of two, and by their inverses, and no output may
+    move in float64. So whatever lies between the two
     needs no rule of its own: a saturation, a second reader or an addition moves the logits. A channel that is
     always 0 on the images proves nothing, and does no harm either.
 
     Raises:
-        DecantError: There are no images, or batch norms are not folded.
+        DecantError: There are no images, batch norms are not folded, or the network does not run in float64.
     """
     module = checkpoint.module
     if not len(images):
         raise DecantError(
             "Images have to show which layers follow each other, and there are none; ask for some"
         )
-    if unfolded := followers(module):
-        layer = next(iter(unfolded)).removesuffix(".weight")
+    if followers(module) and (unfolded := foldable(checkpoint)):
+        layer = record_of(module).weights[next(iter(unfolded))].layer
         raise DecantError(f"A batch norm follows {layer}; fold them first, it would undo what is moved")
-    bare, whole = _bare(checkpoint), copy.deepcopy(module).double()
-    inputs = pixels(images[:TRIED]).double()
-    pairs, skipped = [], {}
-    for first, second in pairwise(compressible(module)):
-        pair = Pair(first, second)
-        reason = _no_pair(bare, pair, inputs) or _bound(checkpoint, pair)
-        if reason := reason or (_no_pair(whole, pair, inputs) and "what lies between is clamped or rounded"):
-            skipped[first] = reason
+    bare = _bare(checkpoint)
+    whole = copy.deepcopy(module).double() if checkpoint.grids or checkpoint.clamps else bare
+    tried = images[:TRIED]
+    with torch.no_grad():
+        before = [_exact(each, tried) for each in (bare, whole)]
+    pairs, skipped = list[Pair](), dict[str, str]()
+    for pair in _candidates(module):
+        if any(pair.first == each.first for each in pairs):
+            continue
+        reason = _no_pair(bare, pair, tried, before[0]) or _bound(checkpoint, pair)
+        if not reason and _no_pair(whole, pair, tried, before[1]):
+            reason = "what lies between is clamped or rounded"
+        if reason:
+            skipped.setdefault(pair.first, reason)
         else:
             pairs.append(pair)
-    return pairs, skipped
+    return pairs, {name: why for name, why in skipped.items() if all(name != pair.first for pair in pairs)}
+
+
+def _exact(module: nn.Module, images: Batch) -> Tensor:
+    """Return what a network in float64 answers."""
+    try:
+        return answers(module, images, torch.float64)
+    except RuntimeError as error:
+        raise DecantError(
+            "Pairs of layers are proven in float64, and the network does not run in it "
+            f"({one_line(error)}); do not equalize it"
+        ) from error
+
+
+def _candidates(module: nn.Module) -> list[Pair]:
+    """Return layers that receive something of another layer, in the order in which the first ones run."""
+    weights = record_of(module).weights
+    names = [name for name in compressible(module) if weights[name].layer]
+    feeds = [Pair(*each) for each in record_of(module).feeds if {*each} <= {*names} and each[0] != each[1]]
+    return sorted(feeds, key=lambda pair: names.index(pair.first))
 
 
 def ranges(module: nn.Module, pair: Pair) -> tuple[Tensor, Tensor]:
     """Return the largest size of the weights that give each channel of a pair [C], and that read it [C]."""
-    given = module.get_parameter(pair.first).detach().flatten(1).abs().amax(1)
-    read = _by_input(module, pair.second).abs().amax((1, 3))
+    given = _split(module, pair.first).abs().amax((2, 3)).flatten()
+    read = _split(module, pair.second).abs().amax((1, 3))
     return given, read.reshape(len(given), -1).amax(1)
 
 
 def _biases(module: nn.Module, pair: Pair) -> Tensor:
     """Return the size of the bias of each channel of a pair [C]; zeros where there is none."""
-    giver = _layer(module, pair.first)
-    biases = giver.weight.new_zeros(len(giver.weight)) if giver.bias is None else giver.bias
-    return biases.detach().abs()
+    giver = layer_of(module, pair.first)
+    if giver.bias is None:
+        return giver.weight.new_zeros(_channels(module, pair.first))
+    size: Tensor = giver.bias.detach().abs()
+    return size
 
 
 def scale_(module: nn.Module, pair: Pair, factors: Tensor) -> None:
     """Divide a pair's channels by the factors [C], and multiply the weights that read them, in place."""
-    giver = _layer(module, pair.first)
+    giver, given, read = layer_of(module, pair.first), _split(module, pair.first), _split(module, pair.second)
     with torch.no_grad():
-        giver.weight /= factors.reshape(-1, *[1] * (giver.weight.dim() - 1))
+        given /= factors.reshape(*given.shape[:2], 1, 1)
         if giver.bias is not None:
             giver.bias /= factors
-        split = _by_input(module, pair.second)
         # Behind a flattening, a channel is a block of inputs.
-        each = factors.repeat_interleave(split.shape[0] * split.shape[2] // len(factors))
-        reader = module.get_parameter(pair.second)
-        reader.copy_((split * each.reshape(len(split), 1, -1, 1)).reshape(reader.shape))
+        each = factors.repeat_interleave(read.shape[0] * read.shape[2] // len(factors))
+        read *= each.reshape(len(read), 1, -1, 1)
 
 
-def _by_input(module: nn.Module, name: str) -> Tensor:
-    """Return a weight as [groups, outputs of a group, inputs of a group, places of the kernel]."""
-    layer = _layer(module, name)
+def _split(module: nn.Module, name: str) -> Tensor:
+    """Return a weight as [groups, outputs of a group, inputs of a group, places], to write to."""
+    layer, axis = layer_of(module, name), axis_of(module, name)
     weight, groups = layer.weight.detach(), getattr(layer, "groups", 1)
-    return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+    split: Tensor = weight.view(groups, len(weight) // groups, weight.shape[1], -1)
+    return split.transpose(1, 2) if axis else split
 
 
-def _no_pair(bare: nn.Module, pair: Pair, inputs: Tensor) -> str:
-    """Return why a factor does not pass from one layer to the other alone; empty where it does."""
-    channels, split = len(bare.get_parameter(pair.first)), _by_input(bare, pair.second)
+def _channels(module: nn.Module, name: str) -> int:
+    """Return how many channels a layer gives."""
+    split = _split(module, name)
+    return split.shape[0] * split.shape[1]
+
+
+def _no_pair(bare: nn.Module, pair: Pair, images: Batch, before: Tensor) -> str:
+    """Return why a factor does not pass from one layer to the other alone; empty where it does.
+
+    The powers of two are taken back afterwards, to the bit.
+    """
+    channels, split = _channels(bare, pair.first), _split(bare, pair.second)
     if (split.shape[0] * split.shape[2]) % channels:
         return f"{pair.second} does not read its {channels} channels"
     generator = torch.Generator().manual_seed(0)
     size = torch.randint(3, 9, (channels,), generator=generator)
     power = torch.where(torch.rand(channels, generator=generator) < 0.5, size, -size).double()
-    with torch.no_grad():
-        before = bare(inputs)
-        for factors in (power.exp2(), (-power).exp2()):
-            tried = copy.deepcopy(bare)
-            scale_(tried, pair, factors)
-            if not (tried(inputs) - before).abs().max() <= UNMOVED * before.abs().max():
-                return (
-                    f"its channels do not go to {pair.second} alone, or not through what lets a factor pass"
-                )
+    for factors in (power.exp2(), (-power).exp2()):
+        scale_(bare, pair, factors)
+        with torch.no_grad():
+            after = answers(bare, images, torch.float64)
+        scale_(bare, pair, 1 / factors)
+        if not (after - before).abs().max() <= UNMOVED * before.abs().max():
+            return f"its channels do not go to {pair.second} alone, or not through what lets a factor pass"
     return ""
 
 
@@ -254,25 +290,26 @@ def _bound(checkpoint: Checkpoint, pair: Pair) -> str:
         held = checkpoint.constraints.get(name, FREE)
         if held.levels is not None or held.range is not None:
             return f"{name} has {held.describe()}, which scaling would break"
-    layer = pair.second.removesuffix(".weight")
+    layer = record_of(checkpoint.module).weights[pair.second].layer
     if layer in checkpoint.grids or layer in checkpoint.clamps:
         return f"inputs of {layer} are clamped or rounded already, which scaling would break"
     return ""
 
 
-def _largest_inputs(module: nn.Module, pairs: list[Pair], images: Tensor) -> dict[str, Tensor]:
+def _largest_inputs(module: nn.Module, pairs: list[Pair], images: Batch) -> dict[str, Tensor]:
     """Return the largest size of each input of each pair's second layer, by its weight's name."""
     names = [pair.second for pair in pairs]
     found: dict[str, Tensor] = {}
     for batch in images.split(BATCH) if names else ():
-        for name, inputs in received(module, names, pixels(batch)).items():
-            last = inputs if isinstance(_layer(module, name), nn.Linear) else inputs.movedim(1, -1)
-            largest = last.abs().flatten(0, -2).amax(0)
-            found[name] = found[name].maximum(largest) if name in found else largest
+        for name, calls in received(module, names, arguments(batch)).items():
+            for inputs in calls:
+                last = inputs.movedim(channel_axis(layer_of(module, name)), -1)
+                largest = last.abs().flatten(0, -2).amax(0)
+                found[name] = found[name].maximum(largest) if name in found else largest
     return found
 
 
-def _with_weights_of(checkpoint: Checkpoint, work: nn.Module, images: Tensor) -> Checkpoint:
+def _with_weights_of(checkpoint: Checkpoint, work: nn.Module, images: Batch) -> Checkpoint:
     """Return the checkpoint with the parameters of a float64 copy of its module.
 
     Raises:
@@ -282,8 +319,7 @@ def _with_weights_of(checkpoint: Checkpoint, work: nn.Module, images: Tensor) ->
     with torch.no_grad():
         for name, parameter in child.module.named_parameters():
             parameter.copy_(work.get_parameter(name))
-        inputs = pixels(images[:TRIED]).double()
-        before, after = (_bare(each)(inputs) for each in (checkpoint, child))
+        before, after = (answers(_bare(each), images[:TRIED], torch.float64) for each in (checkpoint, child))
     gap, largest = (after - before).abs().max().item(), before.abs().max().item()
     if not gap <= FLOAT32 * largest:
         raise DecantError(
@@ -296,9 +332,5 @@ def _with_weights_of(checkpoint: Checkpoint, work: nn.Module, images: Tensor) ->
 def _bare(checkpoint: Checkpoint) -> nn.Module:
     """Return the network in float64, without the grids and clamps, which hide what its layers do."""
     bare = copy.deepcopy(checkpoint.module).double()
-    attach_(bare, {}, {name: Range() for name in {**checkpoint.grids, **checkpoint.clamps}})
+    detach_(bare, {**checkpoint.grids, **checkpoint.clamps})
     return bare
-
-
-def _layer(module: nn.Module, name: str) -> Any:
-    return module.get_submodule(name.removesuffix(".weight"))

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from decant.calibration.range_search import Choice, choose
 from decant.calibration.ranges import Best, Span
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE, Constraints
 from decant.errors import DecantError
+from decant.examples import Batch
 from decant.quantize.params import QuantizeParams
-from decant.quantize.quantizable import quantizable
+from decant.quantize.quantizable import first_and_last, quantizable
 from decant.quantize.schemes import Scheme, Stepped
 
 Schemes = Mapping[str, Scheme]
@@ -32,12 +31,11 @@ def schemes_for(parent: Checkpoint, names: Sequence[str], block: QuantizeParams)
                 f"{name} of {block.from_} is quantized already; quantize one of its ancestors instead, "
                 f"or name the layer in skip"
             )
-    every = list(quantizable(parent.module))
-    ends = {every[0], every[-1]} if block.ends is not None else set()
+    ends = first_and_last(parent.module) if block.ends is not None else set()
     return {name: block.ends if block.ends and name in ends else block.scheme for name in names}
 
 
-def with_ranges(parent: Checkpoint, schemes: Schemes, images: Tensor) -> tuple[Schemes, dict[str, Choice]]:
+def with_ranges(parent: Checkpoint, schemes: Schemes, images: Batch) -> tuple[Schemes, dict[str, Choice]]:
     """Return the schemes with `best` replaced by the range that moves the answers to `images` least."""
     chosen: dict[str, Choice] = {}
     for scheme in dict.fromkeys(schemes.values()):

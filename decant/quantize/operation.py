@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from decant.checkpoints.activations import RecurrentGrid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, finished
 from decant.examples import Splits
+from decant.networks.layers import Summand
 from decant.quantize.params import QuantizeParams
-from decant.quantize.quantizable import quantizable
+from decant.quantize.quantizable import rounded_layers
 from decant.quantize.recipe import Recipe
 from decant.recipes import recipe_of
 from decant.training.run import Run
@@ -49,13 +51,21 @@ def quantize(
         curve=result.curve,
         tables=result.tables,
         facts=result.facts,
-        note=of_additions(result.model),
+        note=beside_layers(result.model),
         promises=result.promises,
     )
 
 
-def of_additions(model: Checkpoint) -> str:
+def beside_layers(model: Checkpoint) -> str:
     """Return what is rounded beside weights and the inputs of layers, which are all that the ledger has."""
-    layers = {name.removesuffix(".weight") for name in quantizable(model.module)}
-    sides = [name for name in model.grids if name not in layers]
-    return f"sides of residual additions are rounded to 8 bits as well: {', '.join(sides)}" if sides else ""
+    layers = rounded_layers(model.module).values()
+    places = [name for name in model.grids if name not in layers]
+    sides = [name for name in places if isinstance(model.module.get_submodule(name), Summand)]
+    steps = [name for name in places if isinstance(model.grids[name], RecurrentGrid)]
+    others = [name for name in places if name not in (*sides, *steps)]
+    said = {
+        "sides of residual additions are rounded to 8 bits as well": sides,
+        "results of convolutions are rounded to 8 bits as well, where they come to": others,
+        "states of recurrent layers are rounded to 8 bits as well": steps,
+    }
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in said.items() if names)

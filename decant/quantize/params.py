@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from decant.calibration.ranges import MinMax, Mse, Ranges
+from decant.networks.devices import Device, idle
 from decant.quantize.mixed_precision.params import Mixed
 from decant.quantize.qat.trainers import Train, check_pairing
 from decant.quantize.rounding.methods import Nearest, Rounding
@@ -21,11 +22,14 @@ class Activations(Section):
         bits: Width of a code; 1 leaves zero and one step.
         range: Which part of the range that calibration images cover is kept.
         dynamic: Each batch has the range that it has, and nothing is calibrated.
+        rows: Each row of a linear layer's inputs has a range of its own, where inputs are dynamic: `true`,
+            or the names of layers or larger modules.
     """
 
     bits: Annotated[int, Field(ge=1, le=8)] = 8
     range: Ranges = MinMax()
     dynamic: bool = False
+    rows: bool | tuple[str, ...] = False
 
     @model_validator(mode="after")
     def _fitting(self) -> Activations:
@@ -37,6 +41,8 @@ class Activations(Section):
             )
         if self.dynamic and not isinstance(self.range, MinMax):
             raise ValueError("range: dynamic inputs take the range of each batch; leave it out")
+        if self.rows and not self.dynamic:
+            raise ValueError("rows: only dynamic inputs have a range for each row; add dynamic: true")
         if self.bits == 1 and (self.dynamic or not isinstance(self.range, Mse)):
             found = "dynamic: leave it out" if self.dynamic else f"range {self.range.kind}"
             raise ValueError(
@@ -75,6 +81,7 @@ class QuantizeParams(Block):
         first_and_last: Another scheme for the first and the last layer; `same` for the scheme itself. Where
             it is left out, binary models keep these two in 8 bits and all others take the scheme.
         skip: Layers whose weights and inputs are not rounded; a training trains them with the rest.
+        device: Where `train` trains; all else is computed on the processor.
     """
 
     op: Literal["quantize"]
@@ -91,6 +98,7 @@ class QuantizeParams(Block):
     train: Train | None = None
     first_and_last: Ends | None = None
     skip: tuple[str, ...] = ()
+    device: Device = "cpu"
 
     @model_validator(mode="after")
     def _fitting(self) -> QuantizeParams:
@@ -131,7 +139,7 @@ class QuantizeParams(Block):
 
     def _training(self) -> str:
         if self.train is None:
-            return ""
+            return idle(self.device)
         useless = [
             name
             for name, given in (

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-Rows = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.Embedding
-Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+from decant.networks.calls import Kind
+from decant.networks.record import record_of
 
 
 def quantizable(module: nn.Module) -> dict[str, tuple[Tensor, int]]:
     """Return each weight that can be quantized, by name, with the axis of its output channels.
 
-    These are the weights of convolutions (grouped, depthwise and dilated ones as well), of linear layers,
-    of embeddings, whose rows are what a channel is elsewhere, on axis 0; and of transposed convolutions
-    [I, O / groups, ...] on axis 1, where with groups the channels at the same place of each share a scale.
-    Weights of recurrent layers and of attention's joint projections are left alone, and so are biases and
-    batch norms, which are few and sensitive.
+    These are all that the network multiplies by, wherever they live: in linear layers, convolutions,
+    recurrent layers and attention, or as parameters that a function reads; and embeddings, whose rows are
+    what a channel is elsewhere. They are in the order in which a pass first uses them. The axis is 0, but 1
+    for transposed convolutions [I, O / groups, ...], where with groups the channels at the same place of each
+    share a scale, and the last one for a parameter that stands on the right of a product. Biases, norms and
+    what is added, as positions are, are left alone: they are few and sensitive.
 
-    Without transposed convolutions and embeddings these are `compressible`'s, in the same order.
+    Without embeddings these are `compressible`'s, in the same order.
     """
     return {
-        f"{name}.weight": (layer.weight, 1 if isinstance(layer, Transposed) else 0)
-        for name, layer in module.named_modules()
-        if isinstance(layer, Rows | Transposed)
+        name: (module.get_parameter(name), weight.axis) for name, weight in record_of(module).weights.items()
     }
+
+
+def first_and_last(module: nn.Module) -> set[str]:
+    """Return the weight that a pass uses first, and the one that it uses last, by name."""
+    used = [call.weight for call in record_of(module).calls if call.weight]
+    return {used[0], used[-1]} if used else set()
+
+
+def rounded_layers(module: nn.Module) -> dict[str, str]:
+    """Return the layers whose inputs can be rounded, by weight; tables have indices for inputs."""
+    weights = record_of(module).weights.items()
+    return {
+        name: weight.layer for name, weight in weights if weight.layer and weight.kind is not Kind.EMBEDDING
+    }
+
+
+def without_layer(module: nn.Module) -> dict[str, str]:
+    """Return why there is no layer whose inputs could be rounded, by weight; nothing of tables."""
+    weights = record_of(module).weights.items()
+    return {name: weight.why for name, weight in weights if weight.why and weight.kind is not Kind.EMBEDDING}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from decant.calibration.batch_norms import with_statistics
 from decant.calibration.range_search import Choice, held_out, tried_ranges
@@ -21,23 +20,26 @@ from decant.compression.promises import Promise
 from decant.compression.selection import select
 from decant.errors import DecantError
 from decant.examples import Examples, Splits
-from decant.lowering.folding import folded, moved
-from decant.networks.structure import followers
+from decant.lowering.folding import folded, moved, unfolded
+from decant.networks.calls import Kind
+from decant.networks.record import record_of
+from decant.networks.structure import followers, unobservable
 from decant.progress import progress_bar
 from decant.quantize.activations import grids_for
-from decant.quantize.bias_correction import corrected
+from decant.quantize.bias_correction import corrected, uncorrected
 from decant.quantize.equalization import equalized, smoothed
 from decant.quantize.layer_schemes import Schemes, best_of, constrained, schemes_for, with_ranges
 from decant.quantize.mixed_precision.widths import WidthAllocation, allocate
 from decant.quantize.params import QuantizeParams
 from decant.quantize.promises import leveled, rounded_inputs
 from decant.quantize.qat.training import same_answers, train_rounded
-from decant.quantize.quantizable import quantizable
+from decant.quantize.quantizable import quantizable, rounded_layers, without_layer
+from decant.quantize.recurrent import recurrent_grids
 from decant.quantize.rounding.layers import round_layers
 from decant.quantize.schemes import Scheme
 from decant.recipes import counted
 from decant.training.fit import EpochMetrics, epochs_run
-from decant.training.losses import against_teacher, warning
+from decant.training.losses import loss_of, warning
 from decant.training.run import Run
 
 SHOWN = 1000
@@ -109,9 +111,12 @@ class Recipe:
         """Return the model with each weight on one of its levels, without a training."""
         schemes, of_weights = self._ranged(self.schemes)
         self._tables.append(tried_ranges(of_weights, {}))
+        if self.block.rounding.needs_moments:
+            self._tell("rounded to nearest", unobservable(self.start.module))
         model = self._round({name: self._held(name, scheme) for name, scheme in schemes.items()})
         if self.block.correct_bias:
             model = corrected(model, self.before.module, self._images)
+            self._tell("uncorrected", uncorrected(model.module))
         if self.block.statistics:
             model, _ = with_statistics(model, self._train)
             return self._with_norms(model, self._untouched)
@@ -126,18 +131,18 @@ class Recipe:
         assert train is not None
         schemes, of_weights = self._ranged(self.schemes)
         self._tables.append(tried_ranges(of_weights, {}))
-        loss = train.training.hard_loss()
-        if train.loss is not None:
-            loss = against_teacher(train.loss, self._teacher.module, train.training.label_smoothing)
+        teacher, classes = self._teacher.module, len(self.parent.classes)
         child, curve = train_rounded(
             self.parent,
             schemes,
             self._grids,
             train,
-            loss=loss,
+            loss=loss_of(train.loss, train.training, teacher, self._train, classes, self.block.device),
             examples=self._train,
             validation=self._validation,
             run=run,
+            teacher=teacher,
+            device=self.block.device,
         )
         if message := warning(train.loss, child.narrowest):
             self._facts["warning"] = message
@@ -173,6 +178,8 @@ class Recipe:
         if block.fold and not block.statistics and (count := len(followers(before.module))):
             before = folded(before)
             self._show(before, "folded", f"{count} batch norms")
+        if block.fold and not block.statistics and (left := unfolded(before)):
+            self._facts["unfolded"] = listed(left)
         if block.equalize:
             before, pairs, _ = equalized(before, self._images)
             self._show(before, "equalized", f"{len(pairs)} pairs of layers")
@@ -195,19 +202,50 @@ class Recipe:
             )
         self._facts[fact] = f"{message}, logits move by at most {gap:.1g}"
 
+    def _tell(self, fact: str, reasons: Mapping[str, str]) -> None:
+        """Have the lineage say of which quantized weights a part of the recipe did not work, and why."""
+        if text := listed({name: why for name, why in reasons.items() if name in self.schemes}):
+            self._facts[fact] = text
+
     def _calibrated(self) -> tuple[Mapping[str, Grid], Mapping[str, Choice]]:
         """Return the grids of inputs by layer: of as many bits as its weights have, at the wide ends."""
         activations, ends = self.block.activations, self.block.ends
         if activations is None:
             return {}, {}
-        found = {name.removesuffix(".weight"): scheme for name, scheme in self.schemes.items()}
         wide = max(activations.bits, ends.bits) if ends else activations.bits
+        layers = rounded_layers(self.before.module)
         widths = {
-            layer: activations.bits if scheme is self.block.scheme else wide
-            for layer, scheme in found.items()
-            if not isinstance(self.before.module.get_submodule(layer), nn.Embedding)
+            layers[name]: activations.bits if scheme is self.block.scheme else wide
+            for name, scheme in self.schemes.items()
+            if name in layers
         }
-        return grids_for(self.before, widths, activations, self.block.images, self._train)
+        recurrent, within = recurrent_grids(self.before, self.schemes, activations)
+        alone = {n: why for n, why in without_layer(self.before.module).items() if n not in within}
+        self._tell("float inputs", alone)
+        if not widths and not recurrent:
+            raise DecantError(
+                f"activations: inputs of no layer that is quantized can be rounded "
+                f"({listed(alone) or 'tables have none'}); leave activations out"
+            )
+        grids, chosen = grids_for(
+            self.before, widths, activations, self.block.images, self._train, self._convolutions(layers)
+        )
+        return {**grids, **recurrent}, chosen
+
+    def _convolutions(self, layers: Mapping[str, str]) -> list[str]:
+        """Return the convolutions that a runtime has integer kernels for, if their results are rounded.
+
+        While a network is trained, or has its statistics estimated, its batch norms stand where they will
+        be folded, so that nothing is rounded there.
+        """
+        if self.block.train is not None or self.block.statistics:
+            return []
+        weights = record_of(self.before.module).weights
+        return [
+            layers[name]
+            for name, scheme in self.schemes.items()
+            if name in layers and scheme.whole and weights[name].kind is Kind.CONVOLUTION
+        ]
 
     def _allocated(self) -> WidthAllocation:
         """Choose the widths of integers under the recipe's budget, and give them to the schemes."""
@@ -274,6 +312,14 @@ class Recipe:
         """Return what the recipe promises: levels of weights, grids of inputs, and the budget of widths."""
         budget = [] if self._allocation is None else [self._allocation.exceeded]
         return [leveled(self.schemes), rounded_inputs(self._grids), *budget]
+
+
+def listed(reasons: Mapping[str, str]) -> str:
+    """Return names with what is said of them, those of one reason together."""
+    return "; ".join(
+        f"{', '.join(name for name, why in reasons.items() if why == reason)}: {reason}"
+        for reason in dict.fromkeys(reasons.values())
+    )
 
 
 def _bits(scheme: Any) -> int:

@@ -34,6 +34,11 @@ class Quantizer(Section):
     wide_ends: ClassVar[bool] = False
 
     @property
+    def whole(self) -> bool:
+        """Whether kernels of convolutions multiply its levels: whole numbers, one code for zero in all."""
+        return False
+
+    @property
     def most(self) -> int:
         """The most levels that a weight gets."""
         raise NotImplementedError
@@ -44,7 +49,7 @@ class Quantizer(Section):
         Args:
             weight: What `shifted` returned, float32; untouched.
             mask: True where a weight survives; what it holds at zero counts for nothing.
-            axis: 0, or 1 for transposed convolutions.
+            axis: 0, or 1 for transposed convolutions, and for what stands on the right of a product.
 
         Raises:
             ValueError: A weight is NaN or infinite, or the scheme cannot be used on that axis.
@@ -96,6 +101,11 @@ class Integer(Stepped):
     group: GroupSize | None = None
 
     @property
+    def whole(self) -> bool:
+        """Not where there is a step for each group, or a zero point for each channel."""
+        return self.group is None and (self.symmetric or not self.per_channel)
+
+    @property
     def most(self) -> int:
         """Levels of a weight: the symmetric ones leave out one code."""
         return 2**self.bits - self.symmetric
@@ -118,8 +128,8 @@ class Integer(Stepped):
         if self.group is not None and axis != 0:
             raise ValueError(
                 f"A group of {self.group} is of neighbours in the row of one output channel, and this weight "
-                f"has its output channels on axis {axis}, as transposed convolutions do: leave group out, or "
-                f"name the layer in skip"
+                f"has its output channels on axis {axis}, as transposed convolutions and tables on the right "
+                f"of a product do: leave group out, or name it in skip"
             )
         group = self.group
         if self.symmetric:
@@ -148,6 +158,7 @@ class Ternary(Quantizer):
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.7
     per_channel: bool = True
     most: ClassVar[int] = 3
+    whole: ClassVar[bool] = True
 
     def levels(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Levels:
         """Return the levels -1, 0 and 1 with a scale [] or per output channel [O, 1, ...].
@@ -161,7 +172,7 @@ class Ternary(Quantizer):
         sizes = rows.abs()
         large = kept & (sizes > self.threshold * _means(sizes, kept))
         scale = _shaped(_means(sizes, large), weight, axis, self.per_channel)
-        return Levels(torch.tensor([-1.0, 0.0, 1.0]), torch.where(scale > 0, scale, 1.0))
+        return Levels(torch.tensor([-1.0, 0.0, 1.0]).to(weight.device), torch.where(scale > 0, scale, 1.0))
 
 
 class Binary(Quantizer):
@@ -187,6 +198,7 @@ class Binary(Quantizer):
     balanced: bool = False
     wide_ends: ClassVar[bool] = True
     most: ClassVar[int] = 2
+    whole: ClassVar[bool] = True
 
     def levels(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Levels:
         """Return the levels -1 and 1 with a scale per output channel [O, 1, ...].
@@ -198,7 +210,7 @@ class Binary(Quantizer):
         """
         rows, kept = _rows(weight, mask, axis, per_channel=True)
         scale = _shaped(_means(rows.abs(), kept), weight, axis, per_channel=True)
-        return Levels(torch.tensor([-1.0, 1.0]), scale.clamp(min=SILENT))
+        return Levels(torch.tensor([-1.0, 1.0]).to(weight.device), scale.clamp(min=SILENT))
 
     def shifted(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Tensor:
         """Return, where `balanced`, the weight less the mean of its channel's surviving weights.

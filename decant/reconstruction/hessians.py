@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from decant.errors import DecantError
-from decant.examples import pixels
-from decant.networks.layer_inputs import _layer, patches, received
-from decant.networks.structure import compressible
+from decant.examples import Batch, arguments
+from decant.networks.layer_inputs import layer_of, patches, received
+from decant.networks.structure import observable
 
 BATCH = 250
 """Images that go through the network at once: fixed, as the last bits of a sum depend on it."""
@@ -26,7 +26,9 @@ FLOATS = 2**25
 
 @dataclass(frozen=True)
 class InputHessian:
-    """Means over images and positions of products of a layer's inputs, for each group of the layer by itself.
+    """Means of products of a layer's inputs, for each of its groups by itself.
+
+    They are over images, positions and all calls of the layer.
 
     Inputs are in the order of `weight.flatten(1)`. With x̂ what the layer receives and x what the same layer
     of the reference network receives:
@@ -34,7 +36,7 @@ class InputHessian:
     Attributes:
         hessian: Mean of x̂ x̂ᵀ [G, d, d], float64; G is 1 but for grouped convolutions.
         cross: Mean of x̂ xᵀ [G, d, d], float64; None without a reference.
-        count: How many x̂ there were: images times positions.
+        count: How many x̂ there were: images times positions times calls.
     """
 
     hessian: Tensor
@@ -43,7 +45,7 @@ class InputHessian:
 
 
 def moments(
-    module: nn.Module, names: Sequence[str], images: Tensor, reference: nn.Module | None = None
+    module: nn.Module, names: Sequence[str], images: Batch, reference: nn.Module | None = None
 ) -> dict[str, InputHessian]:
     """Return the Hessian of the inputs of each named weight's layer.
 
@@ -67,8 +69,7 @@ def moments(
         now = received(module, names, inputs)
         then = now if reference is None else received(reference, names, inputs)
         for name in names:
-            layer = _layer(module, name)
-            for part in _parts(layer, now[name], then[name], reference is not None):
+            for part in _parts(layer_of(module, name), now[name], then[name], reference is not None):
                 counts[name] += part.count
                 found = [part.hessian] if part.cross is None else [part.hessian, part.cross]
                 sums[name] = (
@@ -85,13 +86,13 @@ def moments(
     }
 
 
-def norms(module: nn.Module, images: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Return the size of each input of each layer, ‖x_j‖₂ over images and positions, by the layer's weight.
+def norms(module: nn.Module, images: Batch, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Return the size of each input of each layer, ‖x_j‖₂ over images, positions and calls, by the weight.
 
     Args:
         module: The network, in eval mode.
         images: Pixels [N, C, H, W], uint8.
-        names: The weights; all that compression works on where None.
+        names: The weights; all of linear layers and convolutions whose inputs can be seen where None.
 
     Returns:
         Float32 [O, d] by weight, in the order of `weight.flatten(1)`; rows of one group are the same.
@@ -100,36 +101,40 @@ def norms(module: nn.Module, images: Tensor, names: Sequence[str] | None = None)
         ValueError: There are no images.
         DecantError: The network does not run one of the layers.
     """
-    names = list(compressible(module)) if names is None else names
+    names = list(observable(module)) if names is None else names
     squares: dict[str, Tensor] = {}
     for inputs in _batches(images):
-        for name, batch in received(module, names, inputs).items():
-            layer = _layer(module, name)
-            for part in _pieces(layer, batch):
+        for name, calls in received(module, names, inputs).items():
+            layer = layer_of(module, name)
+            for part in (part for call in calls for part in _pieces(layer, call)):
                 total = patches(layer, part).square().sum(1).double()
                 squares[name] = squares[name] + total if name in squares else total
     return {
-        name: total.sqrt().float().repeat_interleave(len(_layer(module, name).weight) // len(total), dim=0)
+        name: total.sqrt().float().repeat_interleave(len(layer_of(module, name).weight) // len(total), dim=0)
         for name, total in squares.items()
     }
 
 
-def _batches(images: Tensor) -> Iterable[Tensor]:
+def _batches(images: Batch) -> Iterable[tuple[Tensor, ...]]:
     if not len(images):
         raise ValueError("There are no images to take moments of")
-    return (pixels(batch) for batch in images.split(BATCH))
+    return (arguments(batch) for batch in images.split(BATCH))
 
 
 def _pieces(layer: Any, inputs: Tensor) -> tuple[Tensor, ...]:
     """Return the inputs in parts whose patches fit in memory, split along images."""
+    inputs = inputs if inputs.dim() >= layer.weight.dim() else inputs[None]
     positions = inputs[0].numel() // (layer.in_features if isinstance(layer, nn.Linear) else inputs.shape[1])
     depth = layer.weight[0].numel() * getattr(layer, "groups", 1)
     return inputs.split(max(1, FLOATS // max(1, positions * depth)))
 
 
-def _parts(layer: nn.Module, now: Tensor, then: Tensor, crossed: bool) -> Iterable[InputHessian]:
-    """Yield sums (not means) over parts of a batch."""
-    for first, second in zip(_pieces(layer, now), _pieces(layer, then), strict=True):
+def _parts(
+    layer: nn.Module, now: Sequence[Tensor], then: Sequence[Tensor], crossed: bool
+) -> Iterable[InputHessian]:
+    """Yield sums (not means) over parts of a batch, of all calls of a layer."""
+    pieces = ([part for call in calls for part in _pieces(layer, call)] for calls in (now, then))
+    for first, second in zip(*pieces, strict=True):
         rows = patches(layer, first)
         cross = (rows.mT @ patches(layer, second)).double() if crossed else None
         yield InputHessian((rows.mT @ rows).double(), cross, rows.shape[1])

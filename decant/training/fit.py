@@ -12,36 +12,38 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from decant.checkpoints.checkpoint import state
 from decant.checkpoints.constraints import FREE, Constraints, project_
 from decant.checkpoints.gradients import straight_through
 from decant.errors import DecantError
-from decant.examples import Examples, pixels
-from decant.networks.execution import predict
+from decant.examples import Batch, Examples, Rows, arguments, tensors_in
+from decant.networks.devices import CPU, autocast, fed, find, moved, resident, training_on
+from decant.networks.draws import drawing
+from decant.networks.execution import as_rows, predict
+from decant.networks.record import give_example_, has_example
 from decant.networks.structure import compressible, filters
 from decant.progress import progress_bar
 from decant.seeds import derive_seed
-from decant.training.draws import drawing
-from decant.training.layout import lay_out_, layout
+from decant.targets import Classes
+from decant.training.goals import Goal, goal_of
+from decant.training.layout import laid_out, lay_out_, layout
 from decant.training.recipe import Loss, Training
 from decant.training.resume import Scratch, check_form, resume_
 
 EpochMetrics = dict[str, float]
 """One epoch of the curve."""
 
-COLUMNS = ("epoch", "loss", "accuracy", "learning_rate", "validation_loss", "validation_accuracy")
-
 EQUAL = 1e-4
 """How far the loss of what a training ends with may be from what was measured, as a share of it plus the
-logits' spread."""
+outputs' spread."""
 
 
 class Sparsifier(Protocol):
@@ -82,6 +84,8 @@ class _Progress:
         averaged: The moving average of the free weights and buffers.
         best: Weights, buffers and masks after the best epoch; empty before there is one, or without patience.
         epochs: The first and the last but one.
+        columns: Of the curve.
+        device: Where all of it lies; what is resumed from is on the processor.
     """
 
     module: nn.Module
@@ -93,6 +97,8 @@ class _Progress:
     constraints: Mapping[str, Constraints] = field(default_factory=dict)
     sparsifier: Sparsifier | None = None
     epochs: tuple[int, int] = (0, 0)
+    columns: tuple[str, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device(CPU))
 
     @property
     def held(self) -> Mapping[str, Constraints]:
@@ -104,6 +110,11 @@ class _Progress:
             for name, mask in self.sparsifier.masks.items()
         }
         return {**self.constraints, **masked}
+
+    @cached_property
+    def fractions(self) -> list[str]:
+        """What is averaged, by name: fractions, but tables that hold infinities, as masks do."""
+        return [n for n, t in self.averaged.items() if t.is_floating_point() and bool(t.isfinite().all())]
 
     def final(self, training: Training) -> dict[str, Tensor]:
         """Return the free weights and buffers that the training would end with now."""
@@ -148,7 +159,9 @@ class _Progress:
             "curve": self.curve,
             "best": self.best,
         }
-        return content if self.sparsifier is None else content | {"sparsifier": self.sparsifier.content()}
+        if self.sparsifier is not None:
+            content |= {"sparsifier": self.sparsifier.content()}
+        return moved(content, CPU)
 
     def restore_(self, content: dict[str, Any]) -> None:
         """Go on from what `content` returned.
@@ -159,21 +172,22 @@ class _Progress:
         self._check(content)
         self.module.load_state_dict(content["module"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.averaged, self.curve, self.best = content["averaged"], content["curve"], content["best"]
+        self.averaged, self.best = moved((content["averaged"], content["best"]), self.device)
+        self.curve = content["curve"]
         if self.sparsifier is not None:
-            self.sparsifier.restore_(content["sparsifier"])
+            self.sparsifier.restore_(moved(content["sparsifier"], self.device))
 
     def _check(self, content: dict[str, Any]) -> None:
         """Refuse a state of another form, or of other numbers than this training's can be."""
-        check_form(content, self.content())
+        check_form(content, own := self.content())
         for number, row in enumerate(content["curve"], start=self.epochs[0] + 1):
-            check_form(row, dict.fromkeys(COLUMNS, 0.0) | {"epoch": number})
+            check_form(row, dict.fromkeys(self.columns, 0.0) | {"epoch": number})
             if row["epoch"] != number or number > self.epochs[1]:
                 raise ValueError(f"its curve has the epoch {row['epoch']}, expected {number}")
         shapes = {name: tensor.shape for name, tensor in self.module.named_parameters()}
         by_name = list((content.get("sparsifier") or {}).values())
         if content["best"]:
-            check_form(content["best"]["tensors"], self.averaged, "the best epoch")
+            check_form(content["best"]["tensors"], own["averaged"], "the best epoch")
             by_name.append(content["best"]["masks"])
         for name, tensor in (pair for tensors in by_name for pair in tensors.items()):
             if tensor.shape != shapes[name]:
@@ -185,7 +199,9 @@ class _Progress:
         own = self.optimizer.state_dict()["param_groups"]
         if [group | {"lr": 0} for group in content["param_groups"]] != [group | {"lr": 0} for group in own]:
             raise ValueError("the optimizer has other settings")
-        parameters = [tensor.detach() for group in self.optimizer.param_groups for tensor in group["params"]]
+        parameters = [
+            tensor.detach().cpu() for group in self.optimizer.param_groups for tensor in group["params"]
+        ]
         kept = _kept(self.optimizer)
         for number, found in content["state"].items():
             own = {name: parameters[number] if value.dim() else value for name, value in kept.items()}
@@ -216,6 +232,8 @@ def fit_(
     title: str,
     sparsifier: Sparsifier | None = None,
     epochs: tuple[int, int] | None = None,
+    teacher: nn.Module | None = None,
+    device: str = CPU,
 ) -> list[EpochMetrics]:
     """Train `module` in place and return its curve, one row an epoch.
 
@@ -238,18 +256,54 @@ def fit_(
         sparsifier: Masks that change from step to step; at the end they are those of the state that was kept.
         epochs: The first and the last but one, where only a part of the recipe's epochs is trained; learning
             rates and the order of images are those of these epochs.
+        teacher: In eval mode: where examples have no labels, its outputs are what the curve is measured by.
+        device: Where it is trained; the module is on the processor before and after.
 
     Raises:
-        DecantError: With `patience`, masks are final after the last of several epochs alone; before any step.
-            A loss, a weight or a validation image's logit became NaN or infinite; nothing of such an
-            epoch is kept. Or the network does not answer as it did when it was measured.
+        DecantError: The device is not there, or has too little memory. With `patience`, masks are final after
+            the last of several epochs alone; before any step. A loss, a weight or a validation image's logit
+            became NaN or infinite; nothing of such an epoch is kept. Or the network does not answer as it did
+            when it was measured, does not answer with a number for each class or as many as the teacher, or
+            there are neither labels nor a teacher.
     """
-    first, end = epochs or (0, training.epochs)
+    there, epochs = find(device), epochs or (0, training.epochs)
+    if not has_example(module):
+        give_example_(module, arguments(train.images[:1]))
+    goal = _goal(module, train, validation, teacher, seed)
     lay_out_(module, memory := layout(module))
-    optimizer = training.optimizer.build(_groups(module, training.weight_decay))
-    progress = _Progress(
-        module, optimizer, memory, _copy(state(module)), [], {}, constraints, sparsifier, (first, end)
-    )
+    with training_on(module, there, training.batch_size):
+        progress = _Progress(
+            module,
+            training.optimizer.build(_groups(module, training.weight_decay)),
+            memory,
+            _copy(state(module)),
+            [],
+            {},
+            moved(dict(constraints), there),
+            sparsifier,
+            epochs,
+            goal.columns,
+            there,
+        )
+        train, validation = (resident(each, _size(each), there) for each in (train, validation))
+        _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
+    lay_out_(module, torch.contiguous_format)
+    return progress.curve
+
+
+def _train_(
+    progress: _Progress,
+    training: Training,
+    loss: Loss,
+    train: Examples,
+    validation: Examples,
+    goal: Goal,
+    scratch: Scratch | None,
+    seed: int,
+    title: str,
+) -> None:
+    """Train from where the progress stands to the end, in place."""
+    (first, end), sparsifier, place = progress.epochs, progress.sparsifier, progress.device
     steps = _steps(train, training)
     if training.patience and sparsifier is not None:
         _check_choice(sparsifier, steps, end - first)
@@ -258,18 +312,22 @@ def fit_(
     with _bar(title, end - first, training, train, done=len(progress.curve)) as bar:
         rows = progress.competing(steps, end - first)
         while (epoch := first + len(progress.curve)) < end and not _exhausted(rows, training.patience):
-            with drawing(derive_seed(seed, f"layers in epoch {epoch}")):
+            with drawing(derive_seed(seed, f"layers in epoch {epoch}"), place):
                 row = _epoch(progress, training, loss, train, seed, epoch, (first, end), bar)
-            progress.curve.append(row | _validate(progress, training, validation, seed, epoch + 1))
+            progress.curve.append(row | _validate(progress, training, validation, goal, seed, epoch + 1))
             rows = progress.competing(steps, end - first)
             if training.patience and rows and progress.curve[-1] is _best(rows):
                 progress.keep(training)
             if scratch is not None:
                 scratch.write(progress.content())
     progress.end_(training)
-    _check_measured(module, _best(rows) if training.patience else progress.curve[-1], validation, seed)
-    lay_out_(module, torch.contiguous_format)
-    return progress.curve
+    measured = _best(rows) if training.patience else progress.curve[-1]
+    _check_measured(goal, _answers(progress.module, validation.images, seed, place), measured)
+
+
+def _size(examples: Examples) -> int:
+    """Return how many bytes the inputs of examples take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(examples.images))
 
 
 def _check_choice(sparsifier: Sparsifier, steps: int, epochs: int) -> None:
@@ -296,37 +354,46 @@ def _epoch(
     epochs: tuple[int, int],
     bar: tqdm[Any],
 ) -> EpochMetrics:
-    """Take one pass over the training images and return its mean loss, accuracy and last learning rate."""
+    """Take one pass over the training images; return its mean loss, accuracy, and last learning rate."""
     losses, hits, seen, rate = 0.0, 0, 0, 0.0
+    told = train.labels is not None and isinstance(train.target, Classes)
     progress.module.train()
     steps = _steps(train, training)
     before, whole = (epoch - epochs[0]) * steps, (epochs[1] - epochs[0]) * steps
-    for step, (images, labels) in enumerate(_batches(train, training, derive_seed(seed, f"epoch {epoch}"))):
+    for step, (images, labels) in enumerate(
+        batches(train, training, derive_seed(seed, f"epoch {epoch}"), progress.device)
+    ):
         # In the middle of the step, so that neither the first nor the last one has a rate of zero.
         rate = _set_rate_(progress.optimizer, training, (epoch + (step + 0.5) / steps) / training.epochs)
-        # A clone: `contiguous` leaves the strides of one-channel images alone, as they fit both layouts.
-        inputs = pixels(images).clone(memory_format=progress.layout)
+        inputs = tuple(laid_out(each, progress.layout) for each in arguments(images))
         if progress.sparsifier is not None:
             progress.sparsifier.before_(progress.module, before + step, whole)
         value, logits = _step_(progress, training, loss, inputs, labels)
         if not math.isfinite(value):
             raise DecantError(f"The loss became {value} in epoch {epoch + 1}; lower the learning rate")
         _average_(progress, training.average, before + step)
-        losses += value * len(labels)
-        hits += int((logits.argmax(1) == labels).sum())
-        seen += len(labels)
-        bar.set_postfix(loss=f"{losses / seen:.3f}", accuracy=f"{hits / seen:.3f}", refresh=False)
-        bar.update(len(labels))
-    return {"epoch": epoch + 1, "loss": losses / seen, "accuracy": hits / seen, "learning_rate": rate}
+        losses += value * len(images)
+        hits += int((logits.argmax(1) == labels).sum()) if told and labels is not None else 0
+        seen += len(images)
+        means = {"loss": losses / seen} | ({"accuracy": hits / seen} if told else {})
+        bar.set_postfix({key: f"{value:.3f}" for key, value in means.items()}, refresh=False)
+        bar.update(len(images))
+    return {"epoch": epoch + 1, **means, "learning_rate": rate}
 
 
-def _batches(train: Examples, training: Training, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield augmented batches in a random order; the last one is left out where it is not full."""
+def batches(
+    train: Examples, training: Training, seed: int, device: torch.device
+) -> Iterator[tuple[Batch, Tensor | None]]:
+    """Yield augmented batches, on a device, in a random order; the last is left out where it is not full."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(train), generator=generator)
+    order = moved(torch.randperm(len(train), generator=generator), tensors_in(train.images)[0].device)
     size = min(training.batch_size, len(train))
     for chosen in order[: _steps(train, training) * size].split(size):
-        yield training.augmentation.apply(train.images[chosen], generator), train.labels[chosen]
+        labels = None if train.labels is None else train.labels[chosen]
+        images, labels = moved((train.images[chosen], labels), device)
+        if not isinstance(images, Rows):
+            images = training.augmentation.apply(images, generator)
+        yield images, labels
 
 
 def _steps(train: Examples, training: Training) -> int:
@@ -338,8 +405,8 @@ def _step_(
     progress: _Progress,
     training: Training,
     loss: Loss,
-    inputs: Tensor,
-    labels: Tensor,
+    inputs: tuple[Tensor, ...],
+    labels: Tensor | None,
 ) -> tuple[float, Tensor]:
     """Take one step of the optimizer; return the loss and the logits."""
     module, sparsifier = progress.module, progress.sparsifier
@@ -348,7 +415,7 @@ def _step_(
         name: straight_through(module.get_parameter(name), constraint, dense)
         for name, constraint in progress.held.items()
     }
-    with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
+    with autocast(progress.device, training.precision):
         logits = _forward(module, satisfying, inputs)
     value = loss(inputs, logits.float(), labels)
     total = value
@@ -366,19 +433,19 @@ def _step_(
     return value.item(), logits.detach()
 
 
-def _forward(module: nn.Module, satisfying: dict[str, Tensor], inputs: Tensor) -> Tensor:
+def _forward(module: nn.Module, satisfying: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
     """Return the logits of a batch with the weights that satisfy their constraints.
 
     Raises:
         DecantError: A batch norm has one number for each channel alone, of which there is no variance.
     """
     try:
-        logits: Tensor = functional_call(module, satisfying, (inputs,)) if satisfying else module(inputs)
+        outputs = functional_call(module, satisfying, inputs) if satisfying else module(*inputs)
     except ValueError as error:
-        if len(inputs) > 1:
+        if len(inputs[0]) > 1:
             raise
         raise DecantError(f"A batch of one image cannot be trained on ({error}); raise batch_size") from None
-    return logits
+    return as_rows(outputs, len(inputs[0]))
 
 
 def group_norms(module: nn.Module) -> Tensor:
@@ -403,41 +470,53 @@ def group_norms(module: nn.Module) -> Tensor:
 
 
 def _validate(
-    progress: _Progress, training: Training, validation: Examples, seed: int, epoch: int
+    progress: _Progress, training: Training, validation: Examples, goal: Goal, seed: int, epoch: int
 ) -> EpochMetrics:
-    """Return loss and accuracy on the validation images of the network as it would end after this epoch."""
+    """Return what the network, as it would end after this epoch, has on the validation examples."""
     final, held = progress.final(training), progress.held
     for name, tensor in final.items():
-        if not torch.isfinite(tensor).all():
+        wrong = ~torch.isfinite(tensor) if name in progress.fractions else torch.isnan(tensor)
+        if bool(wrong.any()):
             raise DecantError(f"{name} held NaN or infinity after epoch {epoch}; lower the learning rate")
     tensors = {name: held[name].project(t) if name in held else t for name, t in final.items()}
     module = progress.module.eval()
-    logits = _answers(lambda inputs: functional_call(module, tensors, (inputs,)), validation, seed)
+    logits = _answers(
+        lambda *inputs: functional_call(module, tensors, inputs), validation.images, seed, progress.device
+    )
     if not torch.isfinite(logits).all():
         raise DecantError(
             f"Logits of validation images were NaN or infinite after epoch {epoch}; lower the learning rate"
         )
-    return {
-        "validation_loss": F.cross_entropy(logits, validation.labels).item(),
-        "validation_accuracy": (logits.argmax(1) == validation.labels).float().mean().item(),
-    }
+    return goal.measures(logits)
 
 
-def _answers(network: Callable[[Tensor], Tensor], validation: Examples, seed: int) -> Tensor:
-    """Return the logits of the validation images; what draws in eval mode too draws the same each time."""
-    with drawing(derive_seed(seed, "validation")):
-        return predict(network, validation.images)
+def _answers(
+    network: Callable[..., Any], images: Batch, seed: int, device: torch.device | None = None
+) -> Tensor:
+    """Return the outputs for validation images; what draws in eval mode too draws the same each time."""
+    place = device or torch.device(CPU)
+    with drawing(derive_seed(seed, "validation"), place):
+        return predict(fed(network, place), images)
 
 
-def _check_measured(module: nn.Module, row: EpochMetrics, validation: Examples, seed: int) -> None:
+def _goal(
+    module: nn.Module, train: Examples, validation: Examples, teacher: nn.Module | None, seed: int
+) -> Goal:
+    """Return what the curve is measured by, once the network's outputs are of the form for it."""
+    expected = None if teacher is None else partial(_answers, teacher, validation.images, seed)
+    goal = goal_of(train, validation, expected)
+    goal.check(module, lambda: _answers(module.eval(), validation.images[:1], seed))
+    return goal
+
+
+def _check_measured(goal: Goal, outputs: Tensor, row: EpochMetrics) -> None:
     """Check that the network that a training ends with is the function that this row of its curve measured.
 
     Raises:
         DecantError: It is not: layers keep something that is neither a parameter nor a buffer of their state.
     """
-    logits = _answers(module, validation, seed)
-    found, measured = F.cross_entropy(logits, validation.labels).item(), row["validation_loss"]
-    if not abs(found - measured) <= EQUAL * (measured + logits.std().item()):
+    found, measured = goal.loss(outputs), row["validation_loss"]
+    if not abs(found - measured) <= EQUAL * (measured + goal.spread(outputs)):
         raise DecantError(
             f"The network had a validation loss of {measured:.6g} after epoch {row['epoch']:.0f} and has "
             f"{found:.6g} once its weights are put back: a layer keeps something beside parameters and "
@@ -451,7 +530,7 @@ def _average_(progress: _Progress, decay: float, step: int) -> None:
         return
     share = 1 - min(decay, (step + 1) / (step + 10))
     now = state(progress.module)
-    fractions = [name for name, tensor in now.items() if tensor.is_floating_point()]
+    fractions = progress.fractions
     with torch.no_grad():
         torch._foreach_lerp_([progress.averaged[n] for n in fractions], [now[n] for n in fractions], share)
         for name in now.keys() - fractions:
@@ -466,7 +545,7 @@ def _set_rate_(optimizer: torch.optim.Optimizer, training: Training, at: float) 
 
 
 def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Return parameter groups: weight decay pulls at weights, not at biases and batch norms."""
+    """Return parameter groups: weight decay pulls at what multiplies, not at biases, norms and embeddings."""
     decayed = {id(weight) for weight in compressible(module).values()}
     parameters = list(module.parameters())
     return [

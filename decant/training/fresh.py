@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, begun
-from decant.examples import Splits, pixels
+from decant.examples import Splits
 from decant.networks.architectures import Architecture, build
-from decant.networks.layers import fit_normalization_
+from decant.networks.devices import CPU
+from decant.networks.statistics import fit_statistics_
 from decant.training.fit import epochs_run, fit_
 from decant.training.recipe import Loss, Training
 from decant.training.run import Run
@@ -22,7 +20,8 @@ def train(
     run: Run | None = None,
     *,
     loss: Loss | None = None,
-    lineage: tuple[Mapping[str, Any], ...] = (),
+    teacher: Checkpoint | None = None,
+    device: str = CPU,
 ) -> Result:
     """Build a network, train it, and return it.
 
@@ -31,25 +30,33 @@ def train(
         training: Epochs, optimizer, schedule, augmentation and the rest.
         splits: What it learns from, and what its curve is measured on.
         run: Its name, its seed, and where an interrupted training is resumed from.
-        loss: What is minimized; cross entropy against the labels where None.
-        lineage: The steps before this one.
+        loss: What is minimized; the target's loss against the labels where None.
+        teacher: What the network learns from, where it is a student: it takes the same inputs, and has the
+            same classes.
+        device: Where it is trained.
 
     Raises:
-        DecantError: The network is too large for the images, or the loss became NaN or infinite.
+        DecantError: The network is too large for the images, the loss became NaN or infinite, or there are
+            neither labels nor a teacher.
     """
     run, images = run or Run(), splits.train
-    module = build(architecture, images.shape, len(images.classes), run.seed)
-    fit_normalization_(module, pixels(images.images))
+    shape = images.shape if teacher is None else teacher.shape
+    classes = images.classes if teacher is None else teacher.classes
+    module = build(architecture, shape, len(classes), run.seed)
+    fit_statistics_(module, images)
     curve = fit_(
         module,
         training,
-        loss or training.hard_loss(),
+        loss or training.hard_loss(images.target),
         images,
         splits.validation,
         scratch=run.scratch,
         seed=run.seed,
         constraints={},
         title=run.name,
+        teacher=None if teacher is None else teacher.module,
+        device=device,
     )
-    model = Checkpoint(architecture, images.shape, images.classes, module, lineage=lineage)
+    lineage = () if teacher is None else tuple(teacher.lineage)
+    model = Checkpoint(architecture, shape, classes, module, lineage=lineage)
     return begun(model, curve, epochs_run(training, curve))

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field
 
 from decant.lazy import torch
+from decant.networks.devices import moved
 from decant.schema import Count, Fraction, Index, NotNegative, Positive, Section, TrainImages
+from decant.targets import CLASSES, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Loss: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
-"""(inputs [N, C, H, W], logits [N, K], labels [N]) -> scalar, in nats."""
+Loss: TypeAlias = "Callable[[tuple[Tensor, ...], Tensor, Tensor | None], Tensor]"
+"""(inputs, outputs [N, M], labels [N] or None) -> scalar; of labels and classes in nats."""
 
 
 class Sgd(Section):
@@ -87,14 +89,15 @@ class Augmentation(Section):
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return images [N, C, H, W], each flipped and shifted by its own draw; what shifts in is zero."""
-        count, _, height, width = images.shape
-        flips = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
-        shifts = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator) + self.shift
-        columns = torch.arange(width).expand(count, -1)
+        (count, _, height, width), device = images.shape, images.device
+        drawn = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
+        moves = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator) + self.shift
+        flips, shifts = moved((drawn, moves), device)
+        columns = torch.arange(width, device=device).expand(count, -1)
         columns = torch.where(flips[:, None], columns.flip(1), columns) + shifts[0]
-        rows = torch.arange(height) + shifts[1]
+        rows = torch.arange(height, device=device) + shifts[1]
         padded = torch.nn.functional.pad(images, [self.shift] * 4)
-        picked = torch.arange(count)[:, None, None]
+        picked = torch.arange(count, device=device)[:, None, None]
         return padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -121,11 +124,14 @@ class Training(Section):
     patience: Count | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    def hard_loss(self) -> Loss:
-        """Return cross entropy against the labels, smoothed as the recipe says."""
-        return lambda _, logits, labels: torch.nn.functional.cross_entropy(
-            logits, labels, label_smoothing=self.label_smoothing
-        )
+    def hard_loss(self, target: Target = CLASSES) -> Loss:
+        """Return the target's loss against labels, smoothed as the recipe says; there have to be some."""
+
+        def against_labels(_: tuple[Tensor, ...], outputs: Tensor, labels: Tensor | None) -> Tensor:
+            assert labels is not None
+            return target.loss(outputs, labels, smoothing=self.label_smoothing)
+
+        return against_labels
 
 
 def _half_cosine(progress: float) -> float:

@@ -117,6 +117,7 @@ def resume_(training: Resumable, scratch: Scratch) -> None:
 def check_form(found: Any, expected: Any, place: str = "the state") -> None:
     """Check that a state has the form of another one: keys, types, shapes; all of its numbers are finite.
 
+    A table may hold infinities where the other one has the same, as masks do.
     What is empty in the other one may hold anything.
 
     Raises:
@@ -127,7 +128,7 @@ def check_form(found: Any, expected: Any, place: str = "the state") -> None:
     if isinstance(found, Tensor):
         if (found.shape, found.dtype) != (expected.shape, expected.dtype):
             raise ValueError(f"{place} has the shape {[*found.shape]}, expected {[*expected.shape]}")
-        if not torch.isfinite(found).all():
+        if not bool((torch.isfinite(found) | (found == expected)).all()):
             raise ValueError(f"{place} holds NaN or infinity")
     elif isinstance(found, float) and not math.isfinite(found):
         raise ValueError(f"{place} is {found}")

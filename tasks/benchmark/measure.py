@@ -9,15 +9,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from decant.examples import pixels
+from decant.examples import Batch, arguments
+from decant.export.runtime import feed
 from decant.export.timing import Call, Latency, Rounds, compare, interleave, no_garbage_collection, processor
-from decant.export.trace import INPUT
 
 REPEATS = {1: 10, 128: 1}
 """Timed calls in one turn, by batch size: about as many images' worth of time for each."""
@@ -30,7 +29,7 @@ Results = dict[Group, dict[str, Latency]]
 def measure(
     modules: Mapping[str, Callable[[Tensor], Tensor]],
     sessions: Mapping[str, Any],
-    images: Tensor,
+    images: Batch,
     *,
     reference: str,
     rounds: int,
@@ -96,15 +95,14 @@ def as_json(results: Results, name: str) -> dict[str, dict[str, dict[str, float]
     return nested
 
 
-def _batch(images: Tensor, size: int) -> Tensor:
-    return pixels(images[torch.arange(size) % len(images)]).contiguous()
+def _batch(images: Batch, size: int) -> tuple[Tensor, ...]:
+    return tuple(each.contiguous() for each in arguments(images[torch.arange(size) % len(images)]))
 
 
 def _calls(
-    modules: Mapping[str, Callable[[Tensor], Tensor]], sessions: Mapping[str, Any], batch: Tensor
+    modules: Mapping[str, Callable[[Tensor], Tensor]], sessions: Mapping[str, Any], batch: tuple[Tensor, ...]
 ) -> tuple[dict[str, Call], dict[str, Call]]:
-    feed = {INPUT: np.ascontiguousarray(batch.numpy())}
     return (
-        {name: partial(session.run, None, feed) for name, session in sessions.items()},
-        {name: partial(module, batch) for name, module in modules.items()},
+        {name: partial(session.run, None, feed(session, batch)) for name, session in sessions.items()},
+        {name: partial(module, *batch) for name, module in modules.items()},
     )

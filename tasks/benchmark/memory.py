@@ -10,9 +10,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from decant.errors import DecantError
+
+LENGTH = 32
+"""How long rows are where the model takes any length."""
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -40,6 +44,17 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def _shape(shape: Sequence[int | str | None], batch: int) -> tuple[int, ...]:
+    """Return the shape of a batch; of a length that is free, `LENGTH`."""
+    return (batch, *(size if isinstance(size, int) else LENGTH for size in shape[1:]))
+
+
+def _type(name: str) -> str:
+    """Return NumPy's name of a type of ONNX Runtime, such as `tensor(float)`."""
+    bare = name.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(bare, bare)
+
+
 def _main(file: str, batch: str, threads: str) -> None:
     """Print the growth in bytes; torch is not imported, it would be most of the process."""
     import numpy as np
@@ -56,8 +71,13 @@ def _main(file: str, batch: str, threads: str) -> None:
     options.log_severity_level = 3  # errors: the last line of what is printed is the reason of a failure
     options.intra_op_num_threads = int(threads)
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    (image,) = session.get_inputs()
-    session.run(None, {image.name: np.zeros((int(batch), *image.shape[1:]), np.float32)})
+    session.run(
+        None,
+        {
+            each.name: np.zeros(_shape(each.shape, int(batch)), _type(each.type))
+            for each in session.get_inputs()
+        },
+    )
     sys.stdout.write(f"{_status('VmHWM') - before}\n")
 
 

@@ -34,9 +34,10 @@ def readme(tables: Iterable[Table], sums: Mapping[str, str]) -> str:
             "the 10th and 90th percentile of rounds in brackets: 1 is as fast as the teacher, 2 twice as "
             "fast. ORT is ONNX Runtime.",
             "",
-            "The milliseconds are of one image, images/s of batches of 128. *Times smaller* is the teacher's "
-            "bytes on disk over the model's. *Peak memory* is what a fresh process that holds nothing but "
-            "ONNX Runtime grows by when it opens the model and runs a batch of 128; Linux alone reports it.",
+            "The milliseconds are of one image, images/s of batches of 128. *Packed* is what the model takes "
+            "in models/, *ONNX file* what is deployed, and *times smaller* the teacher's packed bytes over "
+            "the model's. *Peak memory* is what a fresh process that holds nothing but ONNX Runtime grows by "
+            "when it opens the model and runs a batch of 128; Linux alone reports it.",
             "",
             f"On x86-64 processors without VNNI, ONNX Runtime had its option {EXACT_SUMS} = 1, without which "
             "models of 8-bit integers answer wrongly there (docs/quantization.md).",
@@ -56,8 +57,9 @@ def _section(table: Table, sums: Mapping[str, str]) -> list[str]:
         f"{_outdated(other_models(table, sums))}",
         "",
         "| model | ORT, batch 1 | ORT, batch 128 | PyTorch, batch 1 | PyTorch, batch 128 "
-        "| ORT p50, ms | ORT p95, ms | ORT images/s | times smaller | peak memory, MB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| ORT p50, ms | ORT p95, ms | ORT images/s | packed, KB | ONNX file, KB | times smaller "
+        "| peak memory, MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *[_row(name, row) for name, row in models.items()],
         "",
         "What the models gained in ONNX Runtime. Faster or slower is what differs by more than 5 % and by "
@@ -85,6 +87,8 @@ def _row(name: str, entry: Mapping[str, Any]) -> str:
         f"{one['p50_seconds'] * 1e3:.3f}",
         f"{one['p95_seconds'] * 1e3:.3f}",
         f"{many['images_per_second']:,.0f}",
+        f"{entry['size_bytes'] / 1e3:,.1f}",
+        f"{entry['onnx_bytes'] / 1e3:,.1f}",
         f"{entry['size_ratio']:.1f}",
         "not told" if memory is None else f"{memory / 1e6:.1f}",
     ]

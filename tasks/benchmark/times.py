@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from decant.checkpoints.files import size_bytes
 from decant.errors import DecantError
+from decant.examples import Batch
 from decant.outputs import write_json, write_text
 from tasks.benchmark.exports import Export, Failure, at_once, attempt, divided
 from tasks.benchmark.measure import REPEATS, as_json, describe_machine, measure
@@ -24,7 +23,7 @@ from tasks.pipeline.lineages import MODELS
 
 
 def write_times(
-    exports: Mapping[str, Export], folder: Path, images: Tensor, params: BenchmarkParams
+    exports: Mapping[str, Export], folder: Path, images: Batch, params: BenchmarkParams
 ) -> dict[str, Failure]:
     """Write this processor's table and the page of all tables; print what was done and why.
 
@@ -55,7 +54,7 @@ def write_times(
 
 
 def _measured(
-    exports: Mapping[str, Export], folder: Path, images: Tensor, params: BenchmarkParams
+    exports: Mapping[str, Export], folder: Path, images: Batch, params: BenchmarkParams
 ) -> tuple[dict[str, Any], int, dict[str, Failure]]:
     """Return what was measured of each model, by its name, in how many rounds, and what failed."""
 
@@ -68,7 +67,7 @@ def _measured(
         try:
             results, rounds = measure(
                 {name: _Watched(name, exports[name].model.module) for name in peaks},
-                {name: _Watched(name, exports[name].session.run) for name in peaks},
+                {name: _watched(name, exports[name].session) for name in peaks},
                 images,
                 reference=TEACHER,
                 rounds=params.rounds,
@@ -96,6 +95,11 @@ class _Watched:
 
     name: str
     call: Callable[..., Any]
+    inputs: Sequence[Any] = ()
+
+    def get_inputs(self) -> Sequence[Any]:
+        """Return what a session takes."""
+        return self.inputs
 
     def __call__(self, *arguments: Any) -> Any:
         result = attempt(self.call, *arguments)
@@ -104,6 +108,10 @@ class _Watched:
         return result
 
     run = __call__
+
+
+def _watched(name: str, session: Any) -> _Watched:
+    return _Watched(name, session.run, session.get_inputs())
 
 
 def _row(made: Export, measured: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from decant.checkpoints.activations import DynamicGrid
+from torch import Tensor
+
+from decant.checkpoints.activations import DynamicGrid, InputGrid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE, Levels
 from decant.export.inputs import BYTE
-from decant.export.kernels import Form, Forms
+from decant.export.kernels import Form, Forms, called
 from decant.lowering.integers import whole, whole_numbers, with_bias
-from decant.networks.structure import compressible
+from decant.networks.calls import Kind, Weight
+from decant.networks.record import record_of
 
 _BATCHES = {"batch_1": "batch 1", "batch_128": "batch 128"}
 
@@ -42,10 +45,9 @@ def verdict(numbers: Mapping[str, Any], checkpoint: Checkpoint, forms: Forms) ->
 
 def _reasons(checkpoint: Checkpoint, forms: Forms) -> list[str]:
     """Return what in the model makes it smaller on disk, or more exact to deploy, and saves no time here."""
-    floats = [layer for layer, form in forms.items() if form is Form.FLOAT]
-    reasons = _unpacked(
-        {layer: levels for layer in floats if (levels := _levels(checkpoint, layer))}, checkpoint
-    )
+    weights = record_of(checkpoint.module).weights.values()
+    floats = [weight for weight in weights if forms.get(called(weight)) is Form.FLOAT]
+    reasons = _unpacked(checkpoint, floats)
     if Form.UNROUNDED in forms.values():
         reasons.append("integers whose sums nothing rounds are multiplied in float32")
     if Form.PACKED in forms.values():
@@ -53,57 +55,65 @@ def _reasons(checkpoint: Checkpoint, forms: Forms) -> list[str]:
     if any(constraints.mask is not None for constraints in checkpoint.constraints.values()):
         reasons.append("its zeros are multiplied like other weights")
     if Form.BATCH in forms.values():
-        reasons.append("the range of each batch is looked for first")
-    if any(layer in checkpoint.grids for layer in floats):
+        reasons.append("the range of each batch or row is looked for first")
+    if any(weight.layer in checkpoint.grids for weight in floats):
         reasons.append("rounding the inputs of layers is work on top")
     if checkpoint.clamps:
         reasons.append("cutting the inputs of layers is work on top")
     return reasons
 
 
-def _unpacked(layers: Mapping[str, Levels], checkpoint: Checkpoint) -> list[str]:
-    """Return why these layers, whose weights have levels, are multiplied in float32 nonetheless."""
+def _unpacked(checkpoint: Checkpoint, weights: Iterable[Weight]) -> list[str]:
+    """Return why those of these weights that have levels are multiplied in float32 nonetheless."""
     lacking: dict[str, set[str]] = {}
-    for layer, levels in layers.items():
-        kind, where = _lacking(checkpoint, layer, levels)
-        lacking.setdefault(where, set()).add(kind)
+    for weight in weights:
+        levels = checkpoint.constraints.get(weight.name, FREE).levels
+        if levels is not None:
+            kind, where = _lacking(checkpoint, weight, levels)
+            lacking.setdefault(where, set()).add(kind)
     return [
         f"ONNX Runtime has no kernel for {' or '.join(sorted(kinds))}{where}, they run unpacked"
         for where, kinds in lacking.items()
     ]
 
 
-def _lacking(checkpoint: Checkpoint, layer: str, levels: Levels) -> tuple[str, str]:
+def _lacking(checkpoint: Checkpoint, weight: Weight, levels: Levels) -> tuple[str, str]:
     """Return what there is no kernel for, and where."""
-    grid, weight = checkpoint.grids.get(layer), compressible(checkpoint.module).get(f"{layer}.weight")
+    grid, numbers = checkpoint.grids.get(weight.layer), checkpoint.module.get_parameter(weight.name).detach()
     if not whole_numbers(levels):
         return f"weights of {len(levels.values)} levels", " that are no integers"
+    if weight.kind is Kind.RECURRENT:
+        return "integers", " in recurrent layers whose states nothing rounds"
+    if weight.kind not in (Kind.CONVOLUTION, Kind.LINEAR):
+        return "integers", " in other layers than convolutions and linear ones"
     if grid is None:
         return f"weights of {_bits(levels.bits)}", " beside inputs in float32"
-    if weight is None:
-        return "integers", " in other layers than convolutions and linear ones"
     if levels.group is not None:
         return f"groups of {levels.group}", " beside rounded inputs"
     if isinstance(grid, DynamicGrid):
-        where = " with the range of each batch"
-        if grid.bits < BYTE:
-            return f"inputs of {_bits(grid.bits)}", where
-        return ("convolutions" if weight.dim() > 2 else "zero points"), f"{where} that beats float32"
-    integers = whole(weight.detach(), checkpoint.constraints[f"{layer}.weight"])
-    if (
-        weight.dim() > 2
-        and integers is not None
-        and bool((integers.zero_point != integers.zero_point[0]).any())
-    ):
+        return _lacking_by_batch(grid, numbers)
+    assert isinstance(grid, InputGrid)  # what recurrent layers have came before
+    return _lacking_by_sums(checkpoint, weight, grid)
+
+
+def _lacking_by_batch(grid: DynamicGrid, numbers: Tensor) -> tuple[str, str]:
+    where = f" with the range of each {'row' if grid.rows else 'batch'}"
+    if grid.bits < BYTE:
+        return f"inputs of {_bits(grid.bits)}", where
+    return ("convolutions" if numbers.dim() > 2 else "zero points"), f"{where} that beats float32"
+
+
+def _lacking_by_sums(checkpoint: Checkpoint, weight: Weight, grid: InputGrid) -> tuple[str, str]:
+    numbers = checkpoint.module.get_parameter(weight.name).detach()
+    integers = whole(numbers, checkpoint.constraints[weight.name])
+    bias = getattr(checkpoint.module.get_submodule(weight.layer), "bias", None)
+    if integers is None:
+        return "integers", " beyond 8 bits, or with a scale for each of a layer's inputs"
+    if numbers.dim() > 2 and bool((integers.zero_point != integers.zero_point[0]).any()):
         return "a zero point for each channel", " in convolutions"
-    bias = getattr(checkpoint.module.get_submodule(layer), "bias", None)
-    if integers is not None and bias is not None and with_bias(integers, bias.detach(), grid.scale) is None:
+    if bias is not None and with_bias(integers, bias.detach(), grid.scale) is None:
         return "sums", " of more than 32 bits"
     return "integers", " whose biases are no whole steps of their sums"
-
-
-def _levels(checkpoint: Checkpoint, layer: str) -> Levels | None:
-    return checkpoint.constraints.get(f"{layer}.weight", FREE).levels
 
 
 def _bits(count: int) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from decant.checkpoints.files import DEPLOYED, size_bytes
 from decant.networks.execution import make_deterministic, predict
 from decant.outputs import write_json
+from decant.targets import Classes
 from tasks.evaluate import predictions
 from tasks.evaluate.measures import headline, measure
 from tasks.pipeline import splits
@@ -24,12 +25,14 @@ def main(model: str) -> None:
     make_deterministic(read_section("threads.evaluate", int))
     models, test = load_models(TEACHER, model, with_parents=True), splits.read(splits.TEST)
     teacher, measured = models[TEACHER], models[model]
-    logits = predict(measured.module, test.images)
+    outputs = predict(measured.module, test.images)
+    classes = test.labels is not None and isinstance(test.target, Classes)
     sources = [splits.TEST, *(MODELS / TEACHER / file for file in DEPLOYED)]
     if model == TEACHER:
-        predictions.write(predictions.TEACHER, logits.argmax(1), sources)
-    reference = predictions.read(predictions.TEACHER, len(test), sources)
-    row = measure(measured, teacher, logits, reference, test.labels, size_bytes(MODELS / model))
+        predictions.write(predictions.TEACHER, predictions.expected(outputs, classes), sources)
+    shape = predictions.expected(outputs, classes).shape
+    reference = predictions.read(predictions.TEACHER, tuple(shape), sources)
+    row = measure(measured, teacher, outputs, reference, test.labels, size_bytes(MODELS / model), test.target)
     write_json(Path("metrics") / f"{model}.json", row)
     write_json(Path("headline") / f"{model}.json", headline(row))
 

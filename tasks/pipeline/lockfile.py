@@ -123,9 +123,10 @@ def damage(root: Path) -> str:
     if text.startswith(HEAD) and not text.endswith("\n"):
         return "ends in the middle of a line"
     if (found := entries(text)) is None:
-        return "" if _stages(text) is not None else "is not valid YAML" if text.strip() else "is empty"
+        wrong = "is no YAML that can be read" if text.strip() else "is empty"
+        return "" if _stages(text) is not None else wrong
     if not all(map(_whole, list(found.values())[-1:])):
-        return "ends in the middle of an entry"
+        return "ends in the middle of an entry, or in one that cannot be read"
     lost = forgotten(found, entries(committed(root)) or {})
     if lost and _on_disk(root, [path for entry in lost.values() for path in outs(entry)]):
         names = ", ".join(list(lost)[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
@@ -192,13 +193,12 @@ def _whole(entry: str) -> bool:
 
 
 def _stages(text: str) -> dict[str, dict[str, Any]] | None:
-    """Return the entries of a dvc.lock; None where it is no YAML or has none."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    """Return the entries of a dvc.lock; None where it is no YAML that can be read, or has none."""
+    from tasks.pipeline.yaml_reader import parse  # who only puts entries in has no use for it
 
     try:
-        content = YAML(typ="safe").load(text)  # as DVC reads it; no bounds, for it is DVC's own
-    except (YAMLError, ValueError, RecursionError):
+        content = parse(text, str(LOCK))
+    except DecantError:
         return None
     stages = content.get("stages") if isinstance(content, dict) else None
     if not isinstance(stages, dict):

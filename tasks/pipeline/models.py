@@ -6,6 +6,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.files import load
 from decant.checkpoints.lineage import read_lineage
 from tasks.pipeline.lineages import MODELS, check_lineages, parents
+from tasks.pipeline.networks import network_of
 from tasks.pipeline.params import read_yaml
 
 
@@ -33,4 +34,4 @@ def load_models(*names: str, with_parents: bool = False, data: str | None = None
     params = read_yaml()
     compared = [*names, *(parent for name in names if with_parents for parent in parents(name, params))]
     check_lineages({name: read_lineage(MODELS / name) for name in compared}, params, data)
-    return {name: load(MODELS / name) for name in names}
+    return {name: load(MODELS / name, build=network_of(name, params)) for name in names}

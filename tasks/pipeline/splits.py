@@ -11,12 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
+from torch import Tensor
 
 from decant.errors import DecantError
-from decant.examples import Examples, Splits
+from decant.examples import Batch, Examples, Rows, Splits
+from decant.inputs import TensorInput
 from decant.schema import Section, mistakes
 from decant.sealed import reading
+from decant.targets import CLASSES, AnyTarget
 from tasks.pipeline.params import read_section
 from tasks.pipeline.seals import check_seal
 
@@ -29,16 +32,40 @@ class _Header(Section):
     Attributes:
         split: The name of its file, without the ending.
         source: Where the images come from.
-        shape: One image [C, H, W].
-        classes: The classes' names.
+        shape: One image [C, H, W], where there are images.
+        inputs: Type and shape of each other tensor, by name, where there are none.
+        classes: The classes' names; none where there are no labels.
         drawn: The sections of params.yaml that the split was drawn by.
+        target: What the labels are; None of plain classes.
     """
 
     split: str
     source: str
-    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    classes: tuple[str, ...] = Field(min_length=1)
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None
+    inputs: dict[str, TensorInput] | None
+    classes: tuple[str, ...]
     drawn: dict[str, Any] | None
+    target: AnyTarget | None
+
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """What the table has to have, in order."""
+        if self.inputs is None:
+            return {"image": pa.binary(math.prod(self.shape or ())), "label": pa.int64()}
+        found = {f"input.{name}": pa.binary(_width(each)) for name, each in self.inputs.items()}
+        if self.numbers:
+            return found | {"label": pa.binary(4 * self.numbers)}
+        return found | ({"label": pa.int64()} if self.classes else {})
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a row's label has; 0 where it is a class, or there is none."""
+        return (self.target.width or 0) if self.target is not None else 0
+
+    @property
+    def width(self) -> int:
+        """Bytes of a row."""
+        return sum(each.byte_width for each in self.columns.values())
 
 
 def read_splits() -> Splits:
@@ -61,13 +88,55 @@ def read(path: Path) -> Examples:
         header, table = _parsed(content)
         if path.stem != header.split and path.stem in (split.stem for split in (TRAIN, VALIDATION, TEST)):
             raise ValueError(f"it is the split {header.split}")
-        labels = _values(table.column("label"), np.int64)
-        if labels.min() < 0 or labels.max() >= len(header.classes):
-            raise ValueError(f"labels from {labels.min()} to {labels.max()} of {len(header.classes)} classes")
-        images = _values(table.column("image"), np.uint8).reshape(-1, *header.shape)
+        labels = _labels(table, header)
+        images = _images(table, header)
     if path in (TRAIN, VALIDATION, TEST) and header.drawn is not None:
         _check_drawn(path, header.drawn)
-    return Examples(torch.from_numpy(images), torch.from_numpy(labels), header.classes)
+    return Examples(images, labels, header.classes, header.target or CLASSES)
+
+
+def _labels(table: pa.Table, header: _Header) -> Tensor | None:
+    """Return the labels; None where there are none.
+
+    Raises:
+        ValueError: One is no class, or no number.
+    """
+    if header.numbers:
+        content = _values(table.column("label"), np.uint8).reshape(-1, 4 * header.numbers)
+        found = _aligned(content, torch.float32)
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError("labels are NaN or infinite")
+        return found
+    if not header.classes:
+        return None
+    labels = _values(table.column("label"), np.int64)
+    if labels.min() < 0 or labels.max() >= len(header.classes):
+        raise ValueError(f"labels from {labels.min()} to {labels.max()} of {len(header.classes)} classes")
+    return torch.from_numpy(labels)
+
+
+def _images(table: pa.Table, header: _Header) -> Batch:
+    """Return pictures, or rows of other tensors."""
+    if header.inputs is None:
+        assert header.shape is not None
+        return torch.from_numpy(_values(table.column("image"), np.uint8).reshape(-1, *header.shape))
+    tensors = {}
+    for name, each in header.inputs.items():
+        content = _values(table.column(f"input.{name}"), np.uint8).reshape(-1, _width(each))
+        tensors[name] = _aligned(content, getattr(torch, each.dtype)).reshape(-1, *each.row)
+    return Rows(tensors)
+
+
+def _aligned(content: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
+    """Return bytes [N, M] as numbers [N, M / size], without a copy where they lie where such may."""
+    found = torch.from_numpy(content)
+    return (found if found.data_ptr() % dtype.itemsize == 0 else found.clone()).view(dtype)
+
+
+def _width(each: TensorInput) -> int:
+    """Return the bytes of a row of a tensor."""
+    dtype: torch.dtype = getattr(torch, each.dtype)
+    return math.prod(each.row) * dtype.itemsize
 
 
 def _parsed(content: pa.Buffer) -> tuple[_Header, pa.Table]:
@@ -84,10 +153,14 @@ def _parsed(content: pa.Buffer) -> tuple[_Header, pa.Table]:
     if wrong := mistakes(described, _Header):
         raise ValueError("; ".join(wrong))
     header = _Header.model_validate(described)
-    schema = {"image": pa.binary(math.prod(header.shape)), "label": pa.int64()}
-    if {field.name: field.type for field in file.schema_arrow} != schema or len(file.schema_arrow) != 2:
+    if (header.shape is None) == (header.inputs is None) or not (header.classes or header.inputs):
+        raise ValueError("it has neither images with classes nor inputs alone")
+    if header.numbers and (header.classes or header.inputs is None):
+        raise ValueError(f"it has classes or images, and {header.numbers} numbers for a label")
+    schema = header.columns
+    if {f.name: f.type for f in file.schema_arrow} != schema or len(file.schema_arrow) != len(schema):
         raise ValueError(f"its columns are not {schema}")
-    if not _is_plain(file.metadata, math.prod(header.shape) + 8, content.size):
+    if not _is_plain(file.metadata, header.width, content.size):
         raise ValueError("its rows are not in one piece, as they are")
     return header, file.read().combine_chunks()
 

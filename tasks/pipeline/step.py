@@ -17,6 +17,8 @@ from decant.compression.finish import Result
 from decant.compression.ledger import as_json, lines
 from decant.compression.promises import check_written
 from decant.errors import DecantError
+from decant.networks.architectures import FOREIGN
+from decant.networks.devices import CPU, find
 from decant.networks.execution import make_deterministic
 from decant.outputs import json_text, replacing
 from decant.recipes import counted
@@ -27,6 +29,7 @@ from decant.training.run import Run
 from tasks.pipeline import splits
 from tasks.pipeline.lineages import MODELS, TEACHER, written
 from tasks.pipeline.models import load_models
+from tasks.pipeline.networks import with_functions
 from tasks.pipeline.params import read_section, read_yaml
 from tasks.pipeline.record import ROOT, record
 
@@ -71,10 +74,15 @@ class Step(Generic[S]):
 
 
 def begin(name: str, section: str, op: str, schema: type[S]) -> Step[S]:
-    """Read the block of `name` and make the process deterministic."""
+    """Read the block of `name` and make the process deterministic.
+
+    Raises:
+        DecantError: The block is not valid, or asks for a device that is not there.
+    """
     seed, threads = read_section("seed", int), read_section(f"threads.{op}", int)
     make_deterministic(threads)
     block = read_section(section, schema)
+    find(getattr(block, "device", CPU))
     return Step(name, op, block, derive_seed(seed, name), threads, written(name, read_yaml())["params"])
 
 
@@ -91,7 +99,7 @@ def compress(name: str, schema: type[B], operation: Callable[..., Result]) -> No
     """Read the block of a compressed model, its parent, the teacher and the images; write what comes out."""
     step = begin_model(name, schema)
     images = splits.read_splits()
-    step = replace(step, block=counted(step.block, images.sizes))
+    step = replace(step, block=counted(with_functions(step.block), images.sizes))
     names, data = tuple(dict.fromkeys((step.block.from_, TEACHER))), training_images()
     models, seals = load_models(*names, data=data), {name: read_lineage(MODELS / name).seal for name in names}
     parent, teacher = models[step.block.from_], models[TEACHER]
@@ -126,7 +134,8 @@ def write(step: Step[S], result: Result, parents: Mapping[str, str] | None = Non
     with replacing(MODELS / step.name) as folder:
         folder.mkdir()
         save(model, folder, beside)
-        check_written(model, load(folder), result.promises)
+        own = model.architecture if isinstance(model.architecture, FOREIGN) else None
+        check_written(model, load(folder, build=own), result.promises)
     for note in result.notes:
         print(f"  note: {note}")
     Scratch(SCRATCH / step.name).clear()

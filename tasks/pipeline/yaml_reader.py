@@ -9,6 +9,7 @@ events, of which each is one word or one bracket, are looked at before values ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
@@ -25,6 +26,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.resolver import VersionedResolver
 
 from decant.errors import DecantError
 
@@ -112,8 +114,9 @@ class _Walk:
         self._name, self._shared = name, shared
         self._open: list[_Open] = []
         self._known: dict[str, tuple[int, int]] = {}
+        self._kinds: dict[tuple[str, tuple[bool, bool]], str] = {}
         self._values = 0
-        pure = YAML(typ="safe", pure=True)
+        pure = _yaml(pure=True)
         self._resolver, self._constructor = pure.resolver, pure.constructor
 
     def see(self, event: Event) -> None:
@@ -189,9 +192,12 @@ class _Walk:
         return bool(self._open) and self._open[-1].keys is not None and self._open[-1].key_next
 
     def _kind(self, event: ScalarEvent) -> str:
-        """Return what YAML takes a word for, such as `int`."""
-        tag = self._resolver.resolve(ScalarNode, event.value, event.implicit)
-        return str(tag).rpartition(":")[2]
+        """Return what YAML takes a word for, such as `int`; most words of a file stand in it often."""
+        word = event.value, event.implicit
+        if word not in self._kinds:
+            tag = self._resolver.resolve(ScalarNode, *word)
+            self._kinds[word] = str(tag).rpartition(":")[2]
+        return self._kinds[word]
 
     def _check_node(self, event: NodeEvent) -> None:
         if (tag := getattr(event, "tag", None)) is not None:
@@ -232,9 +238,20 @@ class _Walk:
         _refuse(self._name, event.start_mark, problem)
 
 
-def _yaml() -> YAML:
-    """Return the reader that `dvc.utils.serialize.parse_yaml` makes."""
-    return YAML(typ="safe")
+class _Resolver(VersionedResolver):
+    """The library's, which asks for each word anew by which version of YAML it is to be read: here by one."""
+
+    @cached_property
+    def versioned_resolver(self) -> Any:
+        """The patterns of words."""
+        return super().versioned_resolver
+
+
+def _yaml(pure: bool = False) -> YAML:
+    """Return the reader that `dvc.utils.serialize.parse_yaml` makes; in Python alone where `pure`."""
+    reader = YAML(typ="safe", pure=pure)
+    reader.Resolver = _Resolver
+    return reader
 
 
 def _refuse(name: str, mark: Any, problem: str) -> NoReturn:

@@ -18,11 +18,12 @@ REPORT = Path("report")
 def main() -> None:
     """Read every model's metrics, lineage and curve; write the table, the picture and data for plots."""
     names = [TEACHER, *sorted(read_section("models", dict[str, Any]))]
-    rows, curves = read_rows(names), read_curves(names)
+    rows = read_rows(names)
+    columns = rows[0].measured.curve
     front = pareto_front(rows)
     write_text(REPORT / "README.md", readme(rows, front))
     write_json(REPORT / "tradeoff.json", tradeoff(rows, front))
-    write_text(REPORT / "curves.csv", curves_csv(curves))
+    write_text(REPORT / "curves.csv", curves_csv(read_curves(names, columns), columns))
     figure = draw(rows, front)
     save(figure, REPORT / "tradeoff.svg")
     save(figure, REPORT / "tradeoff.png")

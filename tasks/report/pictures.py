@@ -1,4 +1,4 @@
-"""The picture of accuracy against size; the same bytes for the same rows."""
+"""The picture of quality, such as accuracy, against size; the same bytes for the same rows."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from decant.outputs import replacing
+from tasks.pipeline.metrics import interval
 from tasks.report.rows import TEACHER, ModelRow
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; the marker differs too.
@@ -47,7 +48,7 @@ METADATA: dict[str, dict[str, str | None]] = {
 
 
 def draw(rows: Sequence[ModelRow], front: Collection[str]) -> Figure:
-    """Return accuracy with its 95 % interval against size on a logarithmic axis, each model named.
+    """Return quality with its 95 % interval against size on a logarithmic axis, each model named.
 
     Where some models lost much more than the others, the axis is broken: they stand in a lower panel whose
     scale is coarse, and the rest keep a scale on which they can be told apart.
@@ -70,17 +71,17 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def floor(rows: Sequence[ModelRow]) -> float | None:
-    """Return the accuracy in percent at which the axis is broken, or None where all fit on one scale.
+    """Return the quality, as it is drawn, at which the axis is broken, or None where all fit on one scale.
 
     Shown at large is what lost at most three times as much as the median model, and at least two points.
     """
-    accuracies = sorted(100 * row.metrics["accuracy"] for row in rows)
-    best, median = accuracies[-1], accuracies[len(accuracies) // 2]
-    reach = max(2.0, 3 * (best - median))
-    shown = [accuracy for accuracy in accuracies if accuracy >= best - reach]
-    if shown[0] == accuracies[0] or best - accuracies[0] < 2 * reach:
+    point, drawn = rows[0].measured.point, sorted(_height(row) for row in rows)
+    best, median = drawn[-1], drawn[len(drawn) // 2]
+    reach = max(2.0 * point, 3 * (best - median))
+    shown = [height for height in drawn if height >= best - reach]
+    if shown[0] == drawn[0] or best - drawn[0] < 2 * reach:
         return None
-    return math.floor(shown[0] - 0.05 * reach - 0.2)
+    return point * math.floor((shown[0] - 0.05 * reach - 0.2 * point) / point)
 
 
 def styles(rows: Sequence[ModelRow]) -> dict[str, tuple[str, str]]:
@@ -90,17 +91,31 @@ def styles(rows: Sequence[ModelRow]) -> dict[str, tuple[str, str]]:
     return {TEACHER: TEACHER_STYLE, **chosen}
 
 
+def _height(row: ModelRow, key: str | None = None) -> float:
+    """Return a model's quality, or an end of its interval, in the unit of the axis."""
+    quality = row.measured.by_key[row.measured.quality]
+    return quality.times * row.metrics[key or quality.key]
+
+
+def _bar(row: ModelRow) -> tuple[float, float, float]:
+    """Return the interval's low end, the quality, and the high end, in the unit of the axis."""
+    low, high = interval(row.measured.quality)
+    return _height(row, low), _height(row), _height(row, high)
+
+
 def _panels(figure: Figure, rows: Sequence[ModelRow]) -> list[Axes]:
     """Return the axes from top to bottom; with a cut there are two, and marks where the scale breaks."""
     cut = floor(rows)
-    lowest = min(100 * row.metrics["accuracy_low"] for row in rows)
-    highest = max(100 * row.metrics["accuracy_high"] for row in rows)
-    bottom = cut if cut is not None else lowest - 0.08 * (highest - lowest)
+    lowest, highest = min(_bar(row)[0] for row in rows), max(_bar(row)[2] for row in rows)
+    measured = rows[0].measured
+    least = measured.by_key[measured.quality].least
+    bottom = cut if cut is not None else lowest - 0.08 * (highest - lowest or measured.point)
     if cut is None:
         upper = figure.subplots()
     else:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(3.2, 1))
-        lower.set_ylim(max(0.0, 10 * math.floor((lowest - 8) / 10)), cut)
+        point = measured.point
+        lower.set_ylim(max(least, 10 * point * math.floor((lowest - 8 * point) / (10 * point))), cut)
         lower.set_ylabel("coarse scale")
         upper.spines["bottom"].set_visible(False)
         upper.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
@@ -108,30 +123,28 @@ def _panels(figure: Figure, rows: Sequence[ModelRow]) -> list[Axes]:
         upper.plot([0], [0], transform=upper.transAxes, clip_on=False, **mark)
         lower.plot([0], [1], transform=lower.transAxes, clip_on=False, **mark)
     upper.set_ylim(bottom, highest + 0.08 * (highest - bottom))
-    upper.set_ylabel("accuracy on the test split, % (bars: 95 % interval)")
+    upper.set_ylabel(measured.axis)
     return [upper] if cut is None else [upper, lower]
 
 
 def _front(panel: Axes, rows: Sequence[ModelRow], front: Collection[str]) -> None:
-    """Draw the best accuracy that each size allows."""
+    """Draw the best quality that each size allows."""
     panel.step(
         *zip(*_corners(rows, front), strict=True), where="post", color="#b0b0b0", linewidth=1.5, zorder=1
     )
 
 
 def _corners(rows: Sequence[ModelRow], front: Collection[str]) -> list[tuple[float, float]]:
-    """Return the front's sizes in KB and accuracies in percent, the smallest first."""
-    return sorted(
-        (row.metrics["size_bytes"] / 1000, 100 * row.metrics["accuracy"]) for row in rows if row.name in front
-    )
+    """Return the front's sizes in KB and qualities, the smallest first."""
+    return sorted((row.metrics["size_bytes"] / 1000, _height(row)) for row in rows if row.name in front)
 
 
 def _points(panel: Axes, rows: Sequence[ModelRow]) -> None:
-    """Draw the models whose accuracy lies within the panel."""
+    """Draw the models whose quality lies within the panel."""
     chosen = styles(rows)
     for row in _inside(panel, rows):
         colour, marker = chosen[row.operation]
-        low, middle, high = (100 * row.metrics[f"accuracy{end}"] for end in ("_low", "", "_high"))
+        low, middle, high = _bar(row)
         panel.errorbar(
             row.metrics["size_bytes"] / 1000,
             middle,
@@ -149,7 +162,7 @@ def _points(panel: Axes, rows: Sequence[ModelRow]) -> None:
 
 def _inside(panel: Axes, rows: Sequence[ModelRow]) -> list[ModelRow]:
     low, high = panel.get_ylim()
-    return [row for row in rows if low <= 100 * row.metrics["accuracy"] < high]
+    return [row for row in rows if low <= _height(row) < high]
 
 
 def _scale(panels: Sequence[Axes], rows: Sequence[ModelRow]) -> None:
@@ -186,8 +199,8 @@ def _labels(figure: Figure, panels: Sequence[Axes], rows: Sequence[ModelRow], fr
         inside = _inside(panel, rows)
         taken = [box for row in inside for box in _marks(panel, row)] + _steps(panel, rows, front)
         coarse = panel is not panels[0]
-        for row in sorted(inside, key=lambda row: (-row.metrics["accuracy"], row.name)):
-            text = f"{row.name}  {100 * row.metrics['accuracy']:.1f} %" if coarse else row.name
+        for row in sorted(inside, key=lambda row: (-row.quality, row.name)):
+            text = f"{row.name}  {row.measured.rough.format(_height(row))}" if coarse else row.name
             taken.append(_label(canvas, panel, row, text, taken, bold=row.name in front))
 
 
@@ -195,7 +208,7 @@ def _label(
     canvas: FigureCanvasAgg, panel: Axes, row: ModelRow, text: str, taken: Sequence[Bbox], *, bold: bool
 ) -> Bbox:
     """Write the text at the best of many places around the point; return what they cover."""
-    point = (row.metrics["size_bytes"] / 1000, 100 * row.metrics["accuracy"])
+    point = (row.metrics["size_bytes"] / 1000, _height(row))
     frame = panel.get_window_extent()
     best: tuple[float, Annotation] | None = None
     for rank, (place, alignment) in enumerate(_places()):
@@ -239,9 +252,7 @@ def _places() -> Iterator[tuple[tuple[float, float], str]]:
 def _marks(panel: Axes, row: ModelRow) -> list[Bbox]:
     """Return what the point's marker and its error bar cover, in pixels."""
     x = row.metrics["size_bytes"] / 1000
-    low, middle, high = (
-        panel.transData.transform((x, 100 * row.metrics[f"accuracy{end}"])) for end in ("_low", "", "_high")
-    )
+    low, middle, high = (panel.transData.transform((x, height)) for height in _bar(row))
     return [
         Bbox.from_extents(middle[0] - 6, middle[1] - 6, middle[0] + 6, middle[1] + 6),
         Bbox.from_extents(low[0] - 2, low[1], high[0] + 2, high[1]),

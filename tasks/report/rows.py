@@ -11,29 +11,13 @@ from typing import Any
 from decant.checkpoints.lineage import read_beside, read_lineage
 from decant.errors import DecantError, Message
 from decant.sealed import parsed, read_bytes, reading
+from tasks.pipeline.metrics import Metric, MetricSet, set_of
 
 METRICS = Path("metrics")
 MODELS = Path("models")
 TEACHER = "teacher"
-MEASURES = (
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "nll",
-    "calibration_error",
-    "agreement",
-    "size_bytes",
-    "ratio",
-    "parameters",
-    "nonzeros",
-    "macs",
-    "sparsity",
-    "bits_per_weight",
-)
-FRACTIONS = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error", "agreement", "sparsity")
 LARGEST = 1 << 63
 """No count of anything here is larger."""
-CURVE = ("epoch", "loss", "validation_loss", "accuracy", "validation_accuracy")
 
 
 @dataclass(frozen=True)
@@ -43,12 +27,22 @@ class ModelRow:
     Attributes:
         name: As in params.yaml, or `teacher`.
         operations: What made it, from the teacher's training to the last step.
-        metrics: `MEASURES`, fractions in [0, 1], bytes, nats, bits.
+        metrics: All of one set, fractions in [0, 1], bytes, nats, bits.
     """
 
     name: str
     operations: tuple[str, ...]
     metrics: dict[str, float]
+
+    @property
+    def measured(self) -> MetricSet:
+        """The set that the metrics are of."""
+        return set_of(self.metrics)
+
+    @property
+    def quality(self) -> float:
+        """What is drawn against the size: the accuracy, or what takes its place."""
+        return self.metrics[self.measured.quality]
 
     @property
     def operation(self) -> str:
@@ -65,14 +59,25 @@ def read_rows(names: Iterable[str]) -> list[ModelRow]:
     """Return a row for each model, the largest first; equal ones by name.
 
     Raises:
-        DecantError: A model has no metrics or no lineage, or they lack a number.
+        DecantError: A model has no metrics or no lineage, or they lack a number; or models are measured by
+            different things.
     """
     rows = [ModelRow(name, _operations(name), _metrics(name)) for name in names]
+    by_quality = {row.measured.quality: row.name for row in rows}
+    if len(by_quality) > 1:
+        found = ", ".join(f"{name} by its {quality}" for quality, name in by_quality.items())
+        raise DecantError(
+            f"Models are measured by different things: {found}; run `dvc repro` for all of them"
+        )
     return sorted(rows, key=lambda row: (-row.metrics["size_bytes"], row.name != TEACHER, row.name))
 
 
-def read_curves(names: Iterable[str]) -> list[dict[str, str]]:
+def read_curves(names: Iterable[str], columns: Sequence[str]) -> list[dict[str, str]]:
     """Return the epochs of every model that was trained, one after another, numbers as they were written.
+
+    Args:
+        names: Of the models.
+        columns: What is read of each.
 
     Raises:
         DecantError: A curve is not the one that was written, or lacks a column.
@@ -83,25 +88,25 @@ def read_curves(names: Iterable[str]) -> list[dict[str, str]]:
         if text is None:  # clipped, pruned or quantized: nothing was trained
             continue
         lines = list(csv.DictReader(text.splitlines()))
-        missing = [column for column in CURVE if not all(line.get(column) for line in lines)]
+        missing = [column for column in columns if not all(line.get(column) for line in lines)]
         if missing:
             path = MODELS / name / "curve.csv"
             raise DecantError(f"{path} lacks the columns {', '.join(missing)}; {_rebuild(name)}")
-        curves += [{"model": name, **{column: line[column] for column in CURVE}} for line in lines]
+        curves += [{"model": name, **{column: line[column] for column in columns}} for line in lines]
     return curves
 
 
 def pareto_front(rows: Sequence[ModelRow]) -> set[str]:
-    """Return the names of the models that no other beats in accuracy and size.
+    """Return the names of the models that no other beats in quality and size.
 
     Beaten is whoever meets another that is at least as accurate and at most as large, and not equal in both.
     """
-    points = {row.name: (row.metrics["accuracy"], -row.metrics["size_bytes"]) for row in rows}
+    points = {row.name: (row.quality, -row.metrics["size_bytes"]) for row in rows}
     return {
         name
-        for name, (accuracy, smallness) in points.items()
+        for name, (quality, smallness) in points.items()
         if not any(
-            a >= accuracy and s >= smallness and (a, s) != (accuracy, smallness) for a, s in points.values()
+            q >= quality and s >= smallness and (q, s) != (quality, smallness) for q, s in points.values()
         )
     }
 
@@ -110,12 +115,13 @@ def _metrics(name: str) -> dict[str, float]:
     path = METRICS / f"{name}.json"
     with reading(path, _reevaluate(name)):
         content = parsed(read_bytes(path))
+    metrics = set_of(content if isinstance(content, dict) else {}).metrics
     wrong = [
-        key for key in MEASURES if not (isinstance(content, dict) and _is_possible(key, content.get(key)))
+        m.key for m in metrics if not (isinstance(content, dict) and _is_possible(m, content.get(m.key)))
     ]
     if wrong:
         raise DecantError(f"{path} has no number in its range for {', '.join(wrong)}; {_reevaluate(name)}")
-    return {key: content[key] for key in MEASURES}
+    return {metric.key: content[metric.key] for metric in metrics}
 
 
 def _operations(name: str) -> tuple[str, ...]:
@@ -126,12 +132,12 @@ def _operations(name: str) -> tuple[str, ...]:
     return tuple(map(str, operations))
 
 
-def _is_possible(measure: str, value: Any) -> bool:
+def _is_possible(metric: Metric, value: Any) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    if measure in ("size_bytes", "ratio") and value == 0:  # they are drawn and printed by their ratios
+    if metric.key == "ratio" and value == 0:  # it is printed, and drawn, as a ratio
         return False
-    return 0 <= value <= (1 if measure in FRACTIONS else LARGEST)
+    return metric.least <= value <= min(metric.most, LARGEST)
 
 
 def _reevaluate(name: str) -> Message:

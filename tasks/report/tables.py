@@ -6,9 +6,11 @@ import csv
 import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-from tasks.report.rows import CURVE, TEACHER, ModelRow
+from tasks.pipeline.metrics import Metric, MetricSet, interval
+from tasks.report.rows import TEACHER, ModelRow
 
 Metrics = Mapping[str, float]
 
@@ -32,78 +34,33 @@ class Column:
     best: Literal["highest", "lowest"] | None = None
 
 
-COLUMNS = (
-    Column(
-        "accuracy %",
-        lambda m, _: f"{100 * m['accuracy']:.2f}",
-        "share of test images whose class is predicted rightly",
-        "accuracy",
-        "highest",
-    ),
-    Column(
-        "95 % interval",
-        lambda m, _: f"{100 * m['accuracy_low']:.2f} to {100 * m['accuracy_high']:.2f}",
-        "where the accuracy on all such images lies, judged from this many (Wilson). All models are tested "
-        "on the same images, so the difference of two is surer than their intervals suggest",
-    ),
-    Column(
-        "change",
-        lambda m, t: f"{100 * (m['accuracy'] - t['accuracy']):+.2f}",
-        "accuracy less the teacher's, in percentage points",
-    ),
-    Column(
-        "agreement %",
-        lambda m, _: f"{100 * m['agreement']:.2f}",
-        "share of test images for which model and teacher predict the same class, right or wrong",
-        "agreement",
-        "highest",
-    ),
-    Column(
-        "NLL",
-        lambda m, _: f"{m['nll']:.3f}",
-        "mean negative log likelihood of the right class, in nats; lower is better",
-        "nll",
-        "lowest",
-    ),
-    Column(
-        "ECE %",
-        lambda m, _: f"{100 * m['calibration_error']:.2f}",
-        "expected calibration error, how far confidence is from accuracy, in points; lower is better",
-        "calibration_error",
-        "lowest",
-    ),
-    Column(
-        "size, KB",
-        lambda m, _: f"{m['size_bytes'] / 1000:,.1f}",
-        "the files on disk that rebuild the model, 1 KB = 1000 bytes",
-        "size_bytes",
-        "lowest",
-    ),
-    Column(
-        "ratio",
-        lambda m, _: f"{m['ratio']:.1f}",
-        "the teacher's weights in float32 over that size",
-        "ratio",
-        "highest",
-    ),
-    Column(
-        "zeros %",
-        lambda m, _: f"{100 * m['sparsity']:.1f}",
-        "sparsity, the share of zeros among the weights of convolutions and linear layers",
-    ),
-    Column(
-        "bits per weight",
-        lambda m, _: f"{m['bits_per_weight']:.2f}",
-        "size over the number of parameters, zeros included; a smaller network has fewer parameters instead",
-    ),
-    Column(
-        "MMACs",
-        lambda m, _: f"{m['macs'] / 1e6:.2f}",
-        "million multiplications for one image, zeros multiplied like any other weight",
-        "macs",
-        "lowest",
-    ),
-)
+def columns_of(measured: MetricSet) -> list[Column]:
+    """Return the columns of a table of models that are measured so."""
+    columns = []
+    for metric in (measured.by_key[key] for key in measured.columns):
+        best: Literal["highest", "lowest"] = "highest" if metric.better == "higher" else "lowest"
+        text = partial(_text, metric)
+        columns.append(
+            Column(metric.title, text, metric.meaning, metric.key, best if metric.ranked else None)
+        )
+        if metric.key == measured.quality:
+            columns.append(Column("95 % interval", partial(_ends, metric), measured.surely))
+            columns += (
+                [Column("change", partial(_change, metric), measured.change)] if measured.change else []
+            )
+    return columns
+
+
+def _text(metric: Metric, model: Metrics, teacher: Metrics) -> str:
+    return metric.text(model[metric.key])
+
+
+def _ends(metric: Metric, model: Metrics, teacher: Metrics) -> str:
+    return " to ".join(metric.text(model[end]) for end in interval(metric.key))
+
+
+def _change(metric: Metric, model: Metrics, teacher: Metrics) -> str:
+    return f"{metric.times * (model[metric.key] - teacher[metric.key]):+.2f}"
 
 
 def table(rows: Sequence[ModelRow], front: Collection[str]) -> str:
@@ -114,16 +71,17 @@ def table(rows: Sequence[ModelRow], front: Collection[str]) -> str:
         front: Names of the models on the Pareto front.
     """
     teacher = next(row.metrics for row in rows if row.name == TEACHER)
-    cells = {row.name: [column.text(row.metrics, teacher) for column in COLUMNS] for row in rows}
+    columns = columns_of(rows[0].measured)
+    cells = {row.name: [column.text(row.metrics, teacher) for column in columns] for row in rows}
     compressed = [row for row in rows if row.name != TEACHER]
-    for index, column in enumerate(COLUMNS):
+    for index, column in enumerate(columns):
         best = _best_text(column, compressed, teacher)
         for row in compressed:
             if cells[row.name][index] == best:
                 cells[row.name][index] = f"**{best}**"
     lines = [
-        _line("model", "made by", *[column.title for column in COLUMNS]),
-        _line("---", "---", *["---:"] * len(COLUMNS)),
+        _line("model", "made by", *[column.title for column in columns]),
+        _line("---", "---", *["---:"] * len(columns)),
         *[_line(row.name + (" ★" if row.name in front else ""), row.chain, *cells[row.name]) for row in rows],
     ]
     return "\n".join(lines)
@@ -131,23 +89,25 @@ def table(rows: Sequence[ModelRow], front: Collection[str]) -> str:
 
 def readme(rows: Sequence[ModelRow], front: Collection[str]) -> str:
     """Return the page: picture, table, what stands in each column."""
+    measured = rows[0].measured
+    columns = columns_of(measured)
     on_front = ", ".join(row.name for row in rows if row.name in front)
     return "\n".join(
         [
             "# Models compared",
             "",
-            "![Accuracy against size of every model](tradeoff.svg)",
+            f"![{measured.quality.capitalize()} against size of every model](tradeoff.svg)",
             "",
             table(rows, front),
             "",
             "The largest come first. **Bold** is the best of the compressed models in its column. "
-            "★ is on the Pareto front: no other model is at least as accurate and at most as large.",
+            f"★ is on the Pareto front: no other model is at least as {measured.good} and at most as large.",
             "",
             f"On the front, from large to small: {on_front}.",
             "",
             "- **made by**: the operations from the teacher to the model;",
-            *[f"- **{column.title}**: {column.meaning};" for column in COLUMNS[:-1]],
-            f"- **{COLUMNS[-1].title}**: {COLUMNS[-1].meaning}.",
+            *[f"- **{column.title}**: {column.meaning};" for column in columns[:-1]],
+            f"- **{columns[-1].title}**: {columns[-1].meaning}.",
             "",
             "Written by `python -m tasks.report`; all of it is measured on the test split, and no time is.",
             "",
@@ -163,27 +123,22 @@ def tradeoff(rows: Sequence[ModelRow], front: Collection[str]) -> list[dict[str,
             "operation": row.operation,
             "made_by": row.chain,
             "pareto": row.name in front,
-            **{
-                key: row.metrics[key]
-                for key in (
-                    "size_bytes",
-                    "accuracy",
-                    "accuracy_low",
-                    "accuracy_high",
-                    "agreement",
-                    "nll",
-                    "ratio",
-                )
-            },
+            **{key: row.metrics[key] for key in _plotted(row.measured)},
         }
         for row in rows
     ]
 
 
-def curves_csv(curves: Sequence[Mapping[str, str]]) -> str:
+def _plotted(measured: MetricSet) -> list[str]:
+    """Return the keys of a point: what it is drawn by, and what is shown of it beside."""
+    drawn = ["size_bytes", measured.quality, *interval(measured.quality)]
+    return drawn + [key for key in measured.headline if key not in drawn]
+
+
+def curves_csv(curves: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
     """Return the curves as CSV in long form, one line for each model and epoch."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ("model", *CURVE), lineterminator="\n")
+    writer = csv.DictWriter(text, ("model", *columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(curves)
     return text.getvalue()

@@ -30,7 +30,7 @@ class Known:
     Attributes:
         root: The ancestor that was trained from fresh weights: `teacher` or a student.
         architecture: The root's.
-        weights: The shapes of the root's weights, by name.
+        weights: The shapes of the root's weights, by name; none of a network of one's own.
         epochs: Of the teacher's training.
         folded: Whether batch norms are folded.
         cut: Whether channels were removed, so that shapes are smaller than `weights`.
@@ -74,6 +74,8 @@ def impossible(name: str, block: Any, parent: Known, data: Data) -> tuple[list[s
         parent: What is known of the model in `from`.
         data: The images.
     """
+    if not parent.weights:  # a network of one's own, which nothing is known of before it is built
+        return [], parent
     wrong = [*untrainable(block, parent.architecture, parent.folded, data), *too_few(block, data)]
     if getattr(block, "statistics", False) and (parent.folded or not isinstance(parent.architecture, Resnet)):
         why = "an ancestor folded them" if parent.folded else f"{parent.architecture.kind} has none"

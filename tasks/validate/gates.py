@@ -6,11 +6,12 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator
+from pydantic import Field, PlainValidator, create_model
 
 from decant.schema import Name, Section, did_you_mean
+from tasks.pipeline.metrics import BETTER_HIGHER
 
 
 @dataclass(frozen=True)
@@ -62,27 +63,15 @@ class Rise(Section):
     rise: Allowance
 
 
-class Limits(Section):
+_Limits = create_model(
+    "_Limits",
+    __base__=Section,
+    **{key: ((Drop if higher else Rise) | None, None) for key, higher in BETTER_HIGHER.items()},  # type: ignore[call-overload]
+)
+
+
+class Limits(_Limits):  # type: ignore[misc, valid-type]
     """A gate per metric; one without a gate, or with null, is shown and never fails."""
-
-    accuracy: Drop | None = None
-    nll: Rise | None = None
-    calibration_error: Rise | None = None
-    agreement: Drop | None = None
-    size_bytes: Rise | None = None
-    ratio: Drop | None = None
-    parameters: Rise | None = None
-    nonzeros: Rise | None = None
-    macs: Rise | None = None
-    sparsity: Drop | None = None
-    bits_per_weight: Rise | None = None
-
-
-BETTER_HIGHER = {name: Drop in get_args(field.annotation) for name, field in Limits.model_fields.items()}
-"""Every metric that has a better direction, and whether that is up."""
-
-INTERVAL = ("accuracy_low", "accuracy_high")
-"""The other two of the thirteen keys: the 95 % interval of the accuracy."""
 
 
 class Gates(Section):

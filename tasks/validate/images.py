@@ -20,16 +20,18 @@ class Data:
     """The images that there are.
 
     Attributes:
-        shape: One of them [C, H, W].
+        shape: One of them [C, H, W]; None of data of one's own, which are not known before they are read.
         training: How many are trained on.
     """
 
-    shape: Shape
+    shape: Shape | None
     training: int
 
 
 def untrainable(block: Section, architecture: Architecture, folded: bool, data: Data) -> Iterator[str]:
     """Yield why a training in a block cannot be run on a network, whose batch norms may be folded."""
+    if data.shape is None:
+        return
     for place, training in _trainings(block):
         batch, sides = min(training.batch_size, data.training), data.shape[1:]
         normalized = not folded and training.epochs > 0

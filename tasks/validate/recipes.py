@@ -10,19 +10,21 @@ from decant.clip.params import ClipParams
 from decant.distill.params import DistillParams
 from decant.errors import DecantError
 from decant.finetune.params import FinetuneParams
-from decant.networks.architectures import check_size
+from decant.networks.architectures import FOREIGN, Shape, check_size
 from decant.prune.params import PruneParams
 from decant.quantize.params import QuantizeParams
 from decant.recipes import excesses
 from decant.schema import Name, Section, did_you_mean, mistakes
 from tasks.benchmark.params import BenchmarkParams
 from tasks.pipeline.params import MOST_LINES, refuse
-from tasks.prepare.params import PrepareParams
-from tasks.prepare.sources import SOURCES
+from tasks.prepare.params import AnyData, DataParams, FolderParams, PrepareParams
+from tasks.prepare.sources import SOURCES, Source
 from tasks.teacher.params import TeacherParams
 from tasks.validate.chains import TEACHER, Known, impossible
 from tasks.validate.gates import Gates
 from tasks.validate.images import Data, untrainable
+from tasks.validate.labels import unlabelled
+from tasks.validate.networks import absent, unbuildable
 
 AnyBlock = Annotated[
     ClipParams | PruneParams | QuantizeParams | DistillParams | FinetuneParams, Field(discriminator="op")
@@ -49,7 +51,7 @@ class Recipes(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     threads: Threads
-    data: PrepareParams
+    data: DataParams
     teacher: TeacherParams
     models: dict[Name, AnyBlock] = Field(min_length=1, max_length=10_000)
     benchmark: BenchmarkParams
@@ -74,6 +76,8 @@ def check(content: dict[str, Any]) -> Recipes:
 def _impossible(recipes: Recipes) -> list[str]:
     """Return what would fail only when it is used, perhaps minutes later, behind the teacher."""
     wrong = [*recipes.gates.strangers({TEACHER, *recipes.models}), *_too_many_images(recipes)]
+    wrong += absent(recipes.data, recipes.teacher)
+    wrong += unlabelled(recipes.data, recipes.teacher, recipes.models, recipes.gates)
     known, broken = _roots(recipes)
     wrong += broken
     children: dict[str, list[str]] = {}
@@ -90,13 +94,35 @@ def _impossible(recipes: Recipes) -> list[str]:
 
 
 def _data(recipes: Recipes) -> Data:
-    source = SOURCES[recipes.data.source]
-    return Data(source.shape, max(source.training - recipes.data.validation, 1))
+    if isinstance(recipes.data, FolderParams):
+        return Data(recipes.data.shape, max(len(recipes.data.files), 1))
+    if (known := _known(recipes.data)) is None:
+        return Data(None, 1)
+    source, held_out = known
+    return Data(source.shape, max(source.training - held_out, 1))
+
+
+def _known(data: AnyData) -> tuple[Source, int] | None:
+    """Return a source whose numbers are known before it is read, and how many are held out."""
+    if not isinstance(data, PrepareParams) or isinstance(data.validation, str):
+        return None
+    source = SOURCES.get(data.source)
+    return None if source is None else (source, data.validation)
+
+
+def _pictures(data: AnyData) -> tuple[Shape, int] | None:
+    """Return the form of one picture and the number of classes; None where no pictures come in."""
+    if isinstance(data, FolderParams):
+        return data.shape, len(data.names)
+    source = SOURCES.get(data.source)
+    return None if source is None else (source.shape, len(source.classes))
 
 
 def _too_many_images(recipes: Recipes) -> list[str]:
     """Return where more images are asked for than the splits will have."""
-    held_out, there = recipes.data.validation, SOURCES[recipes.data.source].training
+    if (known := _known(recipes.data)) is None:
+        return []
+    there, held_out = known[0].training, known[1]
     if held_out >= there:
         return [f"data.validation: must leave some of the {there:,} training images, got {held_out:,}"]
     sizes = {"validation": held_out, "training": there - held_out}
@@ -113,15 +139,27 @@ def _roots(recipes: Recipes) -> tuple[dict[str, Known], list[str]]:
         for name, block in recipes.models.items()
         if isinstance(block, DistillParams)
     }
-    known, wrong, source = {}, [], SOURCES[recipes.data.source]
+    known: dict[str, Known] = {}
+    wrong: list[str] = []
+    pictures = _pictures(recipes.data)
+    epochs = recipes.teacher.training.epochs if recipes.teacher.training else 0
     for name, (place, architecture) in blocks.items():
+        if isinstance(architecture, FOREIGN):
+            wrong += [f"{place}: {line}" for line in unbuildable(architecture, pinned=name != TEACHER)]
+            known[name] = Known(name, architecture, {}, epochs)
+            continue
+        if pictures is None:
+            wrong.append(
+                f"{place}: {architecture.kind} takes pictures, and data.source is {recipes.data.source}"
+            )
+            continue
         try:
-            check_size(architecture, source.shape, len(source.classes))
+            check_size(architecture, *pictures)
         except DecantError as error:
             wrong.append(f"{place}: {error}")
             continue
-        weights = architecture.weights(source.shape, len(source.classes))
-        known[name] = Known(name, architecture, weights, recipes.teacher.training.epochs)
+        weights = architecture.weights(*pictures)
+        known[name] = Known(name, architecture, weights, epochs)
         section = recipes.teacher if name == TEACHER else recipes.models[name]
         inside = place.rpartition(".")[0]
         wrong += [f"{inside}.{line}" for line in untrainable(section, architecture, False, _data(recipes))]

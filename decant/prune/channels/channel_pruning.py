@@ -15,10 +15,11 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.promises import Promise
 from decant.compression.surgery import Kept
 from decant.costs.drift import drift_from
-from decant.costs.layers import layers_of, macs
+from decant.costs.layers import all_plain, layers_of, macs
 from decant.examples import Examples
+from decant.networks.structure import compressible
 from decant.prune.allocations import Probe
-from decant.prune.channels.coupling import ChannelGroup, groups_of
+from decant.prune.channels.coupling import ChannelGroup, groups_of, proven
 from decant.prune.channels.ladder import (
     ChannelPlan,
     Ladder,
@@ -39,6 +40,9 @@ from decant.prune.origins import fresh
 from decant.prune.structures import lowest
 from decant.prune.targets import Target, check_possible
 
+BOUND = "its channels are inputs or outputs of the network, skipped, or bound to what cannot be cut"
+UNPROVEN = "its channels are coupled in a way that was not found: without them it is another function"
+
 CHECKED = 500
 """Training images on which the network with zeros and the one without the channels have to agree."""
 
@@ -56,14 +60,16 @@ class ChannelPruning(MaskPruning):
     @cached_property
     def names(self) -> list[str]:
         """All weights: what makes a channel goes with what reads it."""
-        return [name for name, _ in self.parent.module.named_parameters() if name.endswith("weight")]
+        return list(compressible(self.parent.module))
 
     @property
     def untouched(self) -> dict[str, str]:
         """Why each parameter that keeps all its channels does."""
         owned = {name for group in self.groups for name, _, _ in group.members}
+        _, unproven = proven(self.parent, self.block.skip)
+        makers = {name.partition("#")[0] for name in unproven}
         return {
-            name: "its channels are the picture's, the logits or skipped"
+            name: UNPROVEN if name.rpartition(".")[0] in makers else BOUND
             for name, _ in self.parent.module.named_parameters()
             if name not in owned
         }
@@ -159,8 +165,8 @@ class ChannelPruning(MaskPruning):
             assert self.block.budget is not None
             total = sum(group.count for group in self.groups)
             return lambda plan: plan.channels, total - round(self.block.budget.amount * total)
-        if target.measure == "macs":
-            layers = layers_of(self.parent.module, self.parent.shape)
+        if target.measure == "macs" and all_plain(self.parent.module):
+            layers = layers_of(self.parent.module)
             return lambda plan: macs(layers, plan.shapes), target.limit
         return lambda plan: target.cost(plan.model), target.limit
 
@@ -218,7 +224,7 @@ def kept_counts(groups: Sequence[ChannelGroup], kept: Kept) -> dict[str, int]:
 def _probe(
     parent: Checkpoint, groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], validation: Examples
 ) -> Probe:
-    """Return the drift, in nats on validation images, of removing so many channels of some groups."""
+    """Return the drift on validation images of removing so many channels of some groups."""
     known: dict[tuple[tuple[str, int], ...], float] = {}
     drift = drift_from(parent, validation.images)
 

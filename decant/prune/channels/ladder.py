@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.surgery import Kept, removed
 from decant.errors import DecantError
+from decant.examples import Batch
 from decant.networks.execution import predict
 from decant.networks.shapes import Shapes, shapes_of
 from decant.prune.budgets import bracket
@@ -69,7 +70,7 @@ class ChannelPlan:
         """The network with zeros in the place of the channels."""
         return zeroed(self.parent.module, self.groups, self.gone)
 
-    def check(self, images: Tensor) -> None:
+    def check(self, images: Batch) -> None:
         """Check that the cut network computes what the one with zeros does, on uint8 images [N, C, H, W].
 
         Logits agree within float32's rounding, and the answers wherever two are not equal up to that. Where
@@ -88,10 +89,12 @@ class ChannelPlan:
         else:
             same = gap <= tolerance and not bool(_other_answers(expected, found, tolerance).any())
         if not same:
+            names = ", ".join(name for name, which in self.gone.items() if bool(which.any()))
             raise DecantError(
-                f"The network without {sum(int(g.sum()) for g in self.gone.values())} channels does not "
-                f"compute what it does with zeros in their place: logits differ by up to {gap:.3g}, allowed "
-                f"are {tolerance:.3g}; a layer is coupled with others in a way that is not known"
+                f"The network without {sum(int(g.sum()) for g in self.gone.values())} channels of {names} "
+                f"does not compute what it does with zeros in their place: logits differ by up to {gap:.3g}, "
+                f"allowed are {tolerance:.3g}; one of these layers is coupled with others in a way that is "
+                "not known: put it into skip"
             )
 
 
@@ -232,7 +235,7 @@ def shrink_to_drift(ladder: Ladder, drift: PlanCost, limit: float) -> ChannelPla
         nearest = drift(ladder.plan(last - 1))
         raise DecantError(
             f"budget: drift {formatted(limit)} allows no removal: the least important channels already move "
-            f"the logits by {formatted(nearest)} nats, the nearest possible"
+            f"the outputs by {formatted(nearest)}, the nearest possible"
         )
     return ladder.plan(fitting)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from decant.checkpoints.checkpoint import Checkpoint, altered
 from decant.costs.layers import LayerShape, layers_of, reshaped
@@ -156,7 +156,7 @@ def best_step(table: Table, parent: Checkpoint, batch: int) -> int:
         parent: The network.
         batch: Images at once.
     """
-    layers = layers_of(parent.module, parent.shape)
+    layers = layers_of(parent.module)
     places = {
         step: _just_above_half(layers, step) + _three_quarters(layers, step) for step in CHANNEL_MULTIPLES
     }
@@ -195,7 +195,7 @@ def shrink_to_latency(
     """
     parent = ladder.parent
     check_latency(table, ladder.plan(0).model, parent, teacher, limit, batch)
-    layers = layers_of(parent.module, parent.shape)
+    layers = layers_of(parent.module)
 
     def measured(rung: int) -> float:
         return table.ratio(ladder.plan(rung).model, teacher, batch)
@@ -276,7 +276,10 @@ def _sum(model: Checkpoint) -> str:
         for name in {*model.grids, *model.clamps}
         for grid in [model.grids.get(name)]
     )
-    parts = [model.architecture.model_dump(), model.shape, sorted(altered(model).items()), inputs]
+    taken: Any = model.shape
+    if not isinstance(taken, tuple):
+        taken = {name: each.model_dump() for name, each in taken.items()}
+    parts: list[Any] = [model.built_by.model_dump(), taken, sorted(altered(model).items()), inputs]
     # Which kernel a layer gets follows from what its weights and inputs are rounded to.
     if levels := sorted(
         (name, held.levels.values.tolist(), held.levels.scope, held.levels.zero_point is not None)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from decant.checkpoints.constraints import FREE, Constraints
-from decant.costs.divergence import divergence
+from decant.costs.divergence import Distance
+from decant.examples import Batch
 from decant.networks.execution import predict
 from decant.networks.structure import compressible
 from decant.progress import progress_bar
@@ -27,13 +28,16 @@ def by_weights(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> 
     return {group.name: group.pool(scores) for group in groups}
 
 
-def by_drift(module: nn.Module, groups: Sequence[ChannelGroup], images: Tensor) -> ChannelScores:
-    """Return how far the logits move without each channel: KL(whole || without it), in nats.
+def by_drift(
+    module: nn.Module, groups: Sequence[ChannelGroup], images: Batch, apart: Distance
+) -> ChannelScores:
+    """Return how far the outputs move without each channel.
 
     Args:
         module: The network, in eval mode.
         groups: Its channels.
         images: Pixels [N, C, H, W], uint8, without labels; each channel costs one pass over them.
+        apart: How outputs are compared.
     """
     expected = predict(module, images).double()
     scores: ChannelScores = {}
@@ -42,7 +46,7 @@ def by_drift(module: nn.Module, groups: Sequence[ChannelGroup], images: Tensor) 
             drifts = []
             for channel in range(group.count):
                 gone = {group.name: torch.arange(group.count) == channel}
-                drifts.append(divergence(predict(zeroed(module, groups, gone), images), expected))
+                drifts.append(apart(predict(zeroed(module, groups, gone), images), expected))
                 progress.update()
             scores[group.name] = torch.tensor(drifts, dtype=torch.double)
     return scores
@@ -51,7 +55,7 @@ def by_drift(module: nn.Module, groups: Sequence[ChannelGroup], images: Tensor) 
 def by_reconstruction(
     module: nn.Module,
     groups: Sequence[ChannelGroup],
-    images: Tensor,
+    images: Batch,
     damping: float,
     masks: Mapping[str, Tensor] | None = None,
 ) -> ChannelScores:
@@ -104,7 +108,7 @@ def refitted(
     module: nn.Module,
     groups: Sequence[ChannelGroup],
     gone: Mapping[str, Tensor],
-    images: Tensor,
+    images: Batch,
     damping: float,
     held: Mapping[str, Constraints] | None = None,
 ) -> dict[str, Tensor]:
@@ -134,7 +138,7 @@ def refitted(
             mask.index_fill_(1, indices[gone[group.name]].flatten(), False)
     work, solved = copy.deepcopy(module), dict[str, Tensor]()
     with torch.no_grad():
-        for name in progress_bar(running_order(module, masks, images), "solving", "layers"):
+        for name in progress_bar(running_order(module, masks), "solving", "layers"):
             old, found = module.get_parameter(name), moments(work, [name], images, module)[name]
             satisfied = (held or {}).get(name, FREE).narrow(mask=masks[name])
             with naming(name):

@@ -54,7 +54,8 @@ class WidthBudget(Section):
 class Mixed(Section):
     """Give each layer a width of its own: those that cost the answers least, within a budget for all.
 
-    The cost of a layer at a width is the KL divergence of the logits from the unrounded network's, on
+    The cost of a layer at a width is how far the outputs are from the unrounded network's (of classes the KL
+    divergence of the logits, else the squared error over the outputs' variance), on
     `images` validation images, when that layer alone is rounded so. The sum of the costs is least, exactly.
     Costs a rounding and a pass over the images for each layer and width.
 

@@ -8,21 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
-from decant.checkpoints.activations import InputGrid
+from decant.checkpoints.activations import InputGrid, stepped_weights
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE, Constraints
 from decant.checkpoints.files import save, size_bytes
 from decant.compression.ledger import Tables
-from decant.costs import counts
-from decant.costs.divergence import softened_kl
+from decant.costs.divergence import distance
 from decant.errors import DecantError
-from decant.examples import Examples
+from decant.examples import Batch, Examples
 from decant.networks.execution import predict
+from decant.networks.record import record_of
 from decant.progress import progress_bar
 from decant.quantize.mixed_precision.knapsack import cheapest
 from decant.quantize.mixed_precision.params import Mixed
+from decant.quantize.quantizable import rounded_layers
 
 FLOAT = 32
 """Bits of a weight, or of an input, that is not rounded."""
@@ -43,7 +42,7 @@ class WidthAllocation:
 
     Attributes:
         widths: Bits by the weight's name.
-        tables: For the ledger: the width of each weight that had a choice, and what each one costs in nats.
+        tables: For the ledger: the width of each weight that had a choice, and what each one costs.
             Empty where nothing had to be traded.
         measure: What the budget counts: `bytes` or `bit_operations`.
         limit: The most that is allowed.
@@ -89,7 +88,8 @@ def allocate(
 ) -> WidthAllocation:
     """Return the widths whose summed cost is least within the budget.
 
-    The cost of a width is KL(start || rounded) of the logits, in nats, with one weight alone rounded so.
+    The cost of a width is the `distance` of the outputs, of classes KL(start || rounded) of the logits in
+    nats, with one weight alone rounded so.
     What it takes of the budget is measured as well, on disk by writing it, and before anything is rounded.
     Where the budget allows the largest width everywhere, that is taken and no cost is measured.
 
@@ -153,11 +153,13 @@ def bit_operations(model: Checkpoint) -> int:
     References:
         Yao et al., HAWQ-V3, 2020. https://arxiv.org/abs/2011.10680
     """
-    total = 0
-    for name, count in counts.layer_macs(model.module, model.shape).items():
+    record, layers, total = record_of(model.module), rounded_layers(model.module), 0
+    within = stepped_weights(model.module, model.grids)
+    for name in record.weights:
         levels = model.constraints.get(name, FREE).levels
-        grid = model.grids.get(name.removesuffix(".weight"))
-        total += count * (FLOAT if levels is None else levels.bits) * (FLOAT if grid is None else grid.bits)
+        grid = within.get(name) or model.grids.get(layers.get(name, ""))
+        bits = (FLOAT if levels is None else levels.bits) * (FLOAT if grid is None else grid.bits)
+        total += record.macs_of(name) * bits
     return total
 
 
@@ -180,15 +182,14 @@ def _sizes(start: Checkpoint, options: Options, measure: str) -> dict[str, dict[
 
 
 def _costs(
-    start: Checkpoint, options: Options, rounded: Rounded, images: Tensor
+    start: Checkpoint, options: Options, rounded: Rounded, images: Batch
 ) -> dict[str, dict[int, float]]:
-    """Return how far the logits move, in nats, with each weight alone at each of its widths."""
-    expected = predict(start.module, images).double()
+    """Return how far the outputs move, of classes in nats, with each weight alone at each of its widths."""
+    expected, apart = predict(start.module, images).double(), distance(start.classes)
     costs = {name: dict.fromkeys(row, 0.0) for name, row in options.items()}
     cells = [(name, bits) for name, row in options.items() if len(row) > 1 for bits in row]
     for name, bits in progress_bar(cells, "widths", "roundings"):
-        logits = predict(rounded({name: options[name][bits]}).module, images).double()
-        cost = softened_kl(logits, expected, 1.0).item()
+        cost = apart(predict(rounded({name: options[name][bits]}).module, images), expected)
         if not math.isfinite(cost):
             raise DecantError(f"{name} at {bits} bits: the logits are NaN or infinite; skip its layer")
         costs[name][bits] = max(cost, 0.0)  # equal logits can give -1e-17

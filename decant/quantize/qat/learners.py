@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from decant.checkpoints.activations import InputGrid
 from decant.checkpoints.constraints import Constraints, Levels
 from decant.checkpoints.gradients import passed, straight_through
+from decant.networks.layer_inputs import Arguments, first_of, with_first
+from decant.networks.record import same_record
 from decant.quantize.schemes import Scheme
 
 LEAST = 0.01
@@ -132,7 +134,10 @@ class Steps(WeightLearner):
         if self.held.range is not None:
             weight = passed(self.held.range.project(weight.detach()), weight)
         grid = self.grid
-        step, zero_point = grid.spread(self.step(self.share), weight.shape), torch.zeros(())
+        step, zero_point = (
+            grid.spread(self.step(self.share), weight.shape),
+            torch.zeros((), device=weight.device),
+        )
         if grid.zero_point is not None:
             zero_point = grid.spread(grid.zero_point, weight.shape)
         nearest = grid.values[self.levels(weight).codes(weight.detach())]
@@ -182,7 +187,7 @@ class TwoScales(WeightLearner):
     def levels(self, weight: Tensor) -> Levels:
         """Return the levels that the free weight is rounded to now."""
         lower, upper = self.lower().detach(), self.upper().detach()
-        return Levels(torch.stack([-lower, torch.zeros(()), upper]), torch.tensor(1.0))
+        return Levels(torch.stack([-lower, torch.zeros_like(upper), upper]), torch.ones_like(upper))
 
     def _signs(self, weight: Tensor) -> Tensor:
         kept = self.masked(weight)
@@ -284,7 +289,7 @@ class Entries(WeightLearner):
 
     def levels(self, weight: Tensor) -> Levels:
         """Return the levels that the weight is rounded to now, ascending: entries may have met or crossed."""
-        return Levels(self.values.detach().unique(), torch.tensor(1.0))
+        return Levels(values := self.values.detach().unique(), torch.ones((), device=values.device))
 
 
 class InputLearner(nn.Module):
@@ -379,59 +384,108 @@ class _InputClip(torch.autograd.Function):
         return gradient * inside, (gradient * (inputs >= clip)).sum(), None
 
 
-class RoundedLayer(nn.Module):
-    """What one layer's weight and inputs go through while it is trained."""
-
-    def __init__(self, weight: WeightLearner | None, inputs: InputLearner | None) -> None:
-        super().__init__()
-        self.weight, self.inputs = weight, inputs
-
-
 def insert_(
     module: nn.Module, weights: Mapping[str, WeightLearner], inputs: Mapping[str, InputLearner]
 ) -> None:
-    """Make layers use learners, in place: each has them as its part `rounding`, so that they are trained too.
+    """Make a network use learners, in place: each is a part of the module that has its weight.
 
-    The free weight stays the layer's parameter under its own name.
+    So they are trained too. The free weight stays a parameter under its own name. While the network runs,
+    what its learner makes of it stands in its place, under all of its names and for whatever reads it: a
+    layer, a function, or an operator for a whole layer, as torch has them for attention.
 
     Args:
         module: The network.
         weights: By the weight's name.
         inputs: By the layer's name; comes after what hooks do to the layer's inputs.
     """
-    of_weights = {name.removesuffix(".weight"): learner for name, learner in weights.items()}
-    for name in {**of_weights, **inputs}:
-        layer = module.get_submodule(name)
-        layer.add_module("rounding", RoundedLayer(of_weights.get(name), inputs.get(name)))
-        layer.forward = _Rounded(layer)
+    with same_record(module):
+        for name, learner in weights.items():
+            path, _, attribute = name.rpartition(".")
+            _part(module.get_submodule(path)).add_module(attribute, learner)
+        for name, of_inputs in inputs.items():
+            layer = module.get_submodule(name)
+            _part(layer).add_module("inputs", of_inputs)
+            layer.register_forward_pre_hook(_RoundedInputs(of_inputs), with_kwargs=True)
+    rounded = _RoundedWeights(_places(module, weights))
+    module.register_forward_pre_hook(rounded.put)
+    module.register_forward_hook(rounded.put_back, always_call=True)
 
 
 def take_out_(module: nn.Module) -> None:
     """Undo `insert_`, in place: the module has exactly the names that it had."""
-    for layer in module.modules():
-        if isinstance(getattr(layer, "forward", None), _Rounded):
-            del layer.forward
-            del layer.rounding
+    with same_record(module):
+        for part in list(module.modules()):
+            part._modules.pop(PART, None)
+            for hooks in (part._forward_pre_hooks, part._forward_hooks):
+                ours = [key for key, hook in hooks.items() if _is_ours(hook)]
+                for key in ours:
+                    del hooks[key]
+                    part._forward_pre_hooks_with_kwargs.pop(key, None)
+                    part._forward_hooks_always_called.pop(key, None)
 
 
-class _Rounded:
-    """The forward pass of a layer with its rounded weight in the place of the free one."""
+PART = "rounding"
+"""Under which name a module has the learners of its weights and of its inputs."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
+Place = tuple[nn.Module, str]
+"""A module, and the name of one of its parameters."""
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        layer, rounding = self.layer, self.layer.get_submodule("rounding")
-        assert isinstance(rounding, RoundedLayer)
-        if rounding.inputs is not None:
-            inputs = rounding.inputs(inputs)
-        # Not by its name: while validating, the average stands there, which is no parameter.
-        free = layer._parameters["weight"]
-        assert free is not None
-        if rounding.weight is not None:
-            layer._parameters["weight"] = rounding.weight(free)
-        try:
-            result: Tensor = type(layer).forward(layer, inputs)
-        finally:
-            layer._parameters["weight"] = free
-        return result
+
+def _part(owner: nn.Module) -> nn.Module:
+    """Return a module's part for learners, new where there is none yet."""
+    if PART not in owner._modules:
+        owner.add_module(PART, nn.Module())
+    return owner.get_submodule(PART)
+
+
+def _places(
+    module: nn.Module, weights: Mapping[str, WeightLearner]
+) -> list[tuple[list[Place], WeightLearner]]:
+    """Return where each weight stands: a tensor of several names stands in several places."""
+    places: dict[int, list[Place]] = {}
+    for owner in module.modules():
+        for attribute, parameter in owner._parameters.items():
+            places.setdefault(id(parameter), []).append((owner, attribute))
+    return [(places[id(module.get_parameter(name))], learner) for name, learner in weights.items()]
+
+
+def _is_ours(hook: Any) -> bool:
+    return isinstance(hook, _RoundedInputs) or isinstance(getattr(hook, "__self__", None), _RoundedWeights)
+
+
+class _RoundedWeights:
+    """Puts rounded weights in the place of the free ones while a network runs."""
+
+    def __init__(self, learners: list[tuple[list[Place], WeightLearner]]) -> None:
+        self.learners = learners
+        self.free: list[Tensor] = []
+
+    def put(self, *_: Any) -> None:
+        # Not by their names: while validating, the average stands there, which is no parameter.
+        for places, learner in self.learners:
+            owner, attribute = places[0]
+            free = owner._parameters[attribute]
+            assert free is not None
+            _stand(places, learner(free))
+            self.free.append(free)
+
+    def put_back(self, *_: Any) -> None:
+        # Not all of them were put where a learner has failed.
+        for (places, _learner), free in zip(self.learners, self.free, strict=False):
+            _stand(places, free)
+        self.free = []
+
+
+def _stand(places: list[Place], weight: Any) -> None:
+    for owner, attribute in places:
+        owner._parameters[attribute] = weight
+
+
+class _RoundedInputs:
+    """Rounds what a layer receives."""
+
+    def __init__(self, learner: InputLearner) -> None:
+        self.learner = learner
+
+    def __call__(self, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Arguments:
+        return with_first(self.learner(first_of(given, named)), given, named)

@@ -14,11 +14,13 @@ from decant.checkpoints.activations import Grid, InputGrid, attach_
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE
 from decant.errors import DecantError
-from decant.examples import Examples
+from decant.examples import Batch, Examples
+from decant.networks.devices import CPU
 from decant.networks.execution import predict
+from decant.networks.structure import check_called
 from decant.quantize.qat.learners import Decaying, InputClip, InputLearner, WeightLearner, insert_, take_out_
 from decant.quantize.qat.trainers import Pact, Train
-from decant.quantize.quantizable import quantizable
+from decant.quantize.quantizable import quantizable, rounded_layers
 from decant.quantize.schemes import Scheme
 from decant.training.fit import EpochMetrics, fit_
 from decant.training.recipe import Loss
@@ -38,6 +40,8 @@ def train_rounded(
     examples: Examples,
     validation: Examples,
     run: Run,
+    teacher: nn.Module | None = None,
+    device: str = CPU,
 ) -> tuple[Checkpoint, list[EpochMetrics]]:
     """Train a copy of `start` whose named weights and inputs are rounded in every pass; return its curve too.
 
@@ -54,6 +58,8 @@ def train_rounded(
         examples: To learn from.
         validation: For the curve and for early stopping.
         run: Its name, its seed, and where an interrupted training is resumed from.
+        teacher: What the curve is measured by where examples have no labels.
+        device: Where it is trained.
 
     Returns:
         The model, in eval mode, with its weights on the levels of its constraints, and with
@@ -65,12 +71,13 @@ def train_rounded(
     """
     module = copy.deepcopy(start.module)
     weights = _weight_learners(start, schemes, train)
-    layers = {name.removesuffix(".weight") for name in quantizable(module)}
+    layers = set(rounded_layers(module).values())
     inputs = {
         name: learner
         for name, grid in grids.items()
         if name in layers and isinstance(grid, InputGrid) and (learner := train.inputs(grid)) is not None
     }
+    check_called(module, grids)
     kept = {name: grid for name, grid in {**start.grids, **grids}.items() if name not in inputs}
     attach_(module, kept, start.clamps)
     insert_(module, weights, inputs)
@@ -86,6 +93,8 @@ def train_rounded(
             constraints={name: held for name, held in start.constraints.items() if name not in schemes},
             title=run.name,
             sparsifier=_Clock(),
+            teacher=teacher,
+            device=device,
         )
         measured = predict(module, validation.images)
     finally:
@@ -96,12 +105,12 @@ def train_rounded(
     if not close(measured, predict(hardened.module, validation.images)):
         raise DecantError(
             "The trained network answers otherwise without what rounded its weights in the training: a layer "
-            "reads its weight past its own forward pass; leave `train` out, or skip the layer"
+            "reads its weight in another place than its parameters; leave `train` out, or skip the layer"
         )
     return hardened, curve
 
 
-def same_answers(before: nn.Module, after: nn.Module, images: Tensor) -> bool:
+def same_answers(before: nn.Module, after: nn.Module, images: Batch) -> bool:
     """Say whether two forms of one network answer uint8 images [N, C, H, W] alike, but for rounding."""
     return close(predict(before, images), predict(after, images))
 
@@ -149,7 +158,7 @@ def _with_decay(loss: Loss, train: Train, inputs: Mapping[str, InputLearner]) ->
         return loss
     decay = train.decay / 2
 
-    def decayed(batch: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def decayed(batch: tuple[Tensor, ...], logits: Tensor, labels: Tensor | None) -> Tensor:
         return loss(batch, logits, labels) + decay * torch.stack([clip().square() for clip in clips]).sum()
 
     return decayed

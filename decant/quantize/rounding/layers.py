@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints
 from decant.errors import DecantError
-from decant.examples import pixels
-from decant.networks.layer_inputs import received
+from decant.examples import Batch
+from decant.networks.structure import unobservable
 from decant.progress import progress_bar
+from decant.quantize.quantizable import quantizable
 from decant.quantize.rounding.methods import Nearest, Rounding
 from decant.reconstruction.hessians import moments
 
@@ -21,15 +22,16 @@ def round_layers(
     parent: Checkpoint,
     held: Mapping[str, Constraints],
     rounding: Rounding,
-    images: Tensor,
+    images: Batch,
     reference: nn.Module,
 ) -> Checkpoint:
     """Return the parent with the named weights on their levels, each layer making up for those before it.
 
     Layers are rounded in the order in which they run: each on the inputs that the layers before, rounded
     already, send it, clamped and rounded as the parent's layers do that, towards the outputs that its own
-    weight has on the reference's inputs. Layers of which no moments are taken, such as transposed
-    convolutions and embeddings, are rounded to nearest. Biases stay.
+    weight has on the reference's inputs, in all of its calls. Weights whose inputs are not looked at, such as
+    those of transposed convolutions, embeddings, recurrent layers and attention, are rounded to nearest.
+    Biases stay.
 
     Args:
         parent: The network, its weights not rounded yet, its input grids attached; it is untouched.
@@ -49,7 +51,8 @@ def round_layers(
     if rounding.needs_moments and held:
         if not len(images):
             raise DecantError(f"{rounding.kind} reads images to round by, and there are none; ask for some")
-        order = list(received(child.module, order, pixels(images[:1])))
+        running = list(quantizable(child.module))
+        order = [name for name in running if name in held] + [name for name in held if name not in running]
     with torch.no_grad():
         for name in progress_bar(order, "rounding", "layers"):
             weight = child.module.get_parameter(name)
@@ -63,14 +66,14 @@ def _fitted(
     name: str,
     held: Constraints,
     rounding: Rounding,
-    images: Tensor,
+    images: Batch,
     reference: nn.Module,
 ) -> tuple[Tensor, Constraints]:
     """Return one layer's weight on its levels, and its constraints, given the network as rounded so far."""
-    weight, layer = module.get_parameter(name), module.get_submodule(name.removesuffix(".weight"))
-    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    weight = module.get_parameter(name)
+    if not rounding.needs_moments or name in unobservable(module):
         return Nearest().fitted(weight, held, None)
-    seen = moments(module, [name], images, reference)[name] if rounding.needs_moments else None
+    seen = moments(module, [name], images, reference)[name]
     try:
         return rounding.fitted(weight, held, seen)
     except ValueError as error:

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from decant.networks.devices import drawn_by
+
 
 @contextmanager
-def drawing(seed: int) -> Iterator[None]:
+def drawing(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Let everything inside that draws from a global generator draw as this seed says.
 
     These are torch's on the CPU, NumPy's and Python's. Afterwards they stand where they stood: what ran
@@ -19,13 +21,15 @@ def drawing(seed: int) -> Iterator[None]:
 
     Args:
         seed: In [0, 2^63).
+        device: Whose own generator draws as the seed says too.
     """
     of_torch, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
     try:
-        yield
+        with drawn_by(device or torch.device("cpu"), seed):
+            yield
     finally:
         torch.set_rng_state(of_torch)
         np.random.set_state(of_numpy)

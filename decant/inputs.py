@@ -1,0 +1,113 @@
+"""What a network takes that is no picture: the shape, type and range of each tensor, and examples of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from decant.lazy import torch
+from decant.schema import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WHOLE = ("int64", "int32", "int16", "int8", "uint8")
+FREE_LENGTH = 32
+"""How long a free dimension is in an example, where nothing says it."""
+
+LONGEST, MOST_NUMBERS = 1 << 24, 1 << 28
+"""Most of one dimension, and of one row."""
+
+Length = Annotated[int, Field(gt=0, le=LONGEST)]
+Type = Literal[
+    "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"
+]
+Dimension = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
+
+
+class TensorInput(Section):
+    """One of the tensors that a network is called with.
+
+    Attributes:
+        shape: Of one row, without the dimension of the rows: a number for each dimension; a name or null
+            where it may have any length.
+        dtype: Its type.
+        at_least: Of whole numbers, the least.
+        below: Of whole numbers, one more than the largest, such as the number of words.
+        example: The shape of the example's rows, where some of `shape` is free.
+    """
+
+    kind: Literal["tensor"] = "tensor"
+    shape: tuple[Length | Dimension | None, ...] = Field(max_length=8)
+    dtype: Type = "float32"
+    at_least: Annotated[int, Field(ge=-(1 << 62), le=1 << 62)] = 0
+    below: Annotated[int, Field(ge=-(1 << 62), le=1 << 62)] = 2
+    example: tuple[Length, ...] = Field((), max_length=8)
+
+    @model_validator(mode="after")
+    def _possible(self) -> TensorInput:
+        if self.at_least >= self.below:
+            raise ValueError(f"below must be more than at_least, got {self.below} and {self.at_least}")
+        if self.example and not self.fits(self.example):
+            raise ValueError(f"example {[*self.example]} is no row of shape {[*self.shape]}")
+        numbers = 1
+        for length in self.row:
+            numbers *= length
+        if numbers > MOST_NUMBERS:
+            raise ValueError(f"a row has {numbers:,} numbers, expected at most {MOST_NUMBERS:,}")
+        return self
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """The shape of the example's rows."""
+        return self.example or tuple(n if isinstance(n, int) else FREE_LENGTH for n in self.shape)
+
+    def fits(self, row: tuple[int, ...]) -> bool:
+        """Say whether a row of this shape can be put in."""
+        pairs = zip(self.shape, row, strict=False)
+        return len(row) == len(self.shape) and all(n == m or not isinstance(n, int) for n, m in pairs)
+
+    def shorter(self) -> TensorInput:
+        """Return the same with an example in which each free length is one less, as far as it can be."""
+        row = tuple(
+            at if isinstance(n, int) else max(at - 1, 1) for n, at in zip(self.shape, self.row, strict=True)
+        )
+        return self.model_copy(update={"example": row})
+
+    def drawn(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Return rows [rows, ...]: normally distributed, or whole numbers in [at_least, below), or bits."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        size = (rows, *self.row)
+        if self.dtype == "bool":
+            return torch.randint(0, 2, size, generator=generator).bool()
+        if self.dtype in WHOLE:
+            return torch.randint(self.at_least, self.below, size, generator=generator).to(dtype)
+        return torch.randn(size, generator=generator).to(dtype)
+
+
+Inputs = dict[str, TensorInput]
+"""What a network takes, by the name of each tensor, in the order in which it is called with them."""
+
+
+def drawn(inputs: Mapping[str, TensorInput], rows: int = 1, seed: int = 0) -> tuple[Tensor, ...]:
+    """Return arguments [rows, ...] for a network: a function of the seed; no global generator is touched."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("cpu"):
+        return tuple(each.drawn(rows, generator) for each in inputs.values())
+
+
+def inputs_of(tensors: Mapping[str, Tensor]) -> Inputs:
+    """Return what takes these tensors [N, ...]: their shapes, types, and the whole numbers that they hold."""
+    found: Inputs = {}
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in get_args(Type):
+            raise ValueError(f"{name} is of type {dtype}, expected one of {', '.join(get_args(Type))}")
+        low, high = (int(tensor.min()), int(tensor.max())) if dtype in WHOLE and len(tensor) else (0, 1)
+        shape = tuple(tensor.shape[1:])
+        found[name] = TensorInput.model_validate(
+            {"shape": shape, "dtype": dtype, "at_least": low, "below": high + 1}
+        )
+    return found

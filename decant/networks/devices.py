@@ -1,0 +1,294 @@
+"""Devices: the processor or a GPU that a network is trained on, and all that is asked of torch about them.
+
+What is drawn for a training on one of them is drawn by generators of the processor and moved, so that it is
+the same on every device; only layers that draw by themselves use the device's own generator.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, Field
+
+from decant.errors import DecantError, Message
+from decant.lazy import torch
+from decant.networks.calls import KNOWN
+from decant.networks.ties import put_, tied
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+T = TypeVar("T")
+
+CPU = "cpu"
+
+SUMS = "CUBLAS_WORKSPACE_CONFIG"
+"""The variable by which cuBLAS is told to split sums the same way each time; read when CUDA starts."""
+
+STEADY_SUMS = (":4096:8", ":16:8")
+
+SHARE = 4
+"""Examples lie on a device as a whole where they take no more than one in so many of its free bytes."""
+
+
+def _known(name: str) -> str:
+    kind, _, number = name.partition(":")
+    if name not in (CPU, "cuda") and not (kind == "cuda" and number.isdecimal() and number.isascii()):
+        raise ValueError(f"must be cpu, cuda, or cuda: and the number of one, such as cuda:1, got {name!r}")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_known), Field(max_length=20, exclude_if=lambda name: name == CPU)]
+"""In a recipe, and where it is not the processor in the lineage: what a training runs on."""
+
+
+def idle(name: str) -> str:
+    """Return that a device is named and nothing is trained; empty where it is the processor."""
+    return "" if name == CPU else f"device: {name} is where a training runs, and there is none: leave it out"
+
+
+def there() -> dict[str, str]:
+    """Return what each device of this machine is, by its name."""
+    cards = range(torch.cuda.device_count())
+    return {CPU: "the processor"} | {f"cuda:{card}": torch.cuda.get_device_name(card) for card in cards}
+
+
+def find(name: str) -> torch.device:
+    """Return a device, once it is sure that it is there and can repeat its sums.
+
+    Raises:
+        DecantError: It is not there; names those that are. Or its sums would have other bits each time.
+    """
+    if name == CPU:
+        return torch.device(CPU)
+    device = torch.device(name if ":" in name else f"{name}:0")  # tensors say which, so the device does
+    if SUMS not in os.environ and not torch.cuda.is_initialized():
+        os.environ[SUMS] = STEADY_SUMS[0]  # before the names of devices are asked for, which starts CUDA
+    if str(device) not in (known := there()):
+        listed = ", ".join(f"{each} ({what})" for each, what in known.items())
+        raise DecantError(f"device: {name} is not there; this machine has {listed}")
+    if (found := os.environ.get(SUMS)) not in STEADY_SUMS:
+        raise DecantError(
+            f"The GPU would give other bits each time: {SUMS} is {found or 'not set'}; set it to "
+            f"{STEADY_SUMS[0]} before anything runs on the GPU"
+        )
+    return device
+
+
+# --- placement
+
+
+def moved(value: T, device: torch.device | str) -> T:
+    """Return a tensor on a device, or a dataclass, dict, list or tuple with all of its tensors there.
+
+    What is there already is returned as it is, not copied.
+    """
+    return _moved(value, device)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value if value.device == torch.device(device) else value.detach().to(device)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = _changed({each.name: getattr(value, each.name) for each in fields(value)}, device)
+        return replace(value, **changed) if changed else value
+    if isinstance(value, dict):
+        changed = _changed(value, device)
+        return type(value)({**value, **changed}) if changed else value
+    if type(value) in (list, tuple):
+        changed = _changed(dict(enumerate(value)), device)
+        return type(value)(changed.get(at, each) for at, each in enumerate(value)) if changed else value
+    return value
+
+
+def _changed(parts: dict[Any, Any], device: torch.device | str) -> dict[Any, Any]:
+    """Return those parts that had to be moved."""
+    there = {key: moved(part, device) for key, part in parts.items()}
+    return {key: part for key, part in there.items() if part is not parts[key]}
+
+
+def place_(module: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a network, in place, with all that hangs at it: tensors in attributes and hooks too; return it.
+
+    Its example stays on the processor, and tensors of several names stay one tensor.
+    """
+    _place_state_(module, torch.device(device))
+    for each in module.modules():
+        own = {name: value for name, value in vars(each).items() if name not in _not_ours()}
+        vars(each).update(_changed(own, device))
+        for hooks in (each._forward_pre_hooks, each._forward_hooks):
+            hooks.update(_changed(hooks, device))
+    return module
+
+
+def _place_state_(module: nn.Module, device: torch.device) -> None:
+    """Move parameters and buffers, in place."""
+    if all(tensor.device == device for tensor in [*module.parameters(), *module.buffers()]):
+        return
+    shared = tied(module)
+    module.to(device)
+    tensors = module.state_dict(keep_vars=True)
+    for first, *others in shared:
+        for name in others:
+            put_(module, name, tensors[first])
+
+
+def _not_ours() -> set[str]:
+    """Return the attributes in which torch keeps a module's parts, and what is known of a network."""
+    return {*vars(torch.nn.Module()), KNOWN}
+
+
+def resident(examples: T, size: int, device: torch.device) -> T:
+    """Return examples of so many bytes on the device where there is room enough; else as they are."""
+    if device.type == "cuda" and size * SHARE > torch.cuda.mem_get_info(device)[0]:
+        return examples
+    return moved(examples, device)
+
+
+def fed(network: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """Return a network that lies on a device as a function of tensors that may lie elsewhere."""
+    if device.type == CPU:
+        return network
+    return lambda *inputs: network(*moved(inputs, device))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a network lies; the processor where it has no numbers."""
+    return next((tensor.device for tensor in module.parameters()), torch.device(CPU))
+
+
+# --- a training on it
+
+
+@contextmanager
+def training_on(module: nn.Module, device: torch.device, batch_size: int) -> Iterator[None]:
+    """Have a network on a device, in place, that repeats its bits; afterwards it is on the processor.
+
+    Raises:
+        DecantError: The device has not enough memory for such batches, or no kernel that repeats its bits.
+    """
+    if device.type == CPU:
+        yield
+        return
+    try:
+        with _steady(device):
+            place_(module, device)
+            yield
+    except torch.OutOfMemoryError:
+        raise DecantError(_too_little(device, batch_size)) from None
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise DecantError(
+            f"On {device} there is no kernel of {str(error).split(maxsplit=1)[0]} that gives the same bits "
+            "each time; train on cpu"
+        ) from None
+    finally:
+        place_(module, CPU)
+
+
+def _too_little(device: torch.device, batch_size: int) -> Message:
+    free, whole = (size / 2**30 for size in _memory(device))
+    room = f"{device} has not enough memory ({free:.1f} of {whole:.1f} GiB are free)"
+    if batch_size == 1:
+        return f"{room} for a single example; train on cpu, or on a larger device"
+    return f"{room} for batches of {batch_size}; try training.batch_size: {batch_size // 2}"
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.mem_get_info(device) if device.type == "cuda" else (0, 0)
+
+
+@contextmanager
+def _steady(device: torch.device) -> Iterator[None]:
+    """Let a GPU repeat its bits, and multiply float32 as float32; afterwards it is as it was."""
+    if device.type != "cuda":
+        yield
+        return
+    # torch hangs these attributes onto its modules at run time, which mypy cannot see.
+    precise = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
+    before = [each.fp32_precision for each in precise]
+    mode, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    pool = torch.nn.functional.adaptive_avg_pool2d
+    try:
+        for each in precise:
+            each.fp32_precision = "ieee"
+        torch.set_deterministic_debug_mode("error")
+        torch.backends.cudnn.benchmark = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.nn.functional.adaptive_avg_pool2d = pooled
+        yield
+    finally:
+        for each, precision in zip(precise, before, strict=True):
+            each.fp32_precision = precision
+        torch.set_deterministic_debug_mode(mode)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        torch.nn.functional.adaptive_avg_pool2d = pool
+
+
+def pooled(input: Tensor, output_size: int | tuple[int | None, int | None] | None) -> Tensor:
+    """Return `adaptive_avg_pool2d`, [..., H, W] -> [..., h, w], as two products with tables of shares.
+
+    torch's own adds up gradients in whatever order they come on a GPU where windows overlap.
+    """
+    wanted = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
+    height, width = input.shape[-2:]
+    kind = input.dtype, input.device
+    rows = _shares(height, height if wanted[0] is None else wanted[0], *kind)
+    columns = _shares(width, width if wanted[1] is None else wanted[1], *kind)
+    return rows @ input @ columns.T
+
+
+@cache
+def _shares(size: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return which share each of `size` cells has in each of `count` averages; [count, size]."""
+    at = torch.arange(count)[:, None]
+    cells = torch.arange(size)
+    inside = (cells >= at * size // count) & (cells < -(-(at + 1) * size // count))
+    return (inside.to(dtype) / inside.sum(1, keepdim=True)).to(device)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which products are of bfloat16, where that is the precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextmanager
+def drawn_by(device: torch.device, seed: int) -> Iterator[None]:
+    """Let a device's own generator draw as this seed says; afterwards it stands where it stood."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_rng_state(device)
+    try:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+        yield
+    finally:
+        torch.cuda.set_rng_state(before, device)
+
+
+# --- time
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return how long something takes, once all that was asked of the device before is done."""
+    synchronize(device)
+    begin = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all that it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

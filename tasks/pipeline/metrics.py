@@ -1,0 +1,427 @@
+"""The numbers that models are measured by: one set for each target, by the kind that params.yaml says.
+
+Stages write and read them, gates judge them, flows compare them: all by this table and no list of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a model, by its key in metrics/<model>.json.
+
+    Attributes:
+        key: Its name.
+        least: The least that it can be.
+        most: The most that it can be; where that is infinite, it is finite all the same.
+        better: Which end is the better one, so that it can have a gate; None where neither is, as of the ends
+            of an interval.
+        title: Its head in the report, with the unit; empty where it has no column.
+        shown: How it is written there, once it is multiplied by `times` and divided by `over`.
+        meaning: A sentence for the list below the table.
+        ranked: Whether the best of its column is marked.
+    """
+
+    key: str
+    least: float
+    most: float
+    better: Literal["higher", "lower"] | None = None
+    title: str = ""
+    shown: str = ""
+    times: float = 1
+    over: float = 1
+    meaning: str = ""
+    ranked: bool = True
+
+    def text(self, value: float) -> str:
+        """Return a value as the report writes it."""
+        return format(self.times * value / self.over, self.shown)
+
+
+@dataclass(frozen=True)
+class MetricSet:
+    """All numbers of the models of one project.
+
+    Attributes:
+        target: The kind of target.
+        metrics: In the order in which they are written.
+        quality: The key of the one that is drawn against size, and has an interval.
+        headline: The keys that `dvc metrics show` prints.
+        columns: The keys that the report's table has, in its order.
+        curve: The columns that a training's curve has.
+        axis: What stands beside the picture's axis of quality.
+        rough: How a quality is written where the picture's scale is coarse.
+        point: A difference in quality, as it is drawn, that is worth a word; what the picture's scale is in.
+        good: What a model of high quality is.
+        surely: A sentence on the interval of the quality.
+        change: A sentence on the quality less the teacher's; empty where that says nothing.
+    """
+
+    target: str
+    metrics: tuple[Metric, ...]
+    quality: str
+    headline: tuple[str, ...]
+    columns: tuple[str, ...]
+    curve: tuple[str, ...]
+    axis: str
+    rough: str
+    point: float
+    good: str
+    surely: str
+    change: str = ""
+
+    @cached_property
+    def by_key(self) -> dict[str, Metric]:
+        """The metrics by their keys."""
+        return {metric.key: metric for metric in self.metrics}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all metrics."""
+        return tuple(self.by_key)
+
+    @property
+    def higher(self) -> dict[str, bool]:
+        """Every metric that has a better end, and whether that is the higher one."""
+        return {metric.key: metric.better == "higher" for metric in self.metrics if metric.better}
+
+
+def interval(key: str) -> tuple[str, str]:
+    """Return the keys of the ends of a metric's 95 % interval."""
+    return f"{key}_low", f"{key}_high"
+
+
+COSTS = (
+    Metric(
+        "size_bytes",
+        1,
+        math.inf,
+        "lower",
+        "size, KB",
+        ",.1f",
+        over=1000,
+        meaning="the files on disk that rebuild the model, 1 KB = 1000 bytes",
+    ),
+    Metric(
+        "ratio",
+        0,
+        math.inf,
+        "higher",
+        "ratio",
+        ".1f",
+        meaning="the teacher's weights in float32 over that size",
+    ),
+    Metric("parameters", 1, math.inf, "lower"),
+    Metric("nonzeros", 0, math.inf, "lower"),
+    Metric(
+        "macs",
+        0,
+        math.inf,
+        "lower",
+        "MMACs",
+        ".2f",
+        over=1e6,
+        meaning="million multiplications for one image, zeros multiplied like any other weight",
+    ),
+    Metric(
+        "sparsity",
+        0,
+        1,
+        "higher",
+        "zeros %",
+        ".1f",
+        100,
+        meaning="sparsity, the share of zeros among the weights of convolutions and linear layers",
+        ranked=False,
+    ),
+    Metric(
+        "bits_per_weight",
+        0,
+        math.inf,
+        "lower",
+        "bits per weight",
+        ".2f",
+        meaning="size over the number of parameters, zeros included; a smaller network has fewer parameters "
+        "instead",
+        ranked=False,
+    ),
+)
+"""What a model takes, whatever it answers."""
+
+COST_COLUMNS = ("size_bytes", "ratio", "sparsity", "bits_per_weight", "macs")
+"""Those of them that every table shows, last."""
+
+
+def _interval(key: str, least: float, most: float) -> tuple[Metric, Metric]:
+    """Return the ends of a metric's 95 % interval."""
+    return Metric(f"{key}_low", least, most), Metric(f"{key}_high", least, most)
+
+
+def _share(key: str, title: str, meaning: str) -> Metric:
+    """Return a metric in [0, 1], of which more is better, shown in per cent."""
+    return Metric(key, 0, 1, "higher", f"{title} %", ".2f", 100, meaning=meaning)
+
+
+OF_CLASSES = MetricSet(
+    target="classes",
+    metrics=(
+        _share(
+            "accuracy",
+            "accuracy",
+            "share of test images whose class is predicted rightly",
+        ),
+        *_interval("accuracy", 0, 1),
+        Metric(
+            "nll",
+            0,
+            math.inf,
+            "lower",
+            "NLL",
+            ".3f",
+            meaning="mean negative log likelihood of the right class, in nats; lower is better",
+        ),
+        Metric(
+            "calibration_error",
+            0,
+            1,
+            "lower",
+            "ECE %",
+            ".2f",
+            100,
+            meaning="expected calibration error, how far confidence is from accuracy, in points; lower is "
+            "better",
+        ),
+        _share(
+            "agreement",
+            "agreement",
+            "share of test images for which model and teacher predict the same class, right or wrong",
+        ),
+        *COSTS,
+    ),
+    quality="accuracy",
+    headline=("accuracy", "agreement", "nll", "ratio", "size_bytes"),
+    columns=(
+        "accuracy",
+        "agreement",
+        "nll",
+        "calibration_error",
+        *COST_COLUMNS,
+    ),
+    curve=("epoch", "loss", "validation_loss", "accuracy", "validation_accuracy"),
+    axis="accuracy on the test split, % (bars: 95 % interval)",
+    rough="{:.1f} %",
+    point=1,
+    good="accurate",
+    surely="where the accuracy on all such images lies, judged from this many (Wilson). All models are "
+    "tested on the same images, so the difference of two is surer than their intervals suggest",
+    change="accuracy less the teacher's, in percentage points",
+)
+"""Of networks that tell classes apart, on examples with labels."""
+
+OF_OUTPUTS = MetricSet(
+    target="same",
+    metrics=(
+        Metric(
+            "cosine",
+            -1,
+            1,
+            "higher",
+            "cosine",
+            ".4f",
+            meaning="cosine of the angle between the model's outputs and the teacher's, mean over test rows; "
+            "1 is the same direction",
+        ),
+        *_interval("cosine", -1, 1),
+        Metric(
+            "cosine_p1",
+            -1,
+            1,
+            "higher",
+            "1st percentile",
+            ".4f",
+            meaning="the cosine that 99 of 100 test rows reach",
+        ),
+        Metric("cosine_least", -1, 1, "higher", "least", ".4f", meaning="the cosine of the worst test row"),
+        Metric(
+            "relative_error",
+            0,
+            math.inf,
+            "lower",
+            "error %",
+            ".2f",
+            100,
+            meaning="length of the difference from the teacher's outputs over the length of these, mean over "
+            "test rows; lower is better",
+        ),
+        *_interval("relative_error", 0, math.inf),
+        *COSTS,
+    ),
+    quality="cosine",
+    headline=("cosine", "cosine_p1", "cosine_least", "relative_error", "ratio", "size_bytes"),
+    columns=(
+        "cosine",
+        "cosine_p1",
+        "cosine_least",
+        "relative_error",
+        *COST_COLUMNS,
+    ),
+    curve=("epoch", "loss", "validation_loss", "validation_cosine"),
+    axis="cosine to the teacher's outputs on the test split (bars: 95 % interval)",
+    rough="{:.3f}",
+    point=0.01,
+    good="near to the teacher",
+    surely="where the mean cosine of all such rows lies, judged from this many",
+)
+"""Of networks whose examples have no labels: the teacher's outputs are what is right."""
+
+OF_NUMBERS = MetricSet(
+    target="numbers",
+    metrics=(
+        Metric(
+            "r2",
+            -math.inf,
+            1,
+            "higher",
+            "R²",
+            ".4f",
+            meaning="1 less the squared error over the variance of the truth; 1 is right everywhere, 0 is as "
+            "good as the mean",
+        ),
+        *_interval("r2", -math.inf, 1),
+        Metric(
+            "mae",
+            0,
+            math.inf,
+            "lower",
+            "MAE",
+            ".4g",
+            meaning="mean absolute error on the test split, in the target's own unit; lower is better",
+        ),
+        *_interval("mae", 0, math.inf),
+        Metric(
+            "rmse",
+            0,
+            math.inf,
+            "lower",
+            "RMSE",
+            ".4g",
+            meaning="root of the mean squared error, in the same unit; lower is better",
+        ),
+        Metric(
+            "from_teacher",
+            0,
+            math.inf,
+            "lower",
+            "from teacher",
+            ".4g",
+            meaning="mean absolute difference from what the teacher predicts, in the same unit; lower is "
+            "better",
+        ),
+        *COSTS,
+    ),
+    quality="r2",
+    headline=("mae", "rmse", "r2", "from_teacher", "ratio", "size_bytes"),
+    columns=(
+        "r2",
+        "mae",
+        "rmse",
+        "from_teacher",
+        *COST_COLUMNS,
+    ),
+    curve=("epoch", "loss", "validation_loss", "validation_mae"),
+    axis="R² on the test split (bars: 95 % interval)",
+    rough="{:.3f}",
+    point=0.01,
+    good="near to the truth",
+    surely="where R² on all such rows lies, judged from this many (bootstrap, 1,000 draws)",
+)
+"""Of networks that predict numbers."""
+
+_MACRO_F1 = _share(
+    "macro_f1",
+    "macro F1",
+    "F1, the harmonic mean of precision and recall, of each class or label; mean over them",
+)
+
+OF_BALANCED = replace(
+    OF_CLASSES,
+    target="balanced",
+    metrics=(
+        _share(
+            "balanced_accuracy",
+            "balanced",
+            "balanced accuracy, the share of each class's test examples that are recognized; mean "
+            "over the classes",
+        ),
+        *_interval("balanced_accuracy", 0, 1),
+        _MACRO_F1,
+        *OF_CLASSES.metrics,
+    ),
+    quality="balanced_accuracy",
+    headline=("balanced_accuracy", "macro_f1", *OF_CLASSES.headline),
+    columns=("balanced_accuracy", "macro_f1", *OF_CLASSES.columns),
+    axis="balanced accuracy on the test split, % (bars: 95 % interval)",
+    surely="where it lies on all such examples, judged from this many (bootstrap, 1,000 draws)",
+    change="balanced accuracy less the teacher's, in percentage points",
+)
+"""Of networks that tell apart classes of which some are rare."""
+
+OF_LABELS = MetricSet(
+    target="labels",
+    metrics=(
+        _share(
+            "map",
+            "mAP",
+            "average precision, the area under precision over recall, mean over the labels",
+        ),
+        *_interval("map", 0, 1),
+        _share(
+            "micro_f1",
+            "micro F1",
+            "F1 of all marks of all labels together; a label is said where its logit is above 0",
+        ),
+        _MACRO_F1,
+        _share(
+            "agreement",
+            "agreement",
+            "share of marks that model and teacher set alike, right or wrong",
+        ),
+        *COSTS,
+    ),
+    quality="map",
+    headline=("map", "micro_f1", "macro_f1", "agreement", "ratio", "size_bytes"),
+    columns=(
+        "map",
+        "micro_f1",
+        "macro_f1",
+        "agreement",
+        *COST_COLUMNS,
+    ),
+    curve=("epoch", "loss", "validation_loss", "validation_micro_f1"),
+    axis="mean average precision on the test split, % (bars: 95 % interval)",
+    rough="{:.1f} %",
+    point=1,
+    good="precise",
+    surely="where it lies on all such rows, judged from this many (bootstrap, 200 draws)",
+    change="mean average precision less the teacher's, in percentage points",
+)
+"""Of networks that tell several labels at once."""
+
+SETS = (OF_BALANCED, OF_CLASSES, OF_OUTPUTS, OF_NUMBERS, OF_LABELS)
+"""A row is of the first whose quality it has: balanced classes have the accuracy too."""
+
+BY_TARGET = {each.target: each for each in SETS}
+
+BETTER_HIGHER = {key: higher for each in SETS for key, higher in each.higher.items()}
+"""Every metric that has a better direction, and whether that is up."""
+
+
+def set_of(keys: Collection[str]) -> MetricSet:
+    """Return the set that a row with these keys is of; that of classes where it has no quality at all."""
+    return next((each for each in SETS if each.quality in keys), OF_CLASSES)

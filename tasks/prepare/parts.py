@@ -1,0 +1,160 @@
+"""Which row goes into which split, and whether the same row is in two of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decant.errors import DecantError
+from tasks.prepare.params import SPLITS, ByShares
+
+Rows = NDArray[np.intp]
+SHOWN = 20
+"""Classes whose shares are told."""
+
+
+def by_shares(how: ByShares, count: int, seed: int, groups: Sequence[Any] | None = None) -> dict[str, Rows]:
+    """Return the rows of each split, drawn by the seed; those of `test` in order, the others shuffled.
+
+    Args:
+        how: The shares.
+        count: How many rows there are.
+        seed: Non-negative.
+        groups: What each row is of: rows of one group stay together; or, stratified, its class.
+
+    Raises:
+        DecantError: A split would have no row.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    if groups is None:
+        parts = _cut(generator.permutation(count), how)
+    elif how.stratified:
+        each = [_cut(generator.permutation(rows), how) for rows in _members(groups)]
+        parts = {name: np.concatenate([part[name] for part in each]) for name in SPLITS}
+    else:
+        parts = _whole(_members(groups), how, count, generator)
+    for name, rows in parts.items():
+        if not len(rows):
+            raise DecantError(
+                f"data.split: {name} has no row of {count:,}; give it a larger share, or the data more "
+                f"{'rows' if how.groups is None else 'groups'}"
+            )
+    return _ordered(parts, generator)
+
+
+def by_words(words: Sequence[Any], column: str, origin: str, seed: int) -> dict[str, Rows]:
+    """Return the rows of each split as a column says; those of `test` in order, the others shuffled.
+
+    Raises:
+        DecantError: A word is no split, or a split has no row.
+    """
+    for number, word in enumerate(words):
+        if word not in SPLITS:
+            raise DecantError(
+                f"{origin}, row {number + 1}: {column} says {word!r}, expected one of {', '.join(SPLITS)}"
+            )
+    array = np.array(words, dtype=object)
+    parts = {name: np.flatnonzero(array == name) for name in SPLITS}
+    if empty := [name for name, rows in parts.items() if not len(rows)]:
+        raise DecantError(f"{origin}: {column} puts no row into {', '.join(empty)}; each needs one or more")
+    return _ordered(parts, np.random.Generator(np.random.PCG64(seed)))
+
+
+def _ordered(parts: Mapping[str, Rows], generator: np.random.Generator) -> dict[str, Rows]:
+    return {
+        name: np.sort(rows) if name == "test" else generator.permutation(np.sort(rows))
+        for name, rows in parts.items()
+    }
+
+
+def _cut(rows: Rows, how: ByShares) -> dict[str, Rows]:
+    """Return the first rows as `test`, the next as `validation`, the others as `train`."""
+    test = round(how.test * len(rows))
+    held = round((how.test + how.validation) * len(rows))
+    return {"train": rows[held:], "validation": rows[test:held], "test": rows[:test]}
+
+
+def _members(groups: Sequence[Any]) -> list[Rows]:
+    """Return the rows of each group, groups in the order in which they first come."""
+    places: dict[Any, list[int]] = {}
+    for row, group in enumerate(groups):
+        places.setdefault(group, []).append(row)
+    return [np.array(rows, dtype=np.intp) for rows in places.values()]
+
+
+def _whole(
+    members: Sequence[Rows], how: ByShares, count: int, generator: np.random.Generator
+) -> dict[str, Rows]:
+    """Put group after group, in random order, where most of the share is still to be filled."""
+    wanted = {"test": how.test * count, "validation": how.validation * count}
+    wanted["train"] = count - sum(wanted.values())
+    parts: dict[str, list[Rows]] = {name: [] for name in SPLITS}
+    for number in generator.permutation(len(members)):
+        name = max(SPLITS, key=lambda split: wanted[split])
+        parts[name].append(members[number])
+        wanted[name] -= len(members[number])
+    none = np.array([], dtype=np.intp)
+    return {name: np.concatenate([none, *rows]) for name, rows in parts.items()}
+
+
+def check_leaks(rows: Mapping[str, Iterator[bytes]], fail: bool) -> str:
+    """Return a sentence on the rows that two splits have; empty where there are none.
+
+    Args:
+        rows: The bytes of each row that a network sees, by split.
+        fail: Whether such rows are an error.
+
+    Raises:
+        DecantError: There are some, and they are an error.
+    """
+    seen = {name: [sha256(row).digest() for row in each] for name, each in rows.items()}
+    sums = {name: set(each) for name, each in seen.items()}
+    told = []
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if both := sum(each in sums[one] for each in seen[other]):
+            told.append(f"{both:,} of {len(seen[other]):,} {other} rows are in {one} too")
+    if not told:
+        return ""
+    sentence = f"the same inputs in two splits: {'; '.join(told)}"
+    if fail:
+        raise DecantError(
+            f"data.leak: {sentence}; take them out, name a column of `split.groups` that keeps them "
+            "together, or say `leak: tell`"
+        )
+    return sentence
+
+
+def check_learned(labels: Iterable[int], names: Sequence[str], origin: str, what: str) -> None:
+    """Check that each class has a training example.
+
+    Args:
+        labels: Of the training examples.
+        names: Of the classes.
+        origin: The file or folder.
+        what: What an example is called.
+
+    Raises:
+        DecantError: One has none.
+    """
+    if empty := without(labels, names):
+        raise DecantError(
+            f"{origin}: no training {what} is of {', '.join(empty)}; nothing can be learned of it"
+        )
+
+
+def without(labels: Iterable[int], names: Sequence[str]) -> list[str]:
+    """Return the classes that no label is of."""
+    there = {*labels}
+    return [name for label, name in enumerate(names) if label not in there]
+
+
+def shares(split: str, count: int, labels: Sequence[int], names: Sequence[str], what: str) -> str:
+    """Return a line on a split: how many examples there are, and the shares of the first classes."""
+    counts = Counter(labels)
+    told = ", ".join(f"{name} {counts[label] / count:.1%}" for label, name in enumerate(names[:SHOWN]))
+    return f"{split}: {count:,} {what}{f' ({told})' if told else ''}"
