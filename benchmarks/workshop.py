@@ -45,6 +45,7 @@ class Workshop:
     Attributes:
         name: Of the network.
         folder: Where it is.
+        blocks: Of params.yaml, of the models that were made here.
     """
 
     def __init__(
@@ -62,15 +63,16 @@ class Workshop:
             name: Of the network.
             folder: To be made.
             sections: Of params.yaml: `data`, where not the images in data/ are meant, and `teacher`, where
-                one is trained.
+                another than the default one is.
             teacher: A trained one's folder, which is copied.
             seed: Of the teacher's training. The images are always drawn by 1.
             threads: Of all operations.
         """
-        self.name, self.folder = name, folder
+        self.name, self.folder, self.blocks = name, folder, dict[str, Any]()
         folder.mkdir(parents=True)
-        self.sections = {**sections}
-        self.sections["threads"] = dict.fromkeys(read_yaml(ROOT / "params.yaml")["threads"], threads)
+        default = read_yaml(ROOT / "params.yaml")
+        self.sections = {"teacher": default["teacher"], **sections}
+        self.sections["threads"] = dict.fromkeys(default["threads"], threads)
         with self.inside({}, seed=1):
             if "data" in self.sections:
                 importlib.import_module("tasks.prepare.__main__").main()
@@ -84,14 +86,14 @@ class Workshop:
 
     @contextlib.contextmanager
     def inside(self, models: Mapping[str, Any], seed: int) -> Iterator[None]:
-        """Work in the folder, quietly, with these blocks in params.yaml.
+        """Work in the folder, quietly, with these blocks in params.yaml beside those of the models there.
 
         Models of several seeds descend from one teacher here and from images drawn by one seed, which no
         params.yaml describes, so that neither is compared with it.
         """
         before = Path.cwd()
         os.chdir(self.folder)
-        content = self.sections | {"seed": seed, "models": dict(models)}
+        content = self.sections | {"seed": seed, "models": {**self.blocks, **models}}
         Path("params.yaml").write_text(json.dumps(content), encoding="utf-8")  # which is YAML too
         try:
             with (
@@ -108,6 +110,7 @@ class Workshop:
         """Run one operation and return the model."""
         with self.inside({name: block}, seed):
             importlib.import_module(f"tasks.{block['op']}.__main__").main(name)
+            self.blocks[name] = block
             return load_model(name)
 
     def measured(self, name: str) -> dict[str, float]:
