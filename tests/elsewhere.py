@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -91,5 +92,7 @@ def device_that_computes(patch: pytest.MonkeyPatch) -> Iterator[str]:
     """Yield the name of the device, which is there meanwhile."""
     patch.setattr(devices, "there", lambda: {"cpu": "the processor", NAME: "a device of the tests"})
     patch.setattr(fit, "autocast", lambda *_: nullcontext())  # torch has none for it
+    fused = optimizer._get_fused_kernels_supported_devices()
+    patch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused, META.type])
     with Watch():
         yield NAME

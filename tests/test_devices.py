@@ -4,6 +4,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,35 @@ def on(schema: Any, recipe: dict[str, Any], device: str) -> Any:
     return schema.model_validate(recipe).model_copy(update={"device": device})
 
 
+def learned(teacher: Checkpoint, device: str, run: Run) -> Result:
+    """Fine-tune on the teacher's outputs, as there are no labels."""
+    unlabelled = Splits(*(replace(each, labels=None) for each in (SPLITS.train, SPLITS.validation)))
+    recipe = {"op": "finetune", "from": "p", "training": ADAM | {"epochs": 1}}
+    other = prune(teacher, SPARSE, SPLITS).model
+    return finetune(other, on(FinetuneParams, recipe, device), unlabelled, teacher=teacher, run=run)
+
+
+def estimated(teacher: Checkpoint, device: str, run: Run) -> Result:
+    recipe = {"op": "finetune", "from": "p", "training": {"epochs": 0}, "statistics": True}
+    return finetune(teacher, on(FinetuneParams, recipe, device), SPLITS, run=run)
+
+
+def pruned(criterion: dict[str, Any], **more: Any) -> Callable[[Checkpoint, str, Run], Result]:
+    """Prune at once, with a criterion that runs the network."""
+    recipe = {"op": "prune", "from": "p", **SPARSE, "criterion": criterion, **more}
+    return lambda teacher, device, run: prune(teacher, on(PruneParams, recipe, device), SPLITS, run=run)
+
+
+def rounded(
+    rounding: dict[str, Any], scheme: dict[str, Any] | None = None, **more: Any
+) -> Callable[[Checkpoint, str, Run], Result]:
+    """Round by the outputs of layers."""
+    scheme = {"kind": "integer", "bits": 3, **(scheme or {})}
+    recipe = {"op": "quantize", "from": "p", "scheme": scheme, "rounding": rounding, "images": 48, **more}
+    return lambda teacher, device, run: quantize(teacher, on(QuantizeParams, recipe, device), SPLITS, run=run)
+
+
+WHOLE = {"kind": "channels"}
 INPUTS = {"activations": {"bits": 4}}
 CASES: dict[str, Callable[[Checkpoint, str, Run], Result]] = {
     "teacher": trained,
@@ -116,6 +146,18 @@ CASES: dict[str, Callable[[Checkpoint, str, Run], Result]] = {
     "ternary": on_levels("ste", {"kind": "ternary"}),
     "two scales": on_levels("ttq", {"kind": "ternary"}),
     "entries": on_levels("centroids", {"kind": "codebook", "entries": 8}),
+    "outputs": learned,
+    "statistics": estimated,
+    "obs": pruned({"kind": "obs", "images": 48, "rounds": 3}),
+    "obs, 2:4": pruned({"kind": "obs", "images": 48, "rounds": 3}, structure={"kind": "n-of-m"}, budget=None),
+    "taylor": pruned({"kind": "taylor"}),
+    "fisher": pruned({"kind": "fisher", "images": 4}),
+    "wanda": pruned({"kind": "wanda"}, statistics=True),
+    "channels": pruned({"kind": "reconstruction", "images": 48}, structure=WHOLE, budget={"macs": 0.7}),
+    "drift": pruned({"kind": "drift", "images": 8}, structure=WHOLE, budget={"macs": 0.7}),
+    "gptq": rounded({"kind": "gptq"}, activations={"bits": 8}),
+    "gptq, groups": rounded({"kind": "gptq", "order": "index"}, {"group": 16}),
+    "adaround": rounded({"kind": "adaround", "steps": 8, "search": 2}, correct_bias=True),
 }
 
 
@@ -155,7 +197,7 @@ def test_nothing_lies_in_the_wrong_place(
     with monkeypatch.context() as patch:
         patch.setattr(Elsewhere, "made", 0)
         there = CASES[case](teacher, elsewhere, Run(seed=3))
-        assert Elsewhere.made > 1_000
+        assert Elsewhere.made > 100
     assert all(tensor.device.type == "cpu" for tensor in numbers(there).values())
     assert same(here, there)
 
@@ -224,10 +266,9 @@ def test_words_that_are_no_device_are_refused(wrong: str) -> None:
     ]
 
 
-def test_a_device_without_a_training_is_refused() -> None:
-    expected = "device: cuda is where a training runs, and there is none: leave it out"
+def test_a_device_that_has_nothing_to_do_is_refused() -> None:
+    expected = "device: cuda is where networks run and layers are solved, and here is neither: leave it out"
     cases: list[tuple[Any, dict[str, Any]]] = [
-        (FinetuneParams, {"op": "finetune", "from": "p", "training": {"epochs": 0}, "statistics": True}),
         (PruneParams, {"op": "prune", "from": "p", **SPARSE}),
         (QuantizeParams, {"op": "quantize", "from": "p", "scheme": {"kind": "integer"}}),
         (
@@ -270,16 +311,18 @@ def failing(error: Exception | Callable[[], Tensor], device: str, batch_size: in
 
 def test_too_little_memory_says_which_batch_size_to_try(elsewhere: str) -> None:
     told = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 24)
-    assert told.endswith("for batches of 24; try training.batch_size: 12")
+    assert told.endswith(
+        "for batches of 24; try training.batch_size: 12 and training.accumulate: 2, which take the same steps"
+    )
     told = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 1)
-    assert told.endswith("for a single example; train on cpu, or on a larger device")
+    assert told.endswith("for a single example; try cpu, or a larger device")
 
 
 def test_a_kernel_that_does_not_repeat_its_bits_is_refused(elsewhere: str) -> None:
     error = RuntimeError("some_kernel_cuda does not have a deterministic implementation, but you set …")
     told = failing(error, elsewhere, 8)
     assert told == (
-        "On meta:0 there is no kernel of some_kernel_cuda that gives the same bits each time; train on cpu"
+        "On meta:0 there is no kernel of some_kernel_cuda that gives the same bits each time; take cpu"
     )
 
 
@@ -416,4 +459,4 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are() -> None:
 def test_a_gpu_without_room_says_which_batch_size_to_try() -> None:
     whole = torch.cuda.mem_get_info()[1]
     told = failing(lambda: torch.empty(whole + 1, dtype=torch.uint8, device=GPU), GPU, 24)
-    assert "not enough memory" in told and told.endswith("try training.batch_size: 12")
+    assert "not enough memory" in told and "try training.batch_size: 12 and training.accumulate: 2" in told

@@ -25,7 +25,18 @@ from decant.checkpoints.constraints import FREE, Constraints, project_
 from decant.checkpoints.gradients import straight_through
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, Rows, arguments, tensors_in
-from decant.networks.devices import CPU, autocast, fed, find, moved, resident, training_on
+from decant.networks.devices import (
+    CPU,
+    autocast,
+    computing_on,
+    fed,
+    find,
+    moved,
+    placed,
+    resident,
+    training_on,
+    untrue,
+)
 from decant.networks.draws import drawing
 from decant.networks.execution import as_rows, predict
 from decant.networks.record import give_example_, has_example
@@ -37,6 +48,7 @@ from decant.training.goals import Goal, goal_of
 from decant.training.layout import laid_out, lay_out_, layout
 from decant.training.recipe import Loss, Training
 from decant.training.resume import Scratch, check_form, resume_
+from decant.training.scaling import Scaler
 
 EpochMetrics = dict[str, float]
 """One epoch of the curve."""
@@ -86,6 +98,7 @@ class _Progress:
         epochs: The first and the last but one.
         columns: Of the curve.
         device: Where all of it lies; what is resumed from is on the processor.
+        scaler: Of a training in float16.
     """
 
     module: nn.Module
@@ -99,6 +112,7 @@ class _Progress:
     epochs: tuple[int, int] = (0, 0)
     columns: tuple[str, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device(CPU))
+    scaler: Scaler = field(default_factory=Scaler)
 
     @property
     def held(self) -> Mapping[str, Constraints]:
@@ -161,7 +175,7 @@ class _Progress:
         }
         if self.sparsifier is not None:
             content |= {"sparsifier": self.sparsifier.content()}
-        return moved(content, CPU)
+        return moved(content | self.scaler.content(), CPU)
 
     def restore_(self, content: dict[str, Any]) -> None:
         """Go on from what `content` returned.
@@ -176,6 +190,7 @@ class _Progress:
         self.curve = content["curve"]
         if self.sparsifier is not None:
             self.sparsifier.restore_(moved(content["sparsifier"], self.device))
+        self.scaler.restore_(content)
 
     def _check(self, content: dict[str, Any]) -> None:
         """Refuse a state of another form, or of other numbers than this training's can be."""
@@ -267,11 +282,14 @@ def fit_(
             there are neither labels nor a teacher.
     """
     there, epochs = find(device), epochs or (0, training.epochs)
+    if wrong := untrue(device, training.precision):
+        raise DecantError(wrong)
     if not has_example(module):
         give_example_(module, arguments(train.images[:1]))
-    goal = _goal(module, train, validation, teacher, seed)
+    goal = _goal(module, train, validation, teacher, seed, there)
+    scaler = Scaler(on=training.precision == "float16")
     lay_out_(module, memory := layout(module))
-    with training_on(module, there, training.batch_size):
+    with training_on(module, there, training.batch_size, precision=training.precision):
         progress = _Progress(
             module,
             training.optimizer.build(_groups(module, training.weight_decay)),
@@ -282,8 +300,9 @@ def fit_(
             moved(dict(constraints), there),
             sparsifier,
             epochs,
-            goal.columns,
+            (*goal.columns, *scaler.columns),
             there,
+            scaler,
         )
         train, validation = (resident(each, _size(each), there) for each in (train, validation))
         _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
@@ -314,7 +333,8 @@ def _train_(
         while (epoch := first + len(progress.curve)) < end and not _exhausted(rows, training.patience):
             with drawing(derive_seed(seed, f"layers in epoch {epoch}"), place):
                 row = _epoch(progress, training, loss, train, seed, epoch, (first, end), bar)
-            progress.curve.append(row | _validate(progress, training, validation, goal, seed, epoch + 1))
+            row |= _validate(progress, training, validation, goal, seed, epoch + 1)
+            progress.curve.append(row | progress.scaler.row_())
             rows = progress.competing(steps, end - first)
             if training.patience and rows and progress.curve[-1] is _best(rows):
                 progress.keep(training)
@@ -340,8 +360,14 @@ def _check_choice(sparsifier: Sparsifier, steps: int, epochs: int) -> None:
 
 
 def epochs_run(training: Training, curve: Sequence[EpochMetrics]) -> dict[str, int]:
-    """Return what the lineage says of a training that its recipe alone does not: where it stopped early."""
-    return {"epochs_run": len(curve)} if training.patience else {}
+    """Return what the lineage says of a training that its recipe alone does not.
+
+    That is where it stopped early, and how many steps of float16 were skipped.
+    """
+    facts = {"epochs_run": len(curve)} if training.patience else {}
+    if training.precision == "float16":
+        facts["skipped_steps"] = int(sum(row["skipped_steps"] for row in curve))
+    return facts
 
 
 def _epoch(
@@ -370,7 +396,8 @@ def _epoch(
             progress.sparsifier.before_(progress.module, before + step, whole)
         value, logits = _step_(progress, training, loss, inputs, labels)
         if not math.isfinite(value):
-            raise DecantError(f"The loss became {value} in epoch {epoch + 1}; lower the learning rate")
+            todo = progress.scaler.remedy("lower the learning rate")
+            raise DecantError(f"The loss became {value} in epoch {epoch + 1}; {todo}")
         _average_(progress, training.average, before + step)
         losses += value * len(images)
         hits += int((logits.argmax(1) == labels).sum()) if told and labels is not None else 0
@@ -426,10 +453,11 @@ def _step_(
     if training.group_lasso:
         total = total + training.group_lasso * group_norms(module)
     progress.optimizer.zero_grad()
-    total.backward()
-    if sparsifier is not None:
-        sparsifier.after_(module)
-    progress.optimizer.step()
+    progress.scaler.scaled(total).backward()
+    if progress.scaler.usable_(module):
+        if sparsifier is not None:
+            sparsifier.after_(module)
+        progress.optimizer.step()
     return value.item(), logits.detach()
 
 
@@ -500,13 +528,24 @@ def _answers(
 
 
 def _goal(
-    module: nn.Module, train: Examples, validation: Examples, teacher: nn.Module | None, seed: int
+    module: nn.Module,
+    train: Examples,
+    validation: Examples,
+    teacher: nn.Module | None,
+    seed: int,
+    device: torch.device,
 ) -> Goal:
     """Return what the curve is measured by, once the network's outputs are of the form for it."""
-    expected = None if teacher is None else partial(_answers, teacher, validation.images, seed)
+    expected = None if teacher is None else partial(_answers_there, teacher, validation.images, seed, device)
     goal = goal_of(train, validation, expected)
     goal.check(module, lambda: _answers(module.eval(), validation.images[:1], seed))
     return goal
+
+
+def _answers_there(teacher: nn.Module, images: Batch, seed: int, device: torch.device) -> Tensor:
+    """Return a teacher's outputs for validation images, computed on a device, on the processor."""
+    with computing_on(device, ("the teacher, whose outputs are learned", CPU)):
+        return moved(_answers(placed(teacher, device), images, seed, device), CPU)
 
 
 def _check_measured(goal: Goal, outputs: Tensor, row: EpochMetrics) -> None:

@@ -109,6 +109,8 @@ class Training(Section):
         l1: Times the sum of |w|; pulls weights to zero one by one, for single weights to be pruned.
         group_lasso: Times the sum of the channels' norms; pulls whole channels to zero, for channels to be
             pruned. None of the three helps a model that is not pruned after it.
+        precision: Of products: `float32`, `tf32` (of GPUs alone), `bfloat16`, or `float16` with a scaler.
+            Weights, sums of gradients, the loss and all that is measured are float32 in each.
     """
 
     epochs: Count
@@ -122,7 +124,7 @@ class Training(Section):
     augmentation: Augmentation = Augmentation()
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patience: Count | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
 
     def hard_loss(self, target: Target = CLASSES) -> Loss:
         """Return the target's loss against labels, smoothed as the recipe says; there have to be some."""
