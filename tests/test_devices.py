@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,6 +38,7 @@ from decant.training.recipe import Training
 from decant.training.resume import Scratch
 from decant.training.run import Run
 from tasks.teacher.params import TeacherParams
+from tasks.validate.hardware import without_device
 from tests.elsewhere import Elsewhere, device_that_computes
 from tests.nets import striped
 
@@ -252,6 +254,26 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
         find("cuda:99")
 
 
+def test_validate_tells_devices_of_models_that_are_still_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher, tuned = {"device": "cuda:99"}, {"op": "finetune", "from": "teacher", "device": "cuda:98"}
+    params = {"teacher": teacher, "models": {"a": tuned, "b": {"op": "clip", "from": "a"}}}
+    here = "is not there; this machine has cpu (the processor)"
+    told = list(without_device(params))
+    assert [line.partition(here)[0] for line in told] == [
+        "teacher.device: cuda:99 ",
+        "models.a.device: cuda:98 ",
+    ]
+    lock = {"stages": {"teacher": {"params": {"params.yaml": {"teacher": teacher, "seed": 1}}}}}
+    Path("dvc.lock").write_text(json.dumps(lock))
+    assert [line.partition(".device")[0] for line in without_device(params)] == ["models.a"]
+    changed = params | {"teacher": teacher | {"training": {}}}
+    assert len(list(without_device(changed))) == 2
+    assert list(without_device({"teacher": {}, "models": {"a": {"device": "cpu"}}})) == []
+
+
 def test_sums_that_would_not_repeat_are_refused(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(devices.SUMS, ":0:0")
     with pytest.raises(DecantError, match="CUBLAS_WORKSPACE_CONFIG is :0:0; set it to :4096:8 before"):
@@ -345,18 +367,18 @@ class Tied(nn.Module):
         self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
         self.two.weight = self.one.weight
         self.one.register_buffer("table", torch.ones(3))
-        self.two.register_buffer("table", self.one.table)
+        self.two.register_buffer("table", self.one.get_buffer("table"))
         self.beside = {"positions": torch.arange(3)}
         self.recurrent = nn.LSTM(3, 3)
 
 
 def test_all_that_hangs_at_a_network_is_moved_and_comes_back(elsewhere: str) -> None:
-    module = Tied()
+    module: Any = Tied()
     attach_(module, {}, {"one": Range(torch.zeros(3), torch.ones(3))})
     before = copy.deepcopy(state(module))
     place_(module, elsewhere)
     (hook,) = module.one._forward_pre_hooks.values()
-    hanging = [*state(module).values(), module.beside["positions"], hook.clamp.low, hook.clamp.high]  # type: ignore[attr-defined]
+    hanging = [*state(module).values(), module.beside["positions"], hook.clamp.low, hook.clamp.high]
     assert {str(tensor.device) for tensor in hanging} == {elsewhere}
     assert module.two.weight is module.one.weight
     assert module.two.table is module.one.table
@@ -429,10 +451,10 @@ def test_on_the_gpu_half_plus_half_is_whole(
 def test_what_layers_draw_on_the_gpu_is_the_seeds() -> None:
     def digest(noise: int) -> str:
         torch.cuda.manual_seed(noise)
-        module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 3))
-        torch.nn.init.constant_(module[1].weight, 0.1)
-        torch.nn.init.constant_(module[3].weight, 0.1)
-        for layer in (module[1], module[3]):
+        layers = nn.Linear(64, 16), nn.Linear(16, 3)
+        module = nn.Sequential(nn.Flatten(), layers[0], nn.Dropout(0.5), layers[1])
+        for layer in layers:
+            torch.nn.init.constant_(layer.weight, 0.1)
             torch.nn.init.zeros_(layer.bias)
         training = Training.model_validate(TRAINING)
         settings: dict[str, Any] = {

@@ -20,7 +20,6 @@ from pydantic import AfterValidator, Field
 from decant.errors import DecantError, Message
 from decant.lazy import torch
 from decant.networks.calls import KNOWN
-from decant.networks.record import has_example, record_of
 from decant.networks.ties import put_, tied
 
 if TYPE_CHECKING:
@@ -200,13 +199,9 @@ def device_of(module: nn.Module) -> torch.device:
 def placed(module: nn.Module, device: torch.device) -> nn.Module:
     """Return a copy of a network on a device; on the processor the network itself.
 
-    What is known of it is found out before, where its example lies.
+    Its record has to be there already, if it is asked for: it is made where the example lies.
     """
-    if device.type == CPU:
-        return module
-    if has_example(module):
-        record_of(module)
-    return place_(copy.deepcopy(module), device)
+    return module if device.type == CPU else place_(copy.deepcopy(module), device)
 
 
 # --- what is computed on it

@@ -20,6 +20,7 @@ from decant.costs import counts
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, Splits
 from decant.networks.devices import A_PASS, CPU, computing_on, find, moved, placed
+from decant.networks.record import record_of
 from decant.networks.structure import axis_of, compressible, tables, unordered
 from decant.prune.allocations import Counts
 from decant.prune.budgets import PruningBudget
@@ -206,6 +207,7 @@ class MaskPruning:
         """Yield a network that is scored, and the parent's masks, where the recipe has them be."""
         masks = masks_of(self.parent)
         there = find(self.block.device if self.block.criterion.runs else CPU)
+        record_of(module)
         with computing_on(there, A_PASS):
             yield placed(module, there), moved(masks, there)
 

@@ -12,6 +12,7 @@ from decant.checkpoints.constraints import Constraints
 from decant.errors import DecantError
 from decant.examples import Batch
 from decant.networks.devices import CPU, ONE_LAYER, computing_on, find, moved, place_, placed
+from decant.networks.record import record_of
 from decant.networks.structure import unobservable
 from decant.progress import progress_bar
 from decant.quantize.quantizable import quantizable
@@ -58,6 +59,7 @@ def round_layers(
         running = list(quantizable(child.module))
         order = [name for name in running if name in held] + [name for name in held if name not in running]
     there = find(device if rounding.needs_moments else CPU)
+    record_of(reference)
     with torch.no_grad(), computing_on(there, ONE_LAYER):
         reference = placed(reference, there)
         place_(child.module, there)
