@@ -7,6 +7,7 @@ tensors of both places fails, as on a GPU.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -95,6 +97,6 @@ def device_that_computes(patch: pytest.MonkeyPatch) -> Iterator[str]:
     patch.setattr(devices, "there", lambda: {"cpu": "the processor", NAME: "a device of the tests"})
     patch.setattr(fit, "autocast", lambda *_: nullcontext())  # torch has none for it
     kinds = [*_get_fused_kernels_supported_devices(), META.type]
-    patch.setattr("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: kinds)
+    patch.setattr(sys.modules[Optimizer.__module__], "_get_fused_kernels_supported_devices", lambda: kinds)
     with Watch():
         yield NAME

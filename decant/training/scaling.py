@@ -79,7 +79,8 @@ class Scaler:
     @property
     def told(self) -> Message:
         """What a sentence says of it."""
-        return f"the scaler skipped {self.skipped:,} steps and stands at {self.scale:g}"
+        steps = "1 step" if self.skipped == 1 else f"{self.skipped:,} steps"
+        return f"the scaler skipped {steps} and stands at {self.scale:g}"
 
     def remedy(self, otherwise: Message) -> Message:
         """Return what to do about numbers that are NaN or infinite."""
