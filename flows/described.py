@@ -96,14 +96,13 @@ def gpus(stage: PipelineStage) -> int:
     from dvc.dependency import ParamsDependency
 
     read = (each.read_params() for each in stage.deps if isinstance(each, ParamsDependency))
-    blocks = [block for values in read for block in values.values() if isinstance(block, dict)]
-    own = [block for block in blocks if f"{stage.cmd} ".startswith(f"python -m tasks.{_operation(block)} ")]
+    blocks = [pair for values in read for pair in values.items() if isinstance(pair[1], dict)]
+    own = [
+        block
+        for name, block in blocks  # of a section, such as `teacher`, the operation has the name
+        if f"{stage.cmd} ".startswith(f"python -m tasks.{block.get('op', name)} ")
+    ]
     return max([0, *(_seen(str(block.get("device", "cpu"))) for block in own)])
-
-
-def _operation(block: dict[str, Any]) -> str:
-    """Return the operation of a model's block; of a section without one it is the teacher's."""
-    return str(block.get("op", "teacher"))
 
 
 def _seen(device: str) -> int:

@@ -149,6 +149,7 @@ def test_each_gpu_has_one_stage() -> None:
         ("python -m tasks.finetune a", {"models.a": {"op": "finetune"}}, 0),
         ("python -m tasks.evaluate a", {"models.a": {"op": "finetune", "device": "cuda"}}, 0),
         ("python -m tasks.teacher", {"teacher": {"architecture": {}, "device": "cuda"}}, 1),
+        ("python -m tasks.benchmark", {"benchmark": {"device": "cuda"}, "models": {"a": {}}}, 1),
         ("python -m tasks.evaluate teacher", {"teacher": {"device": "cuda"}}, 0),
     ],
 )

@@ -11,6 +11,8 @@ from tasks.pipeline.lineages import TEACHER
 from tasks.pipeline.lockfile import LOCK
 from tasks.pipeline.params import read_yaml
 
+BENCHMARK = "benchmark"
+
 
 def without_device(params: Mapping[str, Any]) -> Iterator[str]:
     """Yield each device of a recipe that is not there, with its place and those that are.
@@ -21,7 +23,8 @@ def without_device(params: Mapping[str, Any]) -> Iterator[str]:
     Args:
         params: The whole of params.yaml, which is valid but for its devices.
     """
-    blocks = {TEACHER: params[TEACHER], **{f"models.{name}": each for name, each in params["models"].items()}}
+    sections = {name: params[name] for name in (TEACHER, BENCHMARK) if name in params}
+    blocks = {**sections, **{f"models.{name}": each for name, each in params["models"].items()}}
     named = {place: block for place, block in blocks.items() if block.get("device", CPU) != CPU}
     made = _made() if named else {}
     for place, block in named.items():
@@ -39,6 +42,6 @@ def _made() -> dict[str, Any]:
         return {}
     stages = read_yaml(LOCK, shared=True).get("stages", {})
     found: dict[str, Any] = {}
-    for name in (each for each in stages if each == TEACHER or each.startswith("compress@")):
+    for name in (each for each in stages if each in (TEACHER, BENCHMARK) or each.startswith("compress@")):
         found |= stages[name].get("params", {}).get("params.yaml", {})
     return found
