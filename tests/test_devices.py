@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from decant.checkpoints.activations import attach_
 from decant.checkpoints.checkpoint import Checkpoint, state
 from decant.checkpoints.constraints import Constraints, Range
+from decant.clip.operation import clip
+from decant.clip.params import ClipParams
 from decant.compression.finish import Result
 from decant.distill.operation import distill
 from decant.distill.params import DistillParams
@@ -115,6 +117,11 @@ def estimated(teacher: Checkpoint, device: str, run: Run) -> Result:
     return finetune(teacher, on(FinetuneParams, recipe, device), SPLITS, run=run)
 
 
+def clipped(teacher: Checkpoint, device: str, run: Run) -> Result:
+    recipe = {"op": "clip", "from": "p", "cut": {"kind": "percentile", "keep": 0.9}, "target": "activations"}
+    return clip(teacher, on(ClipParams, recipe, device), SPLITS, run=run)
+
+
 def pruned(criterion: dict[str, Any], **more: Any) -> Callable[[Checkpoint, str, Run], Result]:
     """Prune at once, with a criterion that runs the network."""
     recipe = {"op": "prune", "from": "p", **SPARSE, "criterion": criterion, **more}
@@ -150,6 +157,7 @@ CASES: dict[str, Callable[[Checkpoint, str, Run], Result]] = {
     "entries": on_levels("centroids", {"kind": "codebook", "entries": 8}),
     "outputs": learned,
     "statistics": estimated,
+    "clip": clipped,
     "obs": pruned({"kind": "obs", "images": 48, "rounds": 3}),
     "obs, 2:4": pruned({"kind": "obs", "images": 48, "rounds": 3}, structure={"kind": "n-of-m"}, budget=None),
     "taylor": pruned({"kind": "taylor"}),
@@ -271,6 +279,7 @@ def test_words_that_are_no_device_are_refused(wrong: str) -> None:
 def test_a_device_that_has_nothing_to_do_is_refused() -> None:
     expected = "device: cuda is where networks run and layers are solved, and here is neither: leave it out"
     cases: list[tuple[Any, dict[str, Any]]] = [
+        (ClipParams, {"op": "clip", "from": "p", "cut": {"kind": "min-max"}}),
         (PruneParams, {"op": "prune", "from": "p", **SPARSE}),
         (QuantizeParams, {"op": "quantize", "from": "p", "scheme": {"kind": "integer"}}),
         (
@@ -314,11 +323,12 @@ def failing(error: Exception | Callable[[], Tensor], device: str, batch_size: in
 def test_too_little_memory_says_which_batch_size_to_try(elsewhere: str) -> None:
     told = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 24)
     assert told.endswith(
-        "for batches of 24; try training.batch_size: 12 and training.accumulate: 2, which take the same steps"
+        "for batches of 24; try training.batch_size: 12 and training.accumulate: 2, the same steps but for "
+        "batch norms"
     )
     told = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 25)
     assert told.endswith(
-        "training.batch_size: 12 and training.accumulate: 2, which take nearly the same steps"
+        "training.batch_size: 12 and training.accumulate: 2, nearly the same steps but for batch norms"
     )
     told = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 1)
     assert told.endswith("for a single example; try cpu, or a larger device")
@@ -328,7 +338,7 @@ def test_too_little_memory_says_which_batch_size_to_try(elsewhere: str) -> None:
 def test_batches_whose_gradients_are_summed_are_halved_again(elsewhere: str) -> None:
     module, full = nn.Linear(1, 1), torch.OutOfMemoryError("CUDA out of memory")
     with (
-        pytest.raises(DecantError, match=r"batch_size: 4 and training\.accumulate: 6, which take the same"),
+        pytest.raises(DecantError, match=r"batch_size: 4 and training\.accumulate: 6, the same steps"),
         devices.training_on(module, torch.device(elsewhere), 8, accumulate=3),
     ):
         raise full

@@ -276,8 +276,8 @@ def _smaller(batch_size: int, accumulate: int) -> tuple[str, str]:
     if batch_size == 1:
         return "a single example", "cpu, or a larger device"
     half = f"training.batch_size: {batch_size // 2} and training.accumulate: {2 * accumulate}"
-    same = "which take the same steps" if batch_size % 2 == 0 else "which take nearly the same steps"
-    return f"batches of {batch_size}", f"{half}, {same}"
+    same = "the same steps" if batch_size % 2 == 0 else "nearly the same steps"
+    return f"batches of {batch_size}", f"{half}, {same} but for batch norms"
 
 
 def _room(device: torch.device) -> Message:
@@ -377,11 +377,23 @@ def drawn_by(device: torch.device, seed: int) -> Iterator[None]:
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Return how long something takes, once all that was asked of the device before is done."""
-    synchronize(device)
+    if device.type == "cuda":
+        return _seconds_there(work, device)
     begin = time.perf_counter()
     work()
-    synchronize(device)
     return time.perf_counter() - begin
+
+
+def _seconds_there(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds between two events of a GPU, before and after all that it is asked meanwhile."""
+    with torch.cuda.device(device):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
+        synchronize(device)
+        begin.record()
+        work()
+        end.record()
+        synchronize(device)
+    return float(begin.elapsed_time(end)) / 1000
 
 
 def synchronize(device: torch.device) -> None:
