@@ -41,6 +41,7 @@ from decant.training.run import Run
 from tasks.teacher.params import TeacherParams
 from tests.elsewhere import Elsewhere, device_that_computes
 from tests.nets import striped
+from tests.slow import slow_but
 
 SPLITS = Splits(striped(0), striped(1, 48))
 NET = Resnet(widths=(8, 8), blocks=(0, 1), pool=2)
@@ -199,7 +200,11 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield name
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"float16", "obs, 2:4", "drift", "gptq, groups"}
+"""Cases whose tensors lie where those of others do."""
+
+
+@pytest.mark.parametrize("case", slow_but(CASES.keys() - SLOW, CASES))
 def test_nothing_lies_in_the_wrong_place(
     case: str, teacher: Checkpoint, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
