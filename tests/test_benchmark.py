@@ -11,6 +11,7 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any, Literal
 
+import onnxruntime
 import pytest
 import torch
 from pydantic import create_model
@@ -438,7 +439,7 @@ def test_an_onnx_runtime_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(DecantError, match=r"and not CUDAExecutionProvider: install onnxruntime-gpu"):
         accelerated.open_session_on(content, device)
     known = [accelerated.PROVIDER, "CPUExecutionProvider"]
-    monkeypatch.setattr(accelerated.onnxruntime, "get_available_providers", lambda: known)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
     with pytest.raises(DecantError, match=r"does not start here, and CPUExecutionProvider took its place"):
         accelerated.open_session_on(content, device)
 

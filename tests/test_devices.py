@@ -273,6 +273,20 @@ def test_sums_that_would_not_repeat_are_refused(elsewhere: str, monkeypatch: pyt
         find(elsewhere)
 
 
+def test_a_device_that_cannot_be_begun_with_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> dict[str, str]:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …")
+
+    monkeypatch.setattr(devices, "there", full)
+    monkeypatch.setenv(devices.SUMS, devices.STEADY_SUMS[0])
+    with pytest.raises(DecantError) as caught:
+        find("cuda")
+    assert str(caught.value) == (
+        "device: cuda cannot be begun with (CUDA error: out of memory): another process may hold all of it; "
+        "wait for that, or take cpu"
+    )
+
+
 @pytest.mark.parametrize("wrong", ["gpu", "cuda:", "cuda:x", "CPU", "cuda:-1", "cuda:²", "meta"])
 def test_words_that_are_no_device_are_refused(wrong: str) -> None:
     recipe = {"op": "finetune", "from": "p", "training": TRAINING, "device": wrong}

@@ -96,14 +96,15 @@ def find(name: str) -> torch.device:
     """Return a device, once it is sure that it is there and can repeat its sums.
 
     Raises:
-        DecantError: It is not there; names those that are. Or its sums would have other bits each time.
+        DecantError: It is not there; names those that are. Or it cannot be begun with, or its sums would have
+            other bits each time.
     """
     if name == CPU:
         return torch.device(CPU)
     device = torch.device(name if ":" in name else f"{name}:0")  # tensors say which, so the device does
     if SUMS not in os.environ and not torch.cuda.is_initialized():
         os.environ[SUMS] = STEADY_SUMS[0]  # before the names of devices are asked for, which starts CUDA
-    if str(device) not in (known := there()):
+    if str(device) not in (known := _begun(name)):
         listed = ", ".join(f"{each} ({what})" for each, what in known.items())
         raise DecantError(f"device: {name} is not there; this machine has {listed}")
     if (found := os.environ.get(SUMS)) not in STEADY_SUMS:
@@ -112,6 +113,22 @@ def find(name: str) -> torch.device:
             f"{STEADY_SUMS[0]} before anything runs on the GPU"
         )
     return device
+
+
+def _begun(name: str) -> dict[str, str]:
+    """Return what is there, once CUDA has begun.
+
+    Raises:
+        DecantError: It cannot begin.
+    """
+    try:
+        return there()
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0]
+        raise DecantError(
+            f"device: {name} cannot be begun with ({first}): another process may hold all of it; wait for "
+            "that, or take cpu"
+        ) from None
 
 
 # --- placement
