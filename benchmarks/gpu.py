@@ -1,6 +1,6 @@
 """What operations reach on a GPU: the tests that need one, then trainings, products and layers.
 
-    python -m benchmarks.gpu [--out benchmarks] [--device cuda] [--images 25600] [--seconds 330] [--no-tests]
+    python -m benchmarks.gpu [--out benchmarks] [--device cuda] [--images 25600] [--seconds 300] [--no-tests]
 
 Pictures are drawn from a seed, 28 x 28 and grey: what is measured does not depend on what they show. An
 epoch's time is half of what three epochs take longer than one, so that nothing counts but the loop and its
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks"), help="folder for gpu.json and gpu.md")
     parser.add_argument("--device", default="cuda", help="what is measured")
     parser.add_argument("--images", type=int, default=25_600, help="in an epoch")
-    parser.add_argument("--seconds", type=float, default=330.0, help="that all of it may take")
+    parser.add_argument("--seconds", type=float, default=300.0, help="that all of it may take")
     parser.add_argument("--no-tests", action="store_true", help="measure only")
     chosen = parser.parse_args()
     begin = time.perf_counter()
