@@ -68,7 +68,13 @@ def on_grid(inputs: Tensor, step: Tensor, first: int, last: int) -> Tensor:
         first: The least multiple of it, `-zero_point`.
         last: The largest one.
     """
-    return torch.round(inputs * step.reciprocal()).clamp_(first, last).mul_(step)
+    return _steps(inputs, step).clamp_(first, last).mul_(step)
+
+
+def _steps(inputs: Tensor, step: Tensor) -> Tensor:
+    """Return the inputs in steps, rounded, lying in memory as the inputs do: the next layer goes by that."""
+    # A product of its own would forget in which order images of one channel lie, as it fits both layouts.
+    return torch.mul(inputs.detach(), step.reciprocal(), out=torch.empty_like(inputs)).round_()
 
 
 class _Rounded(torch.autograd.Function):
@@ -77,10 +83,10 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, grid: InputGrid) -> Tensor:
         step, first, last = torch.tensor(grid.scale), -grid.zero_point, 2**grid.bits - 1 - grid.zero_point
-        steps = torch.round(inputs * step.reciprocal())
-        value = steps.clamp(first, last)
-        ctx.save_for_backward(torch.eq(value, steps))
-        return value.mul_(step)
+        steps = _steps(inputs, step)
+        inside = (steps >= first).logical_and_(steps <= last)
+        ctx.save_for_backward(inside)
+        return steps.clamp_(first, last).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
