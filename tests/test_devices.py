@@ -499,11 +499,14 @@ def test_the_gpu_and_the_processor_agree_within_rounding(case: str, teacher: Che
 @gpu_test
 @pytest.mark.parametrize("case", ["statistics", "obs", "obs, 2:4", "wanda", "gptq", "adaround"])
 def test_layers_on_the_gpu_are_the_processors_within_rounding(case: str, teacher: Checkpoint) -> None:
-    """A choice between two that are nearly as good may turn; the others are the same."""
+    """A choice between two that are nearly as good may turn; the others are the same.
+
+    AdaRound makes a choice for each weight: of the stem's 72, 8 turned on an H100.
+    """
     here, there = (state(CASES[case](teacher, device, Run(seed=3)).model.module) for device in ("cpu", GPU))
     for name, expected in here.items():
         near = torch.isclose(there[name], expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
-        assert near.float().mean() > 0.9, name
+        assert near.float().mean() > (0.8 if case == "adaround" else 0.9), name
 
 
 @gpu_test
