@@ -34,7 +34,7 @@ from flows import worktrees
 from flows.described import CODE
 from flows.local import Done, Local, labels
 from flows.machine import gpus, wait_policy
-from flows.plan import Stage
+from flows.plan import WANTED, Stage
 from flows.pool import Hold, Pool, StageError
 from flows.session import Session, record_code
 from flows.worktrees import git, root_of
@@ -139,8 +139,7 @@ class Cluster:
         for name in self._session.to_run:
             if (wanted := self._session.plan.stages[name].limits.gpu) > max(counts):
                 raise DecantError(
-                    f"{name} wants {wanted} GPUs (meta.gpu in dvc.yaml), and no worker has more than"
-                    f" {max(counts)}"
+                    f"{name} wants {wanted} GPUs ({WANTED}), and no worker has more than {max(counts)}"
                 )
         client.subscribe_topic(self._topic, self._hear)
 

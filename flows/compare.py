@@ -21,7 +21,7 @@ from decant.errors import DecantError
 from decant.schema import did_you_mean
 from decant.sealed import one_line
 from flows import tables
-from flows.judgement import Comparison, differing_settings, judge
+from flows.judgement import Comparison, differing_devices, differing_settings, judge
 from flows.noise import TEACHER, MetricValues
 from flows.snapshots import CannotCompare, Revision, Snapshot, WorkingTree
 from flows.staleness import stale_models
@@ -87,6 +87,7 @@ def _compared(folder: Path, revision: str, models: Collection[str]) -> Compariso
         removed=removed,
         settings=differing_settings(there.settings(), here.settings()),
         gates=sum(len(gates.of(model)) for model in common),
+        devices=differing_devices(common, there.params, here.params),
         stale=tuple(model for model in stale_models(here.params, tree.lock()) if model in chosen),
     )
 

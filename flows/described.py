@@ -88,6 +88,31 @@ def threads(stage: PipelineStage) -> int:
     return max([0, *counts])
 
 
+def gpus(stage: PipelineStage) -> int:
+    """Return how many GPUs a stage has to see, as the recipe of its model says `device`; 0 for the processor.
+
+    One, the first that it sees, for `cuda`; as many for `cuda:1` that there is one of this number.
+    """
+    from dvc.dependency import ParamsDependency
+
+    read = (each.read_params() for each in stage.deps if isinstance(each, ParamsDependency))
+    blocks = [pair for values in read for pair in values.items() if isinstance(pair[1], dict)]
+    own = [
+        block
+        for name, block in blocks  # of a section, such as `teacher`, the operation has the name
+        if f"{stage.cmd} ".startswith(f"python -m tasks.{block.get('op', name)} ")
+    ]
+    return max([0, *(_seen(str(block.get("device", "cpu"))) for block in own)])
+
+
+def _seen(device: str) -> int:
+    """Return how many GPUs a process has to see for a device."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return 0
+    return int(number) + 1 if number.isdecimal() else 1
+
+
 def code(stage: PipelineStage, outputs: Outputs) -> dict[str, str]:
     """Return the sums of the code that a stage depends on, by path.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from flows.noise import MetricValues, reach
+from flows.noise import TEACHER, MetricValues, reach
 from tasks.pipeline.metrics import BETTER_HIGHER, set_of
 from tasks.validate.gates import Gates, Tolerance
+
+CPU = "cpu"
+"""Where a recipe that names no device is carried out."""
 
 
 class Verdict(StrEnum):
@@ -111,6 +114,7 @@ class Comparison:
             where only the other side has the place.
         gates: How many gates were applied.
         stale: Models whose numbers were made with other values than params.yaml has now.
+        devices: Of the models that were made on other devices, they or an ancestor: which, there and here.
     """
 
     revision: str
@@ -121,6 +125,7 @@ class Comparison:
     settings: Mapping[str, Mapping[str, Any]]
     gates: int
     stale: tuple[str, ...] = ()
+    devices: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def changed(self) -> dict[str, tuple[Change, ...]]:
@@ -146,6 +151,32 @@ class Comparison:
     def passed(self) -> bool:
         """Whether every gate holds, on numbers that are up to date."""
         return self.code == 0
+
+
+def differing_devices(
+    models: Iterable[str], old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, tuple[str, str]]:
+    """Return on which devices a model and its ancestors were made there and here, where these are others.
+
+    Args:
+        models: Those that both sides have.
+        old: The whole of params.yaml there.
+        new: The same here.
+    """
+    pairs = {model: (_devices(model, old), _devices(model, new)) for model in models}
+    return {model: (there, here) for model, (there, here) in pairs.items() if there != here}
+
+
+def _devices(model: str, params: Mapping[str, Any]) -> str:
+    """Return the devices from the teacher to a model, each once, in order."""
+    found, seen, models = list[str](), set[str](), params["models"]
+    while model in models and isinstance(models[model], dict) and model not in seen:
+        seen.add(model)
+        found.insert(0, str(models[model].get("device", CPU)))
+        model = str(models[model].get("from"))
+    teacher = params.get(TEACHER)
+    first = teacher.get("device", CPU) if isinstance(teacher, dict) else CPU
+    return " then ".join(dict.fromkeys([str(first), *found]))
 
 
 def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

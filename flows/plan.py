@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 from decant.errors import DecantError
+
+WANTED = "meta.gpu in dvc.yaml, or device in params.yaml"
+"""What says that a stage wants GPUs."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Limits:
         timeout: Seconds after which its process group is ended, or None.
         retries: How often it is run again after it failed; not after a timeout.
         retry_delay: Seconds between two tries.
-        gpu: GPUs that it has to itself.
+        gpu: GPUs that it has to itself; one at least where its recipe has `device: cuda`.
         alone: Nothing else runs beside it, because it measures time.
     """
 
@@ -44,6 +47,10 @@ class Limits:
                 raise DecantError(f"dvc.yaml, {stage}, meta.{name}: expected {expected}, found {value!r}")
             found[name] = value
         return cls(**found)
+
+    def with_gpus(self, seen: int) -> Limits:
+        """Return the limits of a stage whose recipe names a device, for which it has to see so many GPUs."""
+        return replace(self, gpu=max(self.gpu, seen))
 
 
 _KINDS: dict[str, tuple[Any, str]] = {
@@ -112,7 +119,7 @@ class Plan:
                 tuple(entry["stale"]),
                 entry["threads"],
                 entry["code"],
-                Limits.read(entry["name"], entry["meta"]),
+                Limits.read(entry["name"], entry["meta"]).with_gpus(entry.get("gpus", 0)),
                 entry["frozen"],
             )
         return cls(stages)
@@ -155,7 +162,7 @@ class Schedule:
         for stage in self._stages.values():
             if stage.limits.gpu > len(self._gpus):
                 raise DecantError(
-                    f"{stage.name} wants {stage.limits.gpu} GPUs (meta.gpu in dvc.yaml), and this machine has"
+                    f"{stage.name} wants {stage.limits.gpu} GPUs ({WANTED}), and this machine has"
                     f" {len(self._gpus)}; run it elsewhere or leave it out by naming targets"
                 )
         self._depth: dict[str, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +47,25 @@ def summary(comparison: Comparison) -> str:
 
 def staleness(comparison: Comparison) -> str:
     """Return what to do about numbers that are out of date."""
-    few = len(comparison.stale) <= 5
-    which = ", ".join(comparison.stale) if few else _count(len(comparison.stale), "model")
     return (
-        f"Out of date: {which}. params.yaml has other values now than those that the numbers were made with, "
-        "says dvc.lock; run `dvc repro` and commit what it writes."
+        f"Out of date: {_named(comparison.stale)}. params.yaml has other values now than those that the "
+        "numbers were made with, says dvc.lock; run `dvc repro` and commit what it writes."
+    )
+
+
+def _named(models: Sequence[str]) -> str:
+    """Return the names of a few models, or how many there are."""
+    return ", ".join(models) if len(models) <= 5 else _count(len(models), "model")
+
+
+def elsewhere(comparison: Comparison) -> str:
+    """Return what numbers of models that were made on other devices differ by."""
+    sides = Counter(comparison.devices.values())
+    names = {pair: [m for m, each in comparison.devices.items() if each == pair] for pair in sides}
+    told = [f"{_named(models)} ({there} there, {here} here)" for (there, here), models in names.items()]
+    return (
+        f"Made on other devices: {'; '.join(told)}. Their numbers may differ by rounding, which a training "
+        "multiplies."
     )
 
 
@@ -112,6 +127,8 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
         console.print(*_lines(comparison), sep="\n")
     console.print()
     console.print(summary(comparison), style="" if comparison.passed else "bold red", markup=False)
+    if comparison.devices:
+        console.print(elsewhere(comparison), style="yellow", markup=False)
     if comparison.stale:
         console.print(staleness(comparison), style="bold red", markup=False)
 
@@ -152,6 +169,7 @@ def markdown(comparison: Comparison) -> str:
     name, commit = _escaped(comparison.revision), comparison.commit[:7]
     parts = [f"### {mark} Models against {name}", f"{_escaped(summary(comparison))} ({commit})"]
     parts += [f"**{_escaped(staleness(comparison))}**"] if comparison.stale else []
+    parts += [_escaped(elsewhere(comparison))] if comparison.devices else []
     urgent = (Verdict.REGRESSION, Verdict.NOISE)
     if rows := [
         [model, *cells(change)] for verdict in urgent for model, change in comparison.having(verdict)
@@ -201,6 +219,7 @@ def as_json(comparison: Comparison) -> str:
         "passed": comparison.passed,
         "gates": comparison.gates,
         "stale": comparison.stale,
+        "devices": {m: {"old": old, "new": new} for m, (old, new) in comparison.devices.items()},
         "models": states,
         "metrics": {
             model: {change.metric: _plain(change) for change in changes}

@@ -282,6 +282,7 @@ class Workspace:
             "meta": stage.meta or {},
             "frozen": bool(stage.frozen),
             "threads": described.threads(stage),
+            "gpus": described.gpus(stage),
             "code": described.one_sum(described.code(stage, outputs)) if status else "",
         }
 

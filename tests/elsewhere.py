@@ -7,6 +7,7 @@ tensors of both places fails, as on a GPU.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -39,7 +42,7 @@ class Elsewhere(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> Elsewhere:
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), dtype=held.dtype, device=META
         )
         made.held = held
@@ -47,7 +50,9 @@ class Elsewhere(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch's own is none of a class
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return computed(func, args, kwargs or {})
 
 
@@ -91,5 +96,7 @@ def device_that_computes(patch: pytest.MonkeyPatch) -> Iterator[str]:
     """Yield the name of the device, which is there meanwhile."""
     patch.setattr(devices, "there", lambda: {"cpu": "the processor", NAME: "a device of the tests"})
     patch.setattr(fit, "autocast", lambda *_: nullcontext())  # torch has none for it
+    kinds = [*_get_fused_kernels_supported_devices(), META.type]
+    patch.setattr(sys.modules[Optimizer.__module__], "_get_fused_kernels_supported_devices", lambda: kinds)
     with Watch():
         yield NAME

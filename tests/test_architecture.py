@@ -60,6 +60,7 @@ RAISED_LATER = {
     "decant/networks/devices.py": "asked whether a kernel does not repeat its bits, then raised",
     "decant/networks/python.py": "what a file lacks, raised or told with all that is wrong with params.yaml",
     "tasks/teacher/adopted.py": "printed: why a network has no ONNX file",
+    "tasks/validate/hardware.py": "mistakes in params.yaml, all at once",
     "tasks/validate/networks.py": "mistakes in params.yaml, all at once",
     "decant/schema.py": "mistakes of a section, all at once",
     "tasks/benchmark/exports.py": "models without an export, all at once at the end",

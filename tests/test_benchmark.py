@@ -11,6 +11,7 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any, Literal
 
+import onnxruntime
 import pytest
 import torch
 from pydantic import create_model
@@ -22,6 +23,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints, Range
 from decant.checkpoints.files import load
 from decant.errors import DecantError
+from decant.export import accelerated
 from decant.export.deploy import check_same, deploy, to_onnx
 from decant.export.runtime import open_session
 from decant.export.timing import compare, interleave
@@ -32,7 +34,7 @@ from decant.networks.execution import predict
 from decant.networks.structure import compressible
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
 from tasks.benchmark import __main__ as stage
-from tasks.benchmark import exports, times
+from tasks.benchmark import exports, hardware, times
 from tasks.benchmark.memory import peak_bytes
 from tasks.benchmark.params import BenchmarkParams
 from tasks.benchmark.tables import path_here
@@ -40,6 +42,7 @@ from tasks.benchmark.verdicts import verdict
 from tasks.pipeline.params import validate
 from tasks.pipeline.stage import run
 from tests import homes
+from tests.elsewhere import Elsewhere, device_that_computes
 from tests.homes import noise, put_model, write_params
 from tests.nets import Own
 from tests.slow import slow_but
@@ -343,7 +346,7 @@ def write_inputs(*names: str) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(times, "peak_bytes", lambda *_: None)  # a process each; the last test has one
+    monkeypatch.setattr(hardware, "peak_bytes", lambda *_: None)  # a process each; the last test has one
     with homes.home(tmp_path, noise(SHAPE, test=40)) as folder:
         yield folder
 
@@ -398,7 +401,7 @@ def test_what_was_measured_once_is_left_as_it_is(
     assert sorted(before) == ["README.md", path_here().name]
     with monkeypatch.context() as patched:
         patched.setattr(times, "measure", never)
-        patched.setattr(times, "peak_bytes", never)
+        patched.setattr(hardware, "peak_bytes", never)
         stage.main()
         said = "has the times of these very models and is left as it is; delete it to measure anew"
         assert capsys.readouterr().out == f"{path_here()} {said}\n"
@@ -410,6 +413,35 @@ def test_what_was_measured_once_is_left_as_it_is(
     stage.main()
     assert written().keys() == before.keys()
     assert written() != before
+
+
+def test_models_are_timed_on_a_gpu_where_one_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device of the tests, in the place of a GPU; ONNX Runtime has none here."""
+    write_inputs("static")
+    monkeypatch.setattr(accelerated, "open_session_on", lambda content, device: open_session(content, 1))
+    with device_that_computes(monkeypatch) as name:
+        gpu = hardware.hardware_of(name, 1)
+        monkeypatch.setattr(times, "hardware_of", lambda *_: gpu)
+        made = Elsewhere.made
+        stage.main()
+        assert Elsewhere.made > made
+    (file,) = Path("benchmark").glob("*.json")
+    content = json.loads(file.read_text())
+    assert file != path_here()
+    assert content["machine"]["processor"] == "a device of the tests"
+    assert content["models"]["static"]["peak_memory_bytes"] is None
+    assert content["models"]["static"]["pytorch"]["batch_1"]["p50_seconds"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_an_onnx_runtime_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    content, device = deploy(KINDS["teacher"]()).content, torch.device("cuda:0")
+    with pytest.raises(DecantError, match=r"and not CUDAExecutionProvider: install onnxruntime-gpu"):
+        accelerated.open_session_on(content, device)
+    known = [accelerated.PROVIDER, "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    with pytest.raises(DecantError, match=r"does not start here, and CPUExecutionProvider took its place"):
+        accelerated.open_session_on(content, device)
 
 
 def test_what_follows_from_a_models_files_is_brought_up_to_date_without_measuring(
@@ -573,7 +605,7 @@ def test_a_model_that_cannot_be_measured_is_named_and_the_others_are_measured(
 
     deploy_checked = exports._export
     if when == "memory":
-        monkeypatch.setattr(times, "peak_bytes", refuse)
+        monkeypatch.setattr(hardware, "peak_bytes", refuse)
     elif when == "words":
         monkeypatch.setattr(times, "verdict", wordless)
     else:
@@ -591,7 +623,7 @@ def test_a_teacher_that_cannot_be_measured_leaves_no_ratios(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_inputs("masked")
-    monkeypatch.setattr(times, "peak_bytes", never)
+    monkeypatch.setattr(hardware, "peak_bytes", never)
     with pytest.raises(
         DecantError, match=r"2 of 2 models are not measured:\n  teacher: AssertionError: measured"
     ):

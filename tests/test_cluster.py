@@ -197,7 +197,10 @@ def test_a_gpu_that_no_worker_has_is_told_at_once(cluster: Cluster) -> None:
     cluster.commit({"gpu": writes("gpu.out", meta={"gpu": 1})})
     status, output = cluster.flow()
     assert status == 1
-    assert "gpu wants 1 GPUs (meta.gpu in dvc.yaml), and no worker has more than 0" in output
+    assert (
+        "gpu wants 1 GPUs (meta.gpu in dvc.yaml, or device in params.yaml), and no worker has more than 0"
+        in output
+    )
 
 
 def test_a_failure_is_told_as_ever(cluster: Cluster) -> None:

@@ -518,6 +518,31 @@ def test_gates_decide(change: Row, code: int, project: Path, capsys: pytest.Capt
     assert "int8" in page
 
 
+@pytest.mark.parametrize("style", [[], ["--md"], ["--json"]])
+def test_models_of_other_devices_are_told(
+    style: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = {"architecture": {"kind": "mlp"}}
+    for device in ({}, {"device": "cuda"}):
+        (project / "params.yaml").write_text(yaml.safe_dump(PROJECT | {"teacher": teacher | device}))
+        if not device:
+            commit(project, "a teacher of the processor")
+    assert main(["main", *style]) == 0
+    page = capsys.readouterr().out
+    if style == ["--json"]:
+        assert json.loads(page)["devices"] == {
+            "teacher": {"old": "cpu", "new": "cuda"},
+            "int8": {"old": "cpu", "new": "cuda then cpu"},
+        }
+    else:
+        shown = " ".join(page.split())
+        assert (
+            "Made on other devices: teacher (cpu there, cuda here); int8 (cpu there, cuda then cpu here)"
+            in shown.replace("\\", "")
+        )
+        assert "rounding, which a training multiplies" in shown
+
+
 def test_a_drop_beyond_the_tolerance_inside_the_noise_passes(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 from decant.checkpoints.activations import attach_
 from decant.checkpoints.checkpoint import Checkpoint, state
 from decant.checkpoints.constraints import Constraints, Range
+from decant.clip.operation import clip
+from decant.clip.params import ClipParams
 from decant.compression.finish import Result
 from decant.distill.operation import distill
 from decant.distill.params import DistillParams
@@ -38,6 +41,7 @@ from decant.training.run import Run
 from tasks.teacher.params import TeacherParams
 from tests.elsewhere import Elsewhere, device_that_computes
 from tests.nets import striped
+from tests.slow import slow_but
 
 SPLITS = Splits(striped(0), striped(1, 48))
 NET = Resnet(widths=(8, 8), blocks=(0, 1), pool=2)
@@ -60,8 +64,9 @@ def teacher() -> Checkpoint:
     return Checkpoint(NET, (1, 8, 8), SPLITS.train.classes, module)
 
 
-def trained(_: Checkpoint, device: str, run: Run) -> Result:
-    return train(NET, Training.model_validate(TRAINING), SPLITS, run, device=device)
+def trained(**changes: Any) -> Callable[[Checkpoint, str, Run], Result]:
+    training = Training.model_validate(TRAINING | changes)
+    return lambda _, device, run: train(NET, training, SPLITS, run, device=device)
 
 
 def distilled(teacher: Checkpoint, device: str, run: Run) -> Result:
@@ -100,9 +105,44 @@ def on(schema: Any, recipe: dict[str, Any], device: str) -> Any:
     return schema.model_validate(recipe).model_copy(update={"device": device})
 
 
+def learned(teacher: Checkpoint, device: str, run: Run) -> Result:
+    """Fine-tune on the teacher's outputs, as there are no labels."""
+    unlabelled = Splits(*(replace(each, labels=None) for each in (SPLITS.train, SPLITS.validation)))
+    recipe = {"op": "finetune", "from": "p", "training": ADAM | {"epochs": 1}}
+    other = prune(teacher, SPARSE, SPLITS).model
+    return finetune(other, on(FinetuneParams, recipe, device), unlabelled, teacher=teacher, run=run)
+
+
+def estimated(teacher: Checkpoint, device: str, run: Run) -> Result:
+    recipe = {"op": "finetune", "from": "p", "training": {"epochs": 0}, "statistics": True}
+    return finetune(teacher, on(FinetuneParams, recipe, device), SPLITS, run=run)
+
+
+def clipped(teacher: Checkpoint, device: str, run: Run) -> Result:
+    recipe = {"op": "clip", "from": "p", "cut": {"kind": "percentile", "keep": 0.9}, "target": "activations"}
+    return clip(teacher, on(ClipParams, recipe, device), SPLITS, run=run)
+
+
+def pruned(criterion: dict[str, Any], **more: Any) -> Callable[[Checkpoint, str, Run], Result]:
+    """Prune at once, with a criterion that runs the network."""
+    recipe = {"op": "prune", "from": "p", **SPARSE, "criterion": criterion, **more}
+    return lambda teacher, device, run: prune(teacher, on(PruneParams, recipe, device), SPLITS, run=run)
+
+
+def rounded(
+    rounding: dict[str, Any], scheme: dict[str, Any] | None = None, **more: Any
+) -> Callable[[Checkpoint, str, Run], Result]:
+    """Round by the outputs of layers."""
+    scheme = {"kind": "integer", "bits": 3, **(scheme or {})}
+    recipe = {"op": "quantize", "from": "p", "scheme": scheme, "rounding": rounding, "images": 48, **more}
+    return lambda teacher, device, run: quantize(teacher, on(QuantizeParams, recipe, device), SPLITS, run=run)
+
+
+WHOLE = {"kind": "channels"}
 INPUTS = {"activations": {"bits": 4}}
 CASES: dict[str, Callable[[Checkpoint, str, Run], Result]] = {
-    "teacher": trained,
+    "teacher": trained(),
+    "float16": trained(precision="float16"),
     "distill": distilled,
     "masks": masked,
     "gradual": scheduled(kind="gradual"),
@@ -116,6 +156,19 @@ CASES: dict[str, Callable[[Checkpoint, str, Run], Result]] = {
     "ternary": on_levels("ste", {"kind": "ternary"}),
     "two scales": on_levels("ttq", {"kind": "ternary"}),
     "entries": on_levels("centroids", {"kind": "codebook", "entries": 8}),
+    "outputs": learned,
+    "statistics": estimated,
+    "clip": clipped,
+    "obs": pruned({"kind": "obs", "images": 48, "rounds": 3}),
+    "obs, 2:4": pruned({"kind": "obs", "images": 48, "rounds": 3}, structure={"kind": "n-of-m"}, budget=None),
+    "taylor": pruned({"kind": "taylor"}),
+    "fisher": pruned({"kind": "fisher", "images": 4}),
+    "wanda": pruned({"kind": "wanda"}, statistics=True),
+    "channels": pruned({"kind": "reconstruction", "images": 48}, structure=WHOLE, budget={"macs": 0.7}),
+    "drift": pruned({"kind": "drift", "images": 8}, structure=WHOLE, budget={"macs": 0.7}),
+    "gptq": rounded({"kind": "gptq"}, activations={"bits": 8}),
+    "gptq, groups": rounded({"kind": "gptq", "order": "index"}, {"group": 16}),
+    "adaround": rounded({"kind": "adaround", "steps": 8, "search": 2}, correct_bias=True),
 }
 
 
@@ -147,7 +200,11 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield name
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"float16", "obs, 2:4", "drift", "gptq, groups"}
+"""Cases whose tensors lie where those of others do."""
+
+
+@pytest.mark.parametrize("case", slow_but(CASES.keys() - SLOW, CASES))
 def test_nothing_lies_in_the_wrong_place(
     case: str, teacher: Checkpoint, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +212,7 @@ def test_nothing_lies_in_the_wrong_place(
     with monkeypatch.context() as patch:
         patch.setattr(Elsewhere, "made", 0)
         there = CASES[case](teacher, elsewhere, Run(seed=3))
-        assert Elsewhere.made > 1_000
+        assert Elsewhere.made > 100
     assert all(tensor.device.type == "cpu" for tensor in numbers(there).values())
     assert same(here, there)
 
@@ -216,6 +273,20 @@ def test_sums_that_would_not_repeat_are_refused(elsewhere: str, monkeypatch: pyt
         find(elsewhere)
 
 
+def test_a_device_that_cannot_be_begun_with_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> dict[str, str]:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …")
+
+    monkeypatch.setattr(devices, "there", full)
+    monkeypatch.setenv(devices.SUMS, devices.STEADY_SUMS[0])
+    with pytest.raises(DecantError) as caught:
+        find("cuda")
+    assert str(caught.value) == (
+        "device: cuda cannot be begun with (CUDA error: out of memory): another process may hold all of it; "
+        "wait for that, or take cpu"
+    )
+
+
 @pytest.mark.parametrize("wrong", ["gpu", "cuda:", "cuda:x", "CPU", "cuda:-1", "cuda:²", "meta"])
 def test_words_that_are_no_device_are_refused(wrong: str) -> None:
     recipe = {"op": "finetune", "from": "p", "training": TRAINING, "device": wrong}
@@ -224,10 +295,10 @@ def test_words_that_are_no_device_are_refused(wrong: str) -> None:
     ]
 
 
-def test_a_device_without_a_training_is_refused() -> None:
-    expected = "device: cuda is where a training runs, and there is none: leave it out"
+def test_a_device_that_has_nothing_to_do_is_refused() -> None:
+    expected = "device: cuda is where networks run and layers are solved, and here is neither: leave it out"
     cases: list[tuple[Any, dict[str, Any]]] = [
-        (FinetuneParams, {"op": "finetune", "from": "p", "training": {"epochs": 0}, "statistics": True}),
+        (ClipParams, {"op": "clip", "from": "p", "cut": {"kind": "min-max"}}),
         (PruneParams, {"op": "prune", "from": "p", **SPARSE}),
         (QuantizeParams, {"op": "quantize", "from": "p", "scheme": {"kind": "integer"}}),
         (
@@ -270,16 +341,79 @@ def failing(error: Exception | Callable[[], Tensor], device: str, batch_size: in
 
 def test_too_little_memory_says_which_batch_size_to_try(elsewhere: str) -> None:
     told = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 24)
-    assert told.endswith("for batches of 24; try training.batch_size: 12")
+    assert told.endswith(
+        "for batches of 24; try training.batch_size: 12 and training.accumulate: 2, the same steps but for "
+        "batch norms"
+    )
+    told = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 25)
+    assert told.endswith(
+        "training.batch_size: 12 and training.accumulate: 2, nearly the same steps but for batch norms"
+    )
     told = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 1)
-    assert told.endswith("for a single example; train on cpu, or on a larger device")
+    assert told.endswith("for a single example; try cpu, or a larger device")
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+def test_batches_whose_gradients_are_summed_are_halved_again(elsewhere: str) -> None:
+    module, full = nn.Linear(1, 1), torch.OutOfMemoryError("CUDA out of memory")
+    with (
+        pytest.raises(DecantError, match=r"batch_size: 4 and training\.accumulate: 6, the same steps"),
+        devices.training_on(module, torch.device(elsewhere), 8, accumulate=3),
+    ):
+        raise full
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+@pytest.mark.parametrize(("others", "told"), [(70.0, ", 70.0 are held by other processes)"), (0.4, "free)")])
+def test_a_device_that_others_fill_is_told_with_what_they_hold(
+    others: float, told: str, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_memory", lambda _: (79.5 - others, 80.0, 0.5))
+    sentence = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 24)
+    assert f"not enough memory ({79.5 - others:.1f} of 80.0 GiB are free" in sentence and told in sentence
+
+
+def full_for(what: str, patch: pytest.MonkeyPatch) -> None:
+    """Let the device have no room for any network that a module places there."""
+
+    def refused(*_: object) -> nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    patch.setattr(what, refused)
+
+
+@pytest.mark.parametrize(
+    ("case", "place", "told"),
+    [
+        ("distill", "decant.training.losses.place_", "for the teacher that answers each batch; try cpu"),
+        ("outputs", "decant.training.losses.place_", "for the teacher that answers each batch; try cpu"),
+        (
+            "obs",
+            "decant.prune.obs.placed",
+            "for the weights and what one layer's inputs are summed up to; try",
+        ),
+        (
+            "gptq",
+            "decant.quantize.rounding.layers.placed",
+            "what one layer's inputs are summed up to; try cpu",
+        ),
+        ("taylor", "decant.prune.mask_pruning.placed", "for a pass over 250 examples; try cpu"),
+        ("statistics", "decant.calibration.batch_norms.place_", "for a pass over 250 examples; try cpu"),
+    ],
+)
+def test_no_room_for_a_network_is_told(
+    case: str, place: str, told: str, teacher: Checkpoint, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_for(place, monkeypatch)
+    with pytest.raises(DecantError, match=f"meta:0 has not enough memory .* {told}"):
+        CASES[case](teacher, elsewhere, Run(seed=3))
 
 
 def test_a_kernel_that_does_not_repeat_its_bits_is_refused(elsewhere: str) -> None:
     error = RuntimeError("some_kernel_cuda does not have a deterministic implementation, but you set …")
     told = failing(error, elsewhere, 8)
     assert told == (
-        "On meta:0 there is no kernel of some_kernel_cuda that gives the same bits each time; train on cpu"
+        "On meta:0 there is no kernel of some_kernel_cuda that gives the same bits each time; take cpu"
     )
 
 
@@ -302,18 +436,18 @@ class Tied(nn.Module):
         self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
         self.two.weight = self.one.weight
         self.one.register_buffer("table", torch.ones(3))
-        self.two.register_buffer("table", self.one.table)
+        self.two.register_buffer("table", self.one.get_buffer("table"))
         self.beside = {"positions": torch.arange(3)}
         self.recurrent = nn.LSTM(3, 3)
 
 
 def test_all_that_hangs_at_a_network_is_moved_and_comes_back(elsewhere: str) -> None:
-    module = Tied()
+    module: Any = Tied()
     attach_(module, {}, {"one": Range(torch.zeros(3), torch.ones(3))})
     before = copy.deepcopy(state(module))
     place_(module, elsewhere)
     (hook,) = module.one._forward_pre_hooks.values()
-    hanging = [*state(module).values(), module.beside["positions"], hook.clamp.low, hook.clamp.high]  # type: ignore[attr-defined]
+    hanging = [*state(module).values(), module.beside["positions"], hook.clamp.low, hook.clamp.high]
     assert {str(tensor.device) for tensor in hanging} == {elsewhere}
     assert module.two.weight is module.one.weight
     assert module.two.table is module.one.table
@@ -346,18 +480,44 @@ def gpu_test(test: Callable[..., None]) -> Callable[..., None]:
 @gpu_test
 @pytest.mark.parametrize("case", CASES)
 def test_the_gpu_repeats_its_bytes(case: str, teacher: Checkpoint) -> None:
+    if case in ("channels", "drift"):
+        pytest.importorskip("torch_pruning")
     one, other = (CASES[case](teacher, GPU, Run(seed=3)) for _ in range(2))
     assert same(one, other)
     assert all(tensor.device.type == "cpu" for tensor in numbers(one).values())
 
 
 @gpu_test
-@pytest.mark.parametrize("case", ["teacher", "distill", "masks", "groups"])
+@pytest.mark.parametrize("case", ["teacher", "distill", "masks", "groups", "outputs"])
 def test_the_gpu_and_the_processor_agree_within_rounding(case: str, teacher: Checkpoint) -> None:
     here, there = (CASES[case](teacher, device, Run(seed=3)) for device in ("cpu", GPU))
     for row, expected in zip(there.curve, here.curve, strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=0.02)
         assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=0.05)
+
+
+@gpu_test
+@pytest.mark.parametrize("case", ["statistics", "obs", "obs, 2:4", "wanda", "gptq", "adaround"])
+def test_layers_on_the_gpu_are_the_processors_within_rounding(case: str, teacher: Checkpoint) -> None:
+    """A choice between two that are nearly as good may turn; the others are the same.
+
+    AdaRound makes a choice for each weight: of the stem's 72, 8 turned on an H100.
+    """
+    here, there = (state(CASES[case](teacher, device, Run(seed=3)).model.module) for device in ("cpu", GPU))
+    for name, expected in here.items():
+        near = torch.isclose(there[name], expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+        assert near.float().mean() > (0.8 if case == "adaround" else 0.9), name
+
+
+@gpu_test
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
+def test_a_training_of_fewer_bits_repeats_them_and_comes_near(precision: str, teacher: Checkpoint) -> None:
+    one, other = (trained(precision=precision)(teacher, GPU, Run(seed=3)) for _ in range(2))
+    assert same(one, other)
+    plain = trained()(teacher, GPU, Run(seed=3))
+    assert precision == "tf32" or not same(one, plain)  # small products may have no kernel of TF32
+    for row, expected in zip(one.curve, plain.curve, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=0.3)
 
 
 @gpu_test
@@ -386,10 +546,10 @@ def test_on_the_gpu_half_plus_half_is_whole(
 def test_what_layers_draw_on_the_gpu_is_the_seeds() -> None:
     def digest(noise: int) -> str:
         torch.cuda.manual_seed(noise)
-        module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 3))
-        torch.nn.init.constant_(module[1].weight, 0.1)
-        torch.nn.init.constant_(module[3].weight, 0.1)
-        for layer in (module[1], module[3]):
+        layers = nn.Linear(64, 16), nn.Linear(16, 3)
+        module = nn.Sequential(nn.Flatten(), layers[0], nn.Dropout(0.5), layers[1])
+        for layer in layers:
+            torch.nn.init.constant_(layer.weight, 0.1)
             torch.nn.init.zeros_(layer.bias)
         training = Training.model_validate(TRAINING)
         settings: dict[str, Any] = {
@@ -416,4 +576,4 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are() -> None:
 def test_a_gpu_without_room_says_which_batch_size_to_try() -> None:
     whole = torch.cuda.mem_get_info()[1]
     told = failing(lambda: torch.empty(whole + 1, dtype=torch.uint8, device=GPU), GPU, 24)
-    assert "not enough memory" in told and told.endswith("try training.batch_size: 12")
+    assert "not enough memory" in told and "try training.batch_size: 12 and training.accumulate: 2" in told

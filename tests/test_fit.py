@@ -15,17 +15,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from decant.checkpoints.checkpoint import state
 from decant.checkpoints.constraints import Constraints
 from decant.errors import DecantError
+from decant.examples import Examples, Rows
 from decant.networks.architectures import Mlp, Resnet, build
+from decant.networks.structure import compressible
 from decant.quantize.schemes import Binary, Integer
 from decant.training import fit as fit_module
+from decant.training.averages import reader
 from decant.training.fit import fit_
+from decant.training.held import Held
 from decant.training.layout import lay_out_, layout
 from decant.training.recipe import Adamw, Augmentation, Cosine, OneCycle, Sgd, Training
 from decant.training.resume import Scratch
+from decant.training.tally import NoNumberError, Tally
 from tests.nets import striped
 
 TRAIN, VALIDATION = striped(0), striped(1, 48)
@@ -522,3 +528,157 @@ def test_a_batch_of_one_image_is_refused_where_a_batch_norm_sees_one_number(tmp_
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     with pytest.raises(DecantError, match=r"batch of one image cannot be trained on .*; raise batch_size"):
         train(module, tmp_path, batch_size=1)
+
+
+# --- more batches in a step, and gradients that are shortened
+
+
+def in_double(**changes: Any) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Train a network without batch norms in double precision; return it and its curve."""
+    generator = torch.Generator().manual_seed(1)
+
+    def examples(count: int) -> Examples:
+        rows = Rows({"x": torch.randn(count, 6, generator=generator, dtype=torch.float64)})
+        return Examples(rows, torch.randint(0, 3, (count,), generator=generator), ("a", "b", "c"))
+
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    training = Training(**({"epochs": 3, "optimizer": Sgd(learning_rate=0.05)} | changes))
+    settings: dict[str, Any] = {"scratch": None, "seed": 5, "constraints": {}, "title": "test"}
+    curve = fit_(module, training, training.hard_loss(), examples(36), examples(8), **settings)
+    return module, curve
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "whole"),
+    [(8, 2, 16), (4, 4, 16), (8, 9, 36)],  # the last one has more room than there are images: 8, 8, 8, 8, 4
+)
+def test_batches_of_one_step_are_one_larger_batch(batch_size: int, accumulate: int, whole: int) -> None:
+    terms = {"l1": 0.001, "group_lasso": 0.002, "clip_gradients": 0.5, "average": 0.9}
+    one, expected = in_double(batch_size=whole, **terms)
+    parts, curve = in_double(batch_size=batch_size, accumulate=accumulate, **terms)
+    for parameter, reference in zip(parts.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(parameter, reference, rtol=0, atol=1e-12)
+    for row, other in zip(curve, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-6)
+
+
+def test_batches_of_one_step_have_the_pictures_of_the_larger_batch() -> None:
+    recipe = {"epochs": 1, "augmentation": Augmentation(flip=True, shift=2)}
+    seen = [
+        [
+            images
+            for images, _ in fit_module.batches(TRAIN, Training(**recipe, **sizes), 3, torch.device("cpu"))
+        ]
+        for sizes in ({"batch_size": 32}, {"batch_size": 8, "accumulate": 4})
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+
+
+def test_gradients_are_shortened_together() -> None:
+    """One step of plain arithmetic: Nesterov's first one is 1.9 times the gradient."""
+    start, _ = in_double(batch_size=36, epochs=1, optimizer=Sgd(learning_rate=1e-30))
+    recipe: dict[str, Any] = {"batch_size": 36, "epochs": 1, "schedule": Cosine(), "weight_decay": 0.0}
+    steps = [
+        [
+            (before - after).detach()
+            for before, after in zip(
+                start.parameters(), in_double(**recipe, **more)[0].parameters(), strict=True
+            )
+        ]
+        for more in ({}, {"clip_gradients": 0.01}, {"clip_gradients": 1e5})
+    ]
+    free, short, long = (torch.cat([each.flatten() for each in step]) for step in steps)
+    gradient = free / (0.05 * 0.5 * 1.9)
+    assert gradient.norm() > 0.1
+    torch.testing.assert_close(short, free * 0.01 / gradient.norm(), rtol=1e-4, atol=0)
+    assert torch.equal(long, free)
+
+
+def test_what_is_not_asked_for_is_not_written() -> None:
+    assert {"accumulate", "clip_gradients"}.isdisjoint(Training(epochs=1).model_dump())
+    written = Training(epochs=1, accumulate=2, clip_gradients=1.0).model_dump()
+    assert (written["accumulate"], written["clip_gradients"]) == (2, 1.0)
+
+
+# --- what a step waits for, and what it holds
+
+
+def test_a_step_reads_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each one read would end what runs ahead of it."""
+    reads: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "_local_scalar_dense" in str(func):
+                reads.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    original = fit_module._step_
+
+    def watched(*arguments: Any) -> Any:
+        with Watch():
+            return original(*arguments)
+
+    monkeypatch.setattr(fit_module, "_step_", watched)
+    train(resnet(), tmp_path, {"head.weight": halved(resnet())}, epochs=1, accumulate=2)
+    assert reads == []
+
+
+def halved(module: nn.Module) -> Constraints:
+    return Constraints(mask=module.get_parameter("head.weight").detach() > 0)
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(learning_rate=0.05), Adamw(learning_rate=0.005)])
+def test_masks_that_stay_give_the_bits_of_masks_in_each_pass(
+    optimizer: Sgd | Adamw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+    for still in (True, False):
+        module = resnet()
+        if not still:
+            monkeypatch.setattr(Held, "_still", set())
+        masks = {name: Constraints(mask=w.detach() > 0) for name, w in compressible(module).items()}
+        curve = train(module, tmp_path / str(still), masks, optimizer=optimizer)
+        ends.append((module, curve))
+        for name, held in masks.items():
+            assert not module.get_parameter(name)[~held.mask].any()
+    (one, expected), (other, curve) = ends
+    assert curve == expected
+    assert equal(one, other)
+
+
+def test_a_loss_that_waits_is_read_at_the_end_and_refused() -> None:
+    tally = Tally(told=True, room=4)
+    for loss, count in ((1.0, 4), (3.0, 2)):
+        tally.add(
+            torch.tensor(loss), torch.eye(3)[:2].repeat(count // 2, 1), torch.tensor([0, 2] * (count // 2))
+        )
+    assert (tally.seen, len(tally.waiting)) == (0, 2)
+    tally.read()
+    assert tally.means() == {"loss": (4 * 1.0 + 2 * 3.0) / 6, "accuracy": 0.5}
+    for _ in range(3):
+        tally.add(torch.tensor(1.0), torch.eye(3), torch.tensor([0, 1, 2]))
+    with pytest.raises(NoNumberError, match="nan"):
+        tally.add(torch.tensor(math.nan), torch.eye(3), torch.tensor([0, 1, 2]))
+
+
+def test_the_state_is_read_as_it_is_now() -> None:
+    module = resnet()
+    read = reader(module)
+    with torch.no_grad():
+        module.get_parameter("head.weight").add_(1)
+    buffer = next(layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
+    buffer.running_mean = torch.full_like(buffer.running_mean, 7.0)  # another tensor than before
+    assert read().keys() == state(module).keys()
+    assert all(torch.equal(tensor, state(module)[name]) for name, tensor in read().items())
+
+
+def test_a_module_that_makes_its_state_is_asked_for_it() -> None:
+    class Doubled(nn.Linear):
+        def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            destination[f"{prefix}weight"] = self.weight.detach() * 2
+
+    module = nn.Sequential(Doubled(2, 2))
+    assert torch.equal(reader(module)()["0.weight"], module[0].weight * 2)

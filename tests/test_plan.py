@@ -1,10 +1,15 @@
 """Which stages run, in which order, and how many at once: by hand, and for random graphs by property."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from dvc.dependency import ParamsDependency
 from hypothesis import given
 from hypothesis import strategies as st
 
 from decant.errors import DecantError
+from flows.described import gpus
 from flows.plan import Limits, Plan, Schedule, Stage
 
 
@@ -136,8 +141,36 @@ def test_each_gpu_has_one_stage() -> None:
     assert [(stage.name, gpus) for stage, gpus in schedule.start()] == [("c", ("7",))]
 
 
+@pytest.mark.parametrize(
+    ("command", "params", "seen"),
+    [
+        ("python -m tasks.finetune a", {"models.a": {"op": "finetune", "device": "cuda"}, "seed": 1}, 1),
+        ("python -m tasks.finetune a", {"models.a": {"op": "finetune", "device": "cuda:2"}}, 3),
+        ("python -m tasks.finetune a", {"models.a": {"op": "finetune"}}, 0),
+        ("python -m tasks.evaluate a", {"models.a": {"op": "finetune", "device": "cuda"}}, 0),
+        ("python -m tasks.teacher", {"teacher": {"architecture": {}, "device": "cuda"}}, 1),
+        ("python -m tasks.benchmark", {"benchmark": {"device": "cuda"}, "models": {"a": {}}}, 1),
+        ("python -m tasks.evaluate teacher", {"teacher": {"device": "cuda"}}, 0),
+    ],
+)
+def test_a_recipe_on_a_device_has_gpus_to_itself(command: str, params: dict[str, Any], seen: int) -> None:
+    class Params(ParamsDependency):  # type: ignore[misc]
+        def __init__(self) -> None: ...
+
+        def read_params(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return params
+
+    stage: Any = SimpleNamespace(cmd=command, deps=[Params()])
+    assert gpus(stage) == seen
+    entry: dict[str, Any] = dict.fromkeys(("name", "command", "code"), "a")
+    entry |= {"upstream": [], "stale": [], "threads": 1, "frozen": False, "meta": {"gpu": 1}, "gpus": seen}
+    assert Plan.read([entry]).stages["a"].limits == Limits(gpu=max(1, seen))
+
+
 def test_too_few_gpus_are_told_before_anything_runs() -> None:
-    with pytest.raises(DecantError, match=r"a wants 2 GPUs \(meta.gpu in dvc.yaml\), and this machine has 1"):
+    with pytest.raises(
+        DecantError, match=r"a wants 2 GPUs \(meta.gpu in dvc.yaml, or .*\), and this machine has 1"
+    ):
         Schedule(with_stages(Stage("a", limits=Limits(gpu=2))), "a", 1, 1, ["0"])
 
 

@@ -1,9 +1,11 @@
 """What can be known before any training is told by `validate`, in one sentence each."""
 
 import copy
+import json
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from decant.errors import DecantError
 from decant.networks.architectures import Resnet, build
 from decant.schema import RESERVED
 from tasks.validate.gates import Gates
+from tasks.validate.hardware import without_device
 from tasks.validate.recipes import Recipes, check
 from tests.imports import OPERATIONS
 
@@ -420,3 +423,23 @@ def test_whatever_stands_anywhere_is_valid_or_one_short_error(edits: list[tuple[
         check(content)
     except DecantError as error:
         assert len(str(error)) < 10_000
+
+
+def test_validate_tells_devices_of_models_that_are_still_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher, tuned = {"device": "cuda:99"}, {"op": "finetune", "from": "teacher", "device": "cuda:98"}
+    params = {"teacher": teacher, "models": {"a": tuned, "b": {"op": "clip", "from": "a"}}}
+    here = "is not there; this machine has cpu (the processor)"
+    told = list(without_device(params))
+    assert [line.partition(here)[0] for line in told] == [
+        "teacher.device: cuda:99 ",
+        "models.a.device: cuda:98 ",
+    ]
+    lock = {"stages": {"teacher": {"params": {"params.yaml": {"teacher": teacher, "seed": 1}}}}}
+    Path("dvc.lock").write_text(json.dumps(lock))
+    assert [line.partition(".device")[0] for line in without_device(params)] == ["models.a"]
+    changed = params | {"teacher": teacher | {"training": {}}}
+    assert len(list(without_device(changed))) == 2
+    assert list(without_device({"teacher": {}, "models": {"a": {"device": "cpu"}}})) == []

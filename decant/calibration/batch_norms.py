@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, arguments
+from decant.networks.devices import A_PASS, CPU, computing_on, device_of, find, moved, place_
 from decant.networks.layer_inputs import passed_through
 from decant.progress import progress_bar
 
@@ -21,13 +22,15 @@ BATCH = 250
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
-def with_statistics(checkpoint: Checkpoint, train: Examples) -> tuple[Checkpoint, dict[str, int]]:
+def with_statistics(
+    checkpoint: Checkpoint, train: Examples, device: str = CPU
+) -> tuple[Checkpoint, dict[str, int]]:
     """Return the model with statistics of training images, as `reestimated`, and the fact for its lineage."""
     images = train.at_most(IMAGES).images
-    return reestimated(checkpoint, images), {"statistics_images": len(images)}
+    return reestimated(checkpoint, images, device), {"statistics_images": len(images)}
 
 
-def reestimated(checkpoint: Checkpoint, images: Batch) -> Checkpoint:
+def reestimated(checkpoint: Checkpoint, images: Batch, device: str = CPU) -> Checkpoint:
     """Return the model with the statistics that its batch norms would have, had it been trained as it is.
 
     Each batch norm gets the mean and the variance, over all images and positions, of what it receives in
@@ -42,9 +45,10 @@ def reestimated(checkpoint: Checkpoint, images: Batch) -> Checkpoint:
     Args:
         checkpoint: The model.
         images: uint8 [N, C, H, W], N >= 1; a fair sample of what the network will see.
+        device: Where the network runs.
 
     Raises:
-        DecantError: No batch norm that runs has statistics.
+        DecantError: No batch norm that runs has statistics; or the device is not there, or too small.
 
     References:
         Li et al., EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning, 2020 (there called
@@ -58,8 +62,11 @@ def reestimated(checkpoint: Checkpoint, images: Batch) -> Checkpoint:
             "statistics: the model has no batch norms whose statistics could be estimated anew (quantize "
             "folds them into the convolutions); leave it out"
         )
-    for name in progress_bar(list(calls), "statistics", "batch norms"):
-        _estimate_(model.module, norms[name], images, len(calls[name]))
+    with computing_on(there := find(device), A_PASS):
+        place_(model.module, there)
+        for name in progress_bar(list(calls), "statistics", "batch norms"):
+            _estimate_(model.module, norms[name], images, len(calls[name]))
+        place_(model.module, CPU)
     return model
 
 
@@ -101,5 +108,6 @@ def _moments_of(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and variance [C] of what a batch norm receives in one of its calls."""
     assert norm.running_mean is not None
-    passes = (passed_through(module, {"": norm}, arguments(b), once=once) for b in images.split(BATCH))
+    batches = (moved(arguments(batch), device_of(module)) for batch in images.split(BATCH))
+    passes = (passed_through(module, {"": norm}, given, once=once) for given in batches)
     return moments((seen[""][call] for seen in passes), norm.running_mean.double())

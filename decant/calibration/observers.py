@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from decant.checkpoints.constraints import Range
 from decant.examples import Batch
 from decant.lazy import torch
+from decant.networks.devices import A_PASS, CPU, computing_on, fed, find, moved, placed
 from decant.networks.execution import answers
 
 if TYPE_CHECKING:
@@ -135,7 +136,12 @@ def of_weight(
 
 
 def of_inputs(
-    module: nn.Module, layers: Sequence[str], images: Batch, *, per_channel: bool = False
+    module: nn.Module,
+    layers: Sequence[str],
+    images: Batch,
+    *,
+    per_channel: bool = False,
+    device: str = CPU,
 ) -> dict[str, Samples]:
     """Return what each named layer receives over images, in all of its calls, by the layer's name.
 
@@ -148,8 +154,10 @@ def of_inputs(
         layers: Which layers to watch; what they do to their inputs already, they do before.
         images: What is sent through.
         per_channel: Whether each input channel is a sample of its own.
+        device: Where the network runs; what is kept of its inputs is on the processor.
 
     Raises:
+        DecantError: The device is not there, or has too little memory.
         ValueError: There are no images; or a layer receives NaN or infinity, and is named.
     """
     if not len(images):
@@ -165,19 +173,21 @@ def of_inputs(
         )
         for name in layers
     }
-    handles = [
-        module.get_submodule(name).register_forward_pre_hook(layer.record, with_kwargs=True)
-        for name, layer in watched.items()
-    ]
-    try:
-        with torch.no_grad():
-            for batch in images.split(BATCH):
-                for layer in watched.values():
-                    layer.rows = len(batch)
-                answers(module, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with computing_on(there := find(device), A_PASS):
+        module = placed(module, there)
+        handles = [
+            module.get_submodule(name).register_forward_pre_hook(layer.record, with_kwargs=True)
+            for name, layer in watched.items()
+        ]
+        try:
+            with torch.no_grad():
+                for batch in images.split(BATCH):
+                    for layer in watched.values():
+                        layer.rows = len(batch)
+                    answers(fed(module, there), batch)
+        finally:
+            for handle in handles:
+                handle.remove()
     return {name: layer.samples() for name, layer in watched.items()}
 
 
@@ -224,9 +234,10 @@ class _Watched:
             raise ValueError(f"inputs of {self.name}: they hold NaN or infinity; there is no range to find")
         if self.axis is not None:
             self.shape = (-1, *[1] * (-1 - self.axis))
-        self.low, self.high = self.low.minimum(rows.amin(1)), self.high.maximum(rows.amax(1))
+        low, high = moved((rows.amin(1), rows.amax(1)), CPU)
+        self.low, self.high = self.low.minimum(low), self.high.maximum(high)
         self._add_moments(rows.double())
-        self.drawn.append(self._draw(rows))
+        self.drawn.append(moved(self._draw(rows), CPU))
 
     def _add_moments(self, rows: Tensor) -> None:
         """Merge mean and sum of squared differences; sums of squares would lose digits far from zero.
@@ -237,9 +248,10 @@ class _Watched:
         """
         before, added = self.count, rows.shape[1]
         self.count += added
-        mean = rows.mean(1)
+        means = rows.mean(1)
+        mean, squares = moved((means, (rows - means[:, None]).square().sum(1)), CPU)
         gap = mean - self.mean
-        self.squares = self.squares + (rows - mean[:, None]).square().sum(1)
+        self.squares = self.squares + squares
         self.squares = self.squares + gap.square() * before * added / self.count
         self.mean = self.mean + gap * added / self.count
 
@@ -249,7 +261,7 @@ class _Watched:
         if rows.shape[1] <= quota:
             return rows.clone()
         generator = torch.Generator().manual_seed(len(self.drawn))
-        return rows[:, torch.randint(rows.shape[1], (quota,), generator=generator)]
+        return rows[:, moved(torch.randint(rows.shape[1], (quota,), generator=generator), rows.device)]
 
     def samples(self) -> Samples:
         if not self.drawn:

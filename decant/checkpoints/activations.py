@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decant.checkpoints.constraints import Range
 from decant.checkpoints.gradients import passed
+from decant.networks.devices import CPU
 from decant.networks.layer_inputs import Arguments, first_of, with_first
 from decant.networks.recurrence import steppable, stepped
 
@@ -43,6 +44,9 @@ class InputGrid:
         """Return the rounded inputs; gradients pass where the input lies inside the grid's range."""
         if torch.compiler.is_exporting():  # torch's own operator has no form for a batch of unknown size
             return self._by_arithmetic(inputs)
+        if inputs.requires_grad and inputs.device.type == CPU and inputs.dtype == torch.float32:
+            rounded: Tensor = _Rounded.apply(inputs, self)
+            return rounded
         return torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero_point, 0, 2**self.bits - 1)
 
     def _by_arithmetic(self, inputs: Tensor) -> Tensor:
@@ -53,6 +57,41 @@ class InputGrid:
     def describe(self) -> str:
         """Return the grid as a short text."""
         return f"{self.bits} bits, step {self.scale:.3g}"
+
+
+def on_grid(inputs: Tensor, step: Tensor, first: int, last: int) -> Tensor:
+    """Return what `InputGrid` gives, to the bit, without gradients and without reading the step.
+
+    Args:
+        inputs: Of any shape, float32.
+        step: The scale [], float32, where the inputs lie.
+        first: The least multiple of it, `-zero_point`.
+        last: The largest one.
+    """
+    return _steps(inputs, step).clamp_(first, last).mul_(step)
+
+
+def _steps(inputs: Tensor, step: Tensor) -> Tensor:
+    """Return the inputs in steps, rounded, lying in memory as the inputs do: the next layer goes by that."""
+    # A product of its own would forget in which order images of one channel lie, as it fits both layouts.
+    return torch.mul(inputs.detach(), step.reciprocal(), out=torch.empty_like(inputs)).round_()
+
+
+class _Rounded(torch.autograd.Function):
+    """`InputGrid` on the processor, where torch's own operator takes twice as long."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, grid: InputGrid) -> Tensor:
+        step, first, last = torch.tensor(grid.scale), -grid.zero_point, 2**grid.bits - 1 - grid.zero_point
+        steps = _steps(inputs, step)
+        inside = (steps >= first).logical_and_(steps <= last)
+        ctx.save_for_backward(inside)
+        return steps.clamp_(first, last).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return torch.where(inside, gradients[0], 0.0), None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from decant.lazy import torch
@@ -134,7 +135,7 @@ class Levels:
             return f"group of {self.group}"
         return "tensor" if self.scale.dim() == 0 else "channel"
 
-    @property
+    @cached_property
     def integers(self) -> tuple[int, int] | None:
         """The first and the last level where they are all whole numbers between; else None."""
         first = self.values[0].item()
@@ -150,22 +151,33 @@ class Levels:
 
     def codes(self, weight: Tensor) -> Tensor:
         """Return the index [weight's shape], int64, of the nearest level; half-way goes to the upper one."""
-        middles = (self.values[1:] + self.values[:-1]) / 2
-        found = weight / self.spread(self.scale, weight.shape)
-        if self.zero_point is not None:
-            found = found + self.spread(self.zero_point, weight.shape)
-        return torch.bucketize(found.contiguous(), middles, right=True)
+        return torch.bucketize(self._steps(weight).contiguous(), self._middles, right=True)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the weights that the codes stand for."""
-        values = self.values[codes]
-        if self.zero_point is not None:
-            values = values - self.spread(self.zero_point, codes.shape)
-        return values * self.spread(self.scale, codes.shape)
+        return self._weights(self.values[codes])
 
     def project(self, weight: Tensor) -> Tensor:
         """Return the weight with each element at its nearest level."""
-        return self.decode(self.codes(weight))
+        if self.integers is None:
+            return self.decode(self.codes(weight))
+        return self._weights(nearest_integers(self._steps(weight), *self.integers).to(self.values.dtype))
+
+    @cached_property
+    def _middles(self) -> Tensor:
+        """Where one level ends and the next begins [L - 1]."""
+        return (self.values[1:] + self.values[:-1]) / 2
+
+    def _steps(self, weight: Tensor) -> Tensor:
+        """Return the weight in the unit of the values."""
+        found = weight / self.spread(self.scale, weight.shape)
+        return found if self.zero_point is None else found + self.spread(self.zero_point, weight.shape)
+
+    def _weights(self, values: Tensor) -> Tensor:
+        """Return the weights that these of the values stand for."""
+        if self.zero_point is not None:
+            values = values - self.spread(self.zero_point, values.shape)
+        return values * self.spread(self.scale, values.shape)
 
     def equals(self, other: Levels | None) -> bool:
         """Say whether both are the same grid, to the bit."""
@@ -176,6 +188,16 @@ class Levels:
             and torch.equal(self.scale, other.scale)
             and _same(self.zero_point, other.zero_point)
         )
+
+
+def nearest_integers(numbers: Tensor, first: int, last: int) -> Tensor:
+    """Return the whole numbers in [first, last] that are nearest; half-way goes to the upper one.
+
+    It is exact, as adding a half and cutting is not: the float before 0.5 would come to 1. And it is several
+    times faster than a search among the levels.
+    """
+    below = numbers.floor()
+    return below.add_(numbers - below >= 0.5).clamp_(first, last)
 
 
 def _same(first: Tensor | None, second: Tensor | None) -> bool:

@@ -51,7 +51,11 @@ def clip_inputs(parent: Checkpoint, names: Sequence[str], block: ClipParams, tra
     clamps: dict[str, Range] = {}
     try:
         samples = of_inputs(
-            parent.module, list(layers.values()), calibration.images, per_channel=block.cut.per_channel
+            parent.module,
+            list(layers.values()),
+            calibration.images,
+            per_channel=block.cut.per_channel,
+            device=block.device,
         )
         if isinstance(block.cut, Best):
             choices = _best_for_inputs(

@@ -56,7 +56,9 @@ def clip(
         untouched |= hidden
         child, choices = clip_inputs(parent, names, block, splits.train)
         promises, tables = [], tried_ranges({}, choices)
-    child, facts = with_statistics(child, splits.train) if block.statistics else (child, {})
+    facts: dict[str, Any] = {}
+    if block.statistics:
+        child, facts = with_statistics(child, splits.train, block.device)
     return finished(parent, child, untouched, tables=tables, facts=facts, promises=promises)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from decant.networks.architectures import Architecture
-from decant.networks.devices import Device
+from decant.networks.devices import Device, untrue
 from decant.schema import Block
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Training
@@ -23,3 +25,9 @@ class DistillParams(Block):
     loss: SoftTargets
     training: Training
     device: Device = "cpu"
+
+    @model_validator(mode="after")
+    def _fitting(self) -> DistillParams:
+        if wrong := untrue(self.device, self.training.precision):
+            raise ValueError(wrong)
+        return self

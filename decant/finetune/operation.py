@@ -45,7 +45,7 @@ def finetune(
     """
     block, run = recipe_of(FinetuneParams, recipe, splits.sizes), run or Run()
     if block.statistics:
-        estimated, images = with_statistics(parent, splits.train)
+        estimated, images = with_statistics(parent, splits.train, block.device)
         return finished(parent, estimated, {}, facts=images, statistics=True)
     child = replace(parent, module=copy.deepcopy(parent.module))
     teacher = teacher or parent

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from decant.networks.devices import Device, idle
+from decant.networks.devices import Device, untrue
 from decant.schema import Block, Index
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Training
@@ -25,7 +25,7 @@ class FinetuneParams(Block):
     is changed.
 
     Attributes:
-        device: Where it is trained.
+        device: Where it is trained, or its statistics are estimated.
     """
 
     op: Literal["finetune"]
@@ -40,7 +40,7 @@ class FinetuneParams(Block):
             raise ValueError("a training estimates statistics: take epochs: 0, or leave out statistics")
         if not self.statistics and not self.training.epochs:
             raise ValueError("epochs: 0 trains nothing: take more, or statistics: true")
-        if not self.training.epochs and (wrong := idle(self.device)):
+        if wrong := untrue(self.device, self.training.precision):
             raise ValueError(wrong)
         if self.loss is not None and not self.training.epochs:
             raise ValueError("loss is for a training, and there are no epochs: leave it out")

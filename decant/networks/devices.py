@@ -1,4 +1,4 @@
-"""Devices: the processor or a GPU that a network is trained on, and all that is asked of torch about them.
+"""Devices: the processor or a GPU that a network runs on, and all that is asked of torch about them.
 
 What is drawn for a training on one of them is drawn by generators of the processor and moved, so that it is
 the same on every device; only layers that draw by themselves use the device's own generator.
@@ -6,6 +6,7 @@ the same on every device; only layers that draw by themselves use the device's o
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +29,21 @@ T = TypeVar("T")
 
 CPU = "cpu"
 
+TF32 = "tf32"
+"""The precision in which a GPU multiplies float32 with 10 bits behind the point; only where it is asked."""
+
 SUMS = "CUBLAS_WORKSPACE_CONFIG"
 """The variable by which cuBLAS is told to split sums the same way each time; read when CUDA starts."""
 
 STEADY_SUMS = (":4096:8", ":16:8")
+
+ONE_LAYER = "the weights and what one layer's inputs are summed up to", "cpu, or a larger device"
+"""What layers that are solved one after another need memory for, and what to try."""
+
+A_PASS = "a pass over 250 examples", "cpu, or a larger device"
+
+OTHERS = 1.0
+"""GiB from which on what other processes hold of a device is told; a context of our own takes some half."""
 
 SHARE = 4
 """Examples lie on a device as a whole where they take no more than one in so many of its free bytes."""
@@ -45,12 +57,33 @@ def _known(name: str) -> str:
 
 
 Device = Annotated[str, AfterValidator(_known), Field(max_length=20, exclude_if=lambda name: name == CPU)]
-"""In a recipe, and where it is not the processor in the lineage: what a training runs on."""
+"""In a recipe, and where it is not the processor in the lineage: what networks run on."""
 
 
 def idle(name: str) -> str:
-    """Return that a device is named and nothing is trained; empty where it is the processor."""
-    return "" if name == CPU else f"device: {name} is where a training runs, and there is none: leave it out"
+    """Return that a device is named and no network runs there; empty where it is the processor."""
+    if name == CPU:
+        return ""
+    return f"device: {name} is where networks run and layers are solved, and here is neither: leave it out"
+
+
+def untrue(name: str, precision: str) -> str:
+    """Return that a precision is none of a device's; empty where it is one."""
+    if precision != TF32 or name != CPU:
+        return ""
+    return (
+        f"training.precision: {TF32} is how GPUs multiply, and this runs on {CPU}: take float32, or a device"
+    )
+
+
+def made_on(name: str) -> dict[str, str]:
+    """Return what the lineage says of a device beside its name: the kind of GPU and its CUDA.
+
+    Bits are the same on the same kind alone. Nothing for the processor.
+    """
+    if name == CPU:
+        return {}
+    return {"gpu": there()[str(find(name))], "cuda": str(torch.version.cuda)}
 
 
 def there() -> dict[str, str]:
@@ -63,14 +96,15 @@ def find(name: str) -> torch.device:
     """Return a device, once it is sure that it is there and can repeat its sums.
 
     Raises:
-        DecantError: It is not there; names those that are. Or its sums would have other bits each time.
+        DecantError: It is not there; names those that are. Or it cannot be begun with, or its sums would have
+            other bits each time.
     """
     if name == CPU:
         return torch.device(CPU)
     device = torch.device(name if ":" in name else f"{name}:0")  # tensors say which, so the device does
     if SUMS not in os.environ and not torch.cuda.is_initialized():
         os.environ[SUMS] = STEADY_SUMS[0]  # before the names of devices are asked for, which starts CUDA
-    if str(device) not in (known := there()):
+    if str(device) not in (known := _begun(name)):
         listed = ", ".join(f"{each} ({what})" for each, what in known.items())
         raise DecantError(f"device: {name} is not there; this machine has {listed}")
     if (found := os.environ.get(SUMS)) not in STEADY_SUMS:
@@ -79,6 +113,22 @@ def find(name: str) -> torch.device:
             f"{STEADY_SUMS[0]} before anything runs on the GPU"
         )
     return device
+
+
+def _begun(name: str) -> dict[str, str]:
+    """Return what is there, once CUDA has begun.
+
+    Raises:
+        DecantError: It cannot begin.
+    """
+    try:
+        return there()
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0]
+        raise DecantError(
+            f"device: {name} cannot be begun with ({first}): another process may hold all of it; wait for "
+            "that, or take cpu"
+        ) from None
 
 
 # --- placement
@@ -111,6 +161,26 @@ def _changed(parts: dict[Any, Any], device: torch.device | str) -> dict[Any, Any
     """Return those parts that had to be moved."""
     there = {key: moved(part, device) for key, part in parts.items()}
     return {key: part for key, part in there.items() if part is not parts[key]}
+
+
+def sent(value: T, device: torch.device) -> T:
+    """Return the same as `moved`, without waiting until a GPU has done what it was asked before.
+
+    What is sent goes through memory that the processor may not swap out, which torch keeps for the next time:
+    for batches, not for whole data sets.
+    """
+    if device.type != "cuda":
+        return moved(value, device)
+    return _sent(value, device)
+
+
+def _sent(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        on_its_way = value.device == device or value.device.type != CPU
+        return moved(value, device) if on_its_way else value.pin_memory().to(device, non_blocking=True)
+    if type(value) in (list, tuple):
+        return type(value)(_sent(each, device) for each in value)
+    return moved(value, device)
 
 
 def place_(module: nn.Module, device: torch.device | str) -> nn.Module:
@@ -163,12 +233,29 @@ def device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in module.parameters()), torch.device(CPU))
 
 
-# --- a training on it
+def placed(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return a copy of a network on a device; on the processor the network itself.
+
+    Its record has to be there already, if it is asked for: it is made where the example lies.
+    """
+    return module if device.type == CPU else place_(copy.deepcopy(module), device)
+
+
+# --- what is computed on it
 
 
 @contextmanager
-def training_on(module: nn.Module, device: torch.device, batch_size: int) -> Iterator[None]:
+def training_on(
+    module: nn.Module, device: torch.device, batch_size: int, accumulate: int = 1, precision: str = "float32"
+) -> Iterator[None]:
     """Have a network on a device, in place, that repeats its bits; afterwards it is on the processor.
+
+    Args:
+        module: The network.
+        device: Where.
+        batch_size: Examples that are computed at once.
+        accumulate: How many such batches a step sums the gradients of.
+        precision: Of the recipe; `tf32` is one of the device.
 
     Raises:
         DecantError: The device has not enough memory for such batches, or no kernel that repeats its bits.
@@ -177,37 +264,82 @@ def training_on(module: nn.Module, device: torch.device, batch_size: int) -> Ite
         yield
         return
     try:
-        with _steady(device):
+        with computing_on(device, _smaller(batch_size, accumulate), precision):
             place_(module, device)
             yield
-    except torch.OutOfMemoryError:
-        raise DecantError(_too_little(device, batch_size)) from None
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        raise DecantError(
-            f"On {device} there is no kernel of {str(error).split(maxsplit=1)[0]} that gives the same bits "
-            "each time; train on cpu"
-        ) from None
     finally:
         place_(module, CPU)
 
 
-def _too_little(device: torch.device, batch_size: int) -> Message:
-    free, whole = (size / 2**30 for size in _memory(device))
-    room = f"{device} has not enough memory ({free:.1f} of {whole:.1f} GiB are free)"
+@contextmanager
+def computing_on(device: torch.device, needed: tuple[str, str], precision: str = "float32") -> Iterator[None]:
+    """Have a device repeat its bits, and say in a sentence where it cannot, or lacks the memory.
+
+    Args:
+        device: Where.
+        needed: What the memory is for, and what to try where there is too little of it.
+        precision: `tf32` lets a GPU multiply float32 in it.
+
+    Raises:
+        DecantError: The device has not enough memory, or no kernel that repeats its bits.
+    """
+    if device.type == CPU:
+        yield
+        return
+    try:
+        with _steady(device, precision):
+            yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if (message := _told(error, device, needed)) is None:
+            raise
+        raise DecantError(message) from None
+
+
+def _told(error: RuntimeError, device: torch.device, needed: tuple[str, str]) -> Message | None:
+    """Return what is told of an error of torch; None where it is none of the device's."""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        what, todo = needed
+        return f"{device} has not enough memory ({_room(device)}) for {what}; try {todo}"
+    if "deterministic" not in str(error):
+        return None
+    return (
+        f"On {device} there is no kernel of {str(error).split(maxsplit=1)[0]} that gives the same bits each "
+        "time; take cpu"
+    )
+
+
+def _smaller(batch_size: int, accumulate: int) -> tuple[str, str]:
+    """Return what a training needs memory for, and the recipe of the same steps that needs half of it."""
     if batch_size == 1:
-        return f"{room} for a single example; train on cpu, or on a larger device"
-    return f"{room} for batches of {batch_size}; try training.batch_size: {batch_size // 2}"
+        return "a single example", "cpu, or a larger device"
+    half = f"training.batch_size: {batch_size // 2} and training.accumulate: {2 * accumulate}"
+    same = "the same steps" if batch_size % 2 == 0 else "nearly the same steps"
+    return f"batches of {batch_size}", f"{half}, {same} but for batch norms"
 
 
-def _memory(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.mem_get_info(device) if device.type == "cuda" else (0, 0)
+def _room(device: torch.device) -> Message:
+    """Return how much memory a device has, and who holds it."""
+    free, whole, ours = _memory(device)
+    others = whole - free - ours
+    held = f"{free:.1f} of {whole:.1f} GiB are free"
+    return held if others < OTHERS else f"{held}, {others:.1f} are held by other processes"
+
+
+def _memory(device: torch.device) -> tuple[float, float, float]:
+    """Return how much of a device is free, how much there is, and how much this process holds, in GiB."""
+    if device.type != "cuda":
+        return 0.0, 0.0, 0.0
+    try:
+        sizes = (*torch.cuda.mem_get_info(device), torch.cuda.memory_reserved(device))
+    except RuntimeError:  # so full that this process cannot even begin to use it
+        sizes = (0, torch.cuda.get_device_properties(device).total_memory, 0)
+    free, whole, ours = (size / 2**30 for size in sizes)
+    return free, whole, ours
 
 
 @contextmanager
-def _steady(device: torch.device) -> Iterator[None]:
-    """Let a GPU repeat its bits, and multiply float32 as float32; afterwards it is as it was."""
+def _steady(device: torch.device, precision: str = "float32") -> Iterator[None]:
+    """Let a GPU repeat its bits, and multiply float32 as float32 or TF32; afterwards it is as it was."""
     if device.type != "cuda":
         yield
         return
@@ -219,7 +351,7 @@ def _steady(device: torch.device) -> Iterator[None]:
     pool = torch.nn.functional.adaptive_avg_pool2d
     try:
         for each in precise:
-            each.fp32_precision = "ieee"
+            each.fp32_precision = TF32 if precision == TF32 else "ieee"
         torch.set_deterministic_debug_mode("error")
         torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -257,8 +389,9 @@ def _shares(size: int, count: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which products are of bfloat16, where that is the precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    """Return the context in which products are of bfloat16 or float16, where that is the precision."""
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision in ("bfloat16", "float16"))
 
 
 @contextmanager
@@ -281,11 +414,23 @@ def drawn_by(device: torch.device, seed: int) -> Iterator[None]:
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Return how long something takes, once all that was asked of the device before is done."""
-    synchronize(device)
+    if device.type == "cuda":
+        return _seconds_there(work, device)
     begin = time.perf_counter()
     work()
-    synchronize(device)
     return time.perf_counter() - begin
+
+
+def _seconds_there(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds between two events of a GPU, before and after all that it is asked meanwhile."""
+    with torch.cuda.device(device):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
+        synchronize(device)
+        begin.record()
+        work()
+        end.record()
+        synchronize(device)
+    return float(begin.elapsed_time(end)) / 1000
 
 
 def synchronize(device: torch.device) -> None:

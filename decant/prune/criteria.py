@@ -11,6 +11,7 @@ from pydantic import Field
 from decant.errors import DecantError
 from decant.examples import Batch, Examples
 from decant.lazy import torch
+from decant.networks.devices import CPU, device_of, fed, moved
 from decant.networks.execution import answers, predict
 from decant.networks.structure import compressible, normalized_by, observable, tables, unobservable
 from decant.schema import Count, Positive, Section, TrainImages
@@ -33,16 +34,21 @@ class Scoring(Section):
         fresh: It scores the network as it was before training, and masks hold from there on.
         accumulates: It scores by what happens during a training, so only a schedule that trains has scores.
         repairs: Surviving weights are changed to make up for those removed.
+        runs: The network runs on examples; it may do so on a device.
         structures: The only structures that it can score; empty where all.
     """
 
     fresh: ClassVar[bool] = False
     accumulates: ClassVar[bool] = False
     repairs: ClassVar[bool] = False
+    runs: ClassVar[bool] = False
     structures: ClassVar[tuple[str, ...]] = ()
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
-        """Return the score of each weight, finite and without gradient; the module is untouched."""
+        """Return the score of each weight, finite and without gradient; the module is untouched.
+
+        They are computed where the module lies.
+        """
         raise NotImplementedError
 
     def scores_within(
@@ -71,6 +77,8 @@ class Scoring(Section):
 
 class OfInputs(Scoring):
     """What criteria have that look at the inputs of layers."""
+
+    runs: ClassVar[bool] = True
 
     def unscored(self, module: nn.Module) -> dict[str, str]:
         """Return the weights whose inputs cannot be seen, and why."""
@@ -142,6 +150,7 @@ class Taylor(Scoring):
         https://arxiv.org/abs/1611.06440
     """
 
+    runs: ClassVar[bool] = True
     kind: Literal["taylor"] = "taylor"
     images: TrainImages = 2000
 
@@ -171,7 +180,7 @@ class Taylor(Scoring):
             )
         gradients = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         with _differentiable(weights):
-            for inputs, labels in _batches(seen, 250):
+            for inputs, labels in _batches(seen, 250, device_of(module)):
                 logits = answers(module, inputs)
                 loss = seen.target.loss(logits, labels, reduction="sum") / len(seen)
                 for name, part in _gradients(self.kind, loss, weights).items():
@@ -208,6 +217,7 @@ class Fisher(Scoring):
         https://arxiv.org/abs/1801.05787
     """
 
+    runs: ClassVar[bool] = True
     kind: Literal["fisher"] = "fisher"
     images: TrainImages = 1000
 
@@ -235,16 +245,17 @@ class Fisher(Scoring):
 
     def _losses(self, module: nn.Module, seen: Examples, seed: int) -> Iterator[Tensor]:
         """Yield the loss of each image, shape []."""
+        place = device_of(module)
         if seen.labels is not None:
-            for inputs, labels in _batches(seen, 1):
+            for inputs, labels in _batches(seen, 1, place):
                 yield seen.target.loss(answers(module, inputs), labels)
             return
-        deviation = max(predict(module, seen.images).std(correction=0).item(), 1e-12)
+        deviation = max(predict(fed(module, place), seen.images).std(correction=0).item(), 1e-12)
         generator = torch.Generator().manual_seed(seed)
         for inputs in seen.images.split(1):
-            outputs = answers(module, inputs)
+            outputs = answers(module, moved(inputs, place))
             signs = torch.randint(0, 2, outputs.shape, generator=generator) * 2 - 1
-            yield (outputs * signs).sum() / deviation
+            yield (outputs * moved(signs, place)).sum() / deviation
 
 
 class Wanda(OfInputs):
@@ -352,6 +363,7 @@ class Obs(OfInputs):
 class OfChannels(Scoring):
     """What criteria have that score channels as a whole, and no weight by itself."""
 
+    runs: ClassVar[bool] = True
     structures: ClassVar[tuple[str, ...]] = ("channels",)
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
@@ -363,9 +375,9 @@ class OfChannels(Scoring):
         raise DecantError(f"criterion {self.model_dump()['kind']} scores channels: take structure channels")
 
     def channel_scores(
-        self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples
+        self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples, device: str = CPU
     ) -> ChannelScores:
-        """Return the score of each channel; the parent is untouched."""
+        """Return the score of each channel, computed on a device; the parent is untouched."""
         raise NotImplementedError
 
 
@@ -388,14 +400,14 @@ class Reconstruction(OfChannels):
     damping: Positive = 0.01
 
     def channel_scores(
-        self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples
+        self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples, device: str = CPU
     ) -> ChannelScores:
         """Return the error of the layers that read each channel, as shares of their outputs' squares."""
         from decant.prune.channels.scores import by_reconstruction
 
         seen = _seen(self.kind, examples, self.images)
         masks = {name: held.mask for name, held in parent.constraints.items() if held.mask is not None}
-        return by_reconstruction(parent.module, groups, seen.images, self.damping, masks)
+        return by_reconstruction(parent.module, groups, seen.images, self.damping, masks, device)
 
 
 class Drift(OfChannels):
@@ -414,14 +426,14 @@ class Drift(OfChannels):
     images: TrainImages = 500
 
     def channel_scores(
-        self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples
+        self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples, device: str = CPU
     ) -> ChannelScores:
         """Return the distance without each channel, of classes in nats."""
         from decant.costs.divergence import distance
         from decant.prune.channels.scores import by_drift
 
         images = _seen(self.kind, examples, self.images).images
-        return by_drift(parent.module, groups, images, distance(parent.classes))
+        return by_drift(parent.module, groups, images, distance(parent.classes), device)
 
 
 Criterion = Annotated[
@@ -475,6 +487,7 @@ def _seen(kind: str, examples: Examples, count: int) -> Examples:
     return examples.at_most(count)
 
 
-def _batches(examples: Examples, size: int) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield inputs and labels [B]."""
-    return zip(examples.images.split(size), examples.known_labels.split(size), strict=True)
+def _batches(examples: Examples, size: int, device: torch.device) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield inputs and labels [B] on a device."""
+    pairs = zip(examples.images.split(size), examples.known_labels.split(size), strict=True)
+    return (moved(pair, device) for pair in pairs)

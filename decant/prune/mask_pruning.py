@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -18,6 +19,8 @@ from decant.compression.surgery import Kept
 from decant.costs import counts
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, Splits
+from decant.networks.devices import A_PASS, CPU, computing_on, find, moved, placed
+from decant.networks.record import record_of
 from decant.networks.structure import axis_of, compressible, tables, unordered
 from decant.prune.allocations import Counts
 from decant.prune.budgets import PruningBudget
@@ -194,8 +197,19 @@ class MaskPruning:
         """Return the scores of the prunable weights, minus infinity where they are zero and stay so."""
         criterion = self.block.criterion
         scored = module or (fresh(self.parent, self.train) if criterion.fresh else self.parent.module)
-        every = criterion.scores_within(scored, masks_of(self.parent), self.train, self.seed, self.names)
+        with self.placed(scored) as (there, masks):
+            every = criterion.scores_within(there, masks, self.train, self.seed, self.names)
+            every = moved(dict(every), CPU)
         return ranked({name: every[name].detach() for name in self.names}, self._alive)
+
+    @contextmanager
+    def placed(self, module: nn.Module) -> Iterator[tuple[nn.Module, Masks]]:
+        """Yield a network that is scored, and the parent's masks, where the recipe has them be."""
+        masks = masks_of(self.parent)
+        there = find(self.block.device if self.block.criterion.runs else CPU)
+        record_of(module)
+        with computing_on(there, A_PASS):
+            yield placed(module, there), moved(masks, there)
 
     @property
     def _moves(self) -> bool:
@@ -288,6 +302,7 @@ class MaskPruning:
             held=self.parent.constraints,
             damping=criterion.damping,
             rounds=criterion.rounds,
+            device=self.block.device,
         )
         return repaired(self.parent, solved)
 

@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 from decant.checkpoints.constraints import FREE, Constraints
 from decant.errors import DecantError
 from decant.examples import Batch
+from decant.networks.devices import CPU, ONE_LAYER, computing_on, device_of, find, moved, place_, placed
 from decant.networks.structure import compressible, observable
 from decant.progress import progress_bar
 from decant.reconstruction.elementwise import per_element
-from decant.reconstruction.hessians import InputHessian, moments
+from decant.reconstruction.hessians import InputHessian, all_moments, moments
 from decant.reconstruction.least_squares import (
     NormalEquations,
     cholesky,
@@ -191,7 +193,9 @@ def thin(
     for target in targets:
         share = mask.double().mean().item()
         factor = cholesky((share * problem.matrix + (1 - share) * alone).float())
-        half = torch.linalg.solve_triangular(factor, torch.eye(mask.shape[1]).expand_as(factor), upper=False)
+        half = torch.linalg.solve_triangular(
+            factor, torch.eye(mask.shape[1], device=mask.device).expand_as(factor), upper=False
+        )
         spread = half.square().sum(1)[problem.group]
         mask = choose(_scores(problem, weight, spread, mask), target) & mask
         weight = descend(problem, mask, weight, steps)
@@ -236,7 +240,7 @@ def channel_order(
     # By whose inverse it is, one for all or one for each, and then by row.
     alone = torch.where(problem.dead, 0.0, weight.double()).reshape(len(inverse), -1, channels, size)
     values = alone.permute(0, 2, 3, 1).contiguous()
-    alive = torch.ones(channels, dtype=torch.bool)
+    alive = torch.ones(channels, dtype=torch.bool, device=weight.device)
     order, errors, total = [], [], 0.0
     for _ in range(channels):
         left = alive.nonzero()[:, 0]
@@ -263,7 +267,7 @@ def _inverses(problem: NormalEquations, mask: Tensor | None) -> Tensor:
         share = mask.double().mean()
         alone = torch.diag(matrix.diagonal())
         return torch.cholesky_inverse(cholesky(share * matrix + (1 - share) * alone))[None]
-    index = torch.arange(width).expand_as(mask)
+    index = torch.arange(width, device=mask.device).expand_as(mask)
     return torch.cholesky_inverse(cholesky(submatrices(matrix[None], problem.group, index, mask)))
 
 
@@ -286,6 +290,7 @@ def reconstruct(
     held: Mapping[str, Constraints] | None = None,
     damping: float = 0.01,
     rounds: int = 16,
+    device: str = CPU,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return masks and weights of a network whose layers lose so many weights, each repairing earlier ones.
 
@@ -302,35 +307,43 @@ def reconstruct(
         held: What each weight has to satisfy: masks only shrink, ranges and levels are kept.
         damping: Share of a Hessian's mean diagonal, at least 0.
         rounds: See `prune`.
+        device: Where the networks run and layers are solved: it holds the weights of both, and the moments of
+            one layer.
 
     Returns:
-        By weight, mask and weight in the weight's shape.
+        By weight, on the processor, mask and weight in the weight's shape.
 
     Raises:
         ValueError: There are no images.
         DecantError: A Hessian is singular and damping too small; the network does not run one of the layers;
-            or one receives NaN or infinity. Names the layer.
+            or one receives NaN or infinity. Names the layer. Or the device is not there, or too small.
     """
-    earlier, work = held or {}, copy.deepcopy(module)
+    earlier, there, order = moved(dict(held or {}), find(device)), find(device), running_order(module, zeros)
     solved: dict[str, tuple[Tensor, Tensor]] = {}
-    with torch.no_grad():
-        for name in progress_bar(running_order(module, zeros), "solving", "layers"):
-            old = module.get_parameter(name).detach()
-            found = moments(work, [name], images, module)[name]
+    with torch.no_grad(), computing_on(there, ONE_LAYER):
+        reference, work = placed(module, there), place_(copy.deepcopy(module), there)
+        for name in progress_bar(order, "solving", "layers"):
+            old = reference.get_parameter(name).detach()
+            found = moments(work, [name], images, reference)[name]
             with naming(name):
                 mask, weight = prune(
                     old.flatten(1),
                     found.hessian,
                     zeros[name],
-                    choose[name],
+                    partial(_chosen, choose[name]),
                     found.cross,
-                    held=per_element(earlier.get(name, FREE), old.shape),
+                    held=per_element(earlier.get(name, FREE), old.shape, there),
                     damping=damping,
                     rounds=rounds,
                 )
-            solved[name] = (mask.reshape(old.shape), weight.reshape(old.shape))
-            work.get_parameter(name).copy_(solved[name][1])
+            work.get_parameter(name).copy_(weight.reshape(old.shape))
+            solved[name] = moved((mask.reshape(old.shape), weight.reshape(old.shape)), CPU)
     return solved
+
+
+def _chosen(choose: Choose, scores: Tensor, zeros: int) -> Tensor:
+    """Return a choice among scores where they lie; structures choose on the processor."""
+    return moved(choose(moved(scores, CPU), zeros), scores.device)
 
 
 @contextmanager
@@ -365,12 +378,13 @@ def saliencies(
     """
     seen = observable(module)
     weights = {name: seen[name].detach() for name in (seen if names is None else names)}
-    found: dict[str, InputHessian] = moments(module, list(weights), images)
+    found: dict[str, InputHessian] = all_moments(module, list(weights), images)
     scores = {}
     for name, weight in weights.items():
         mask = masks[name].flatten(1) if masks and name in masks else None
         with naming(name):
-            score = saliency(weight.flatten(1), found[name].hessian, mask, damping=damping)
+            hessian = moved(found[name].hessian, device_of(module))
+            score = saliency(weight.flatten(1), hessian, mask, damping=damping)
         scores[name] = score.clamp(min=0.0).reshape(weight.shape)
     return scores
 
@@ -425,7 +439,7 @@ def _factored(problem: NormalEquations, mask: Tensor, rows: Tensor) -> tuple[Ten
     index, valid = padded(mask)
     matrix = submatrices(problem.matrix.float(), problem.group[rows], index, valid)
     right = torch.where(valid, problem.target[rows].gather(1, index).float(), 0.0)
-    identity = torch.eye(index.shape[1]).expand_as(matrix)
+    identity = torch.eye(index.shape[1], device=index.device).expand_as(matrix)
     half = torch.linalg.solve_triangular(cholesky(matrix), identity, upper=False)
     found = (half.mT @ (half @ right[:, :, None]))[:, :, 0]
     diagonal = half.square().sum(1)

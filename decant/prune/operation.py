@@ -49,7 +49,7 @@ def prune(
     pruning = kind(block, parent, teacher, splits, run.seed)
     result = run_schedule(pruning, run)
     if block.statistics:
-        model, images = with_statistics(result.model, splits.train)
+        model, images = with_statistics(result.model, splits.train, block.device)
         result = replace(result, model=model, facts={**result.facts, **images})
     return finished(
         parent,

@@ -6,12 +6,22 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from decant.networks.devices import Device, idle
+from decant.networks.devices import Device, idle, untrue
 from decant.prune.allocations import Allocation, Global
 from decant.prune.budgets import PruningBudget
 from decant.prune.channels.structure import Channels
 from decant.prune.criteria import Criterion
-from decant.prune.schedules import During, Gradual, Iterative, OneShot, Rewind, Rigl, Schedule, Surgery
+from decant.prune.schedules import (
+    During,
+    Gradual,
+    Iterative,
+    OneShot,
+    Rewind,
+    Rigl,
+    Schedule,
+    Surgery,
+    Trained,
+)
 from decant.prune.structures import NOfM, Structure, Weights
 from decant.schema import Block
 
@@ -29,7 +39,7 @@ class PruneParams(Block):
         embeddings: Whether tables are pruned too, by the size of their numbers; `blocks` of one row and as
             many columns as a table has remove whole rows.
         statistics: Estimate the statistics of batch norms anew on training images, once all is pruned.
-        device: Where a schedule trains; scores are computed on the processor.
+        device: Where criteria run the network, layers are solved, and a schedule trains.
     """
 
     op: Literal["prune"]
@@ -75,8 +85,11 @@ class PruneParams(Block):
     def _schedule(self) -> str:
         schedule, structure = self.schedule, self.structure
         inside = isinstance(schedule, During)
-        if isinstance(schedule, OneShot) and (wrong := idle(self.device)):
+        busy = self.criterion.runs or self.statistics or not isinstance(schedule, OneShot)
+        if not busy and (wrong := idle(self.device)):
             return wrong
+        if isinstance(schedule, Trained) and (wrong := untrue(self.device, schedule.training.precision)):
+            return f"schedule.{wrong}"
         if self.statistics and not isinstance(schedule, OneShot):
             return f"schedule {schedule.kind} trains, which estimates statistics: leave out statistics"
         if inside and isinstance(structure, Channels):

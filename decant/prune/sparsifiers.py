@@ -103,7 +103,7 @@ class RiglSparsifier:
     def before_(self, module: nn.Module, step: int, steps: int) -> None:
         """Swap where it is time, and say whether the next step's gradients are wanted."""
         self.masks = moved(self.masks, device_of(module))
-        if step and self._schedule.due(step, steps):
+        if self._gradients and self._schedule.due(step, steps):  # none where float16 skipped the step
             share = self._schedule.share * (1 + math.cos(math.pi * step / (self._schedule.end * steps))) / 2
             for name, mask in self.masks.items():
                 self.masks[name] = self._swapped_(module.get_parameter(name), name, mask, share)

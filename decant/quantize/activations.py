@@ -13,6 +13,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.errors import DecantError
 from decant.examples import Batch, Examples
 from decant.networks.calls import Kind
+from decant.networks.devices import CPU
 from decant.networks.layers import Summand
 from decant.networks.record import record_of
 from decant.quantize.params import Activations
@@ -31,6 +32,7 @@ def grids_for(
     images: int,
     train: Examples,
     convolutions: Collection[str] = (),
+    device: str = CPU,
 ) -> tuple[dict[str, Grid], dict[str, Choice]]:
     """Return the grid of each layer's inputs by the layer's name, and what was chosen by the weight's.
 
@@ -45,6 +47,7 @@ def grids_for(
         images: How many of the training images are sent through.
         train: The training images.
         convolutions: Those whose weights are integers, of which `points` are looked for.
+        device: Where the network runs.
 
     Raises:
         DecantError: There are no images, inputs are NaN, or a fixed range misses all inputs of a layer; or
@@ -62,7 +65,7 @@ def grids_for(
     read = points(parent.module, [*widths, *parent.grids], convolutions) if convolutions else {}
     widths |= dict.fromkeys(read, SUMS)
     try:
-        samples = of_inputs(parent.module, list(widths), train.first(images).images)
+        samples = of_inputs(parent.module, list(widths), train.first(images).images, device=device)
         samples |= {name: samples[name].cut(*ends) for name, ends in read.items()}
         choices: dict[str, Choice] = {}
         if isinstance(activations.range, Best):

@@ -12,6 +12,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.errors import DecantError
 from decant.examples import Batch, arguments
 from decant.networks.calls import Kind
+from decant.networks.devices import A_PASS, CPU, computing_on, device_of, find, moved, place_, placed
 from decant.networks.layer_inputs import channel_axis, layer_of, received
 from decant.networks.record import record_of
 from decant.networks.structure import compressible, followers
@@ -19,7 +20,7 @@ from decant.progress import progress_bar
 from decant.reconstruction.hessians import BATCH
 
 
-def corrected(child: Checkpoint, reference: nn.Module, images: Batch) -> Checkpoint:
+def corrected(child: Checkpoint, reference: nn.Module, images: Batch, device: str = CPU) -> Checkpoint:
     """Return the child with biases for which each layer's mean outputs are the reference's.
 
     Layer by layer, in the order in which they run: bias += mean of the reference's output less that of this
@@ -36,10 +37,11 @@ def corrected(child: Checkpoint, reference: nn.Module, images: Batch) -> Checkpo
         reference: The float network with the same layers, its batch norms folded as the child's are, in eval
             mode.
         images: Pixels [N, C, H, W], uint8, without labels.
+        device: Where both networks run.
 
     Raises:
         DecantError: There are no images; no layer has a bias; or batch norms that can be folded are not in
-            one of the networks. Names the layers.
+            one of the networks. Names the layers. Or the device is not there, or too small.
 
     References:
         Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, section
@@ -49,12 +51,14 @@ def corrected(child: Checkpoint, reference: nn.Module, images: Batch) -> Checkpo
     names = [name for name in compressible(child.module) if name not in left]
     _check(child.module, reference, names, images)
     after = child.narrowed({})
-    # The order in which they run is that of the result.
-    wanted = mean_outputs(reference, names, images)
-    with torch.no_grad():
+    with torch.no_grad(), computing_on(there := find(device), A_PASS):
+        # The order in which they run is that of the result.
+        wanted = mean_outputs(placed(reference, there), names, images)
+        place_(after.module, there)
         for name, mean in progress_bar(wanted.items(), "correcting biases", "layers"):
             bias = layer_of(after.module, name).bias
             bias.add_(mean - mean_outputs(after.module, [name], images)[name])
+        place_(after.module, CPU)
     return after
 
 
@@ -79,7 +83,7 @@ def mean_outputs(module: nn.Module, names: Sequence[str], images: Batch) -> dict
     sums: dict[str, Tensor] = {}
     count: dict[str, int] = dict.fromkeys(names, 0)
     for batch in images.split(BATCH):
-        for name, calls in received(module, names, arguments(batch)).items():
+        for name, calls in received(module, names, moved(arguments(batch), device_of(module))).items():
             for inputs in calls:
                 rows = _outputs(layer_of(module, name), inputs)
                 count[name] += len(rows)

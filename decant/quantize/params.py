@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from decant.calibration.ranges import MinMax, Mse, Ranges
-from decant.networks.devices import Device, idle
+from decant.networks.devices import Device, idle, untrue
 from decant.quantize.mixed_precision.params import Mixed
 from decant.quantize.qat.trainers import Train, check_pairing
 from decant.quantize.rounding.methods import Nearest, Rounding
@@ -81,7 +81,8 @@ class QuantizeParams(Block):
         first_and_last: Another scheme for the first and the last layer; `same` for the scheme itself. Where
             it is left out, binary models keep these two in 8 bits and all others take the scheme.
         skip: Layers whose weights and inputs are not rounded; a training trains them with the rest.
-        device: Where `train` trains; all else is computed on the processor.
+        device: Where networks run for ranges of inputs, statistics and biases, layers are rounded by their
+            outputs, and `train` trains. The ranges of weights are found on the processor.
     """
 
     op: Literal["quantize"]
@@ -139,7 +140,11 @@ class QuantizeParams(Block):
 
     def _training(self) -> str:
         if self.train is None:
-            return idle(self.device)
+            calibrated = self.activations is not None and not self.activations.dynamic
+            busy = calibrated or self.rounding.needs_moments or self.correct_bias or self.statistics
+            return "" if busy else idle(self.device)
+        if wrong := untrue(self.device, self.train.training.precision):
+            return f"train.{wrong}"
         useless = [
             name
             for name, given in (

@@ -97,7 +97,7 @@ class Recipe:
         self._images = train.first(block.images).images
         self._facts: dict[str, Any] = {}
         if block.statistics:
-            self.parent, self._facts = with_statistics(parent, train)
+            self.parent, self._facts = with_statistics(parent, train, block.device)
         self.before = self._prepared()
         every = list(quantizable(self.before.module))
         names, self._untouched = select(self.before.module, block.skip, every)
@@ -115,10 +115,10 @@ class Recipe:
             self._tell("rounded to nearest", unobservable(self.start.module))
         model = self._round({name: self._held(name, scheme) for name, scheme in schemes.items()})
         if self.block.correct_bias:
-            model = corrected(model, self.before.module, self._images)
+            model = corrected(model, self.before.module, self._images, self.block.device)
             self._tell("uncorrected", uncorrected(model.module))
         if self.block.statistics:
-            model, _ = with_statistics(model, self._train)
+            model, _ = with_statistics(model, self._train, self.block.device)
             return self._with_norms(model, self._untouched)
         return self._quantized(self.before, model, self._untouched)
 
@@ -228,7 +228,13 @@ class Recipe:
                 f"({listed(alone) or 'tables have none'}); leave activations out"
             )
         grids, chosen = grids_for(
-            self.before, widths, activations, self.block.images, self._train, self._convolutions(layers)
+            self.before,
+            widths,
+            activations,
+            self.block.images,
+            self._train,
+            self._convolutions(layers),
+            self.block.device,
         )
         return {**grids, **recurrent}, chosen
 
@@ -293,7 +299,8 @@ class Recipe:
                 weight, axis = weights[name]
                 shifted = self.schemes[name].shifted(weight, each.mask, axis)
                 start.module.get_parameter(name).copy_(shifted)
-        return round_layers(start, held, self.block.rounding, self._images, self.before.module)
+        block, reference = self.block, self.before.module
+        return round_layers(start, held, block.rounding, self._images, reference, block.device)
 
     def _quantized(
         self,

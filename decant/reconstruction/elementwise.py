@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def per_element(held: Constraints, shape: torch.Size) -> Constraints:
+def per_element(
+    held: Constraints, shape: torch.Size, device: torch.device | str | None = None
+) -> Constraints:
     """Return the same constraints on `weight.flatten(1)` [O, d], every number written out for each element.
 
     What was one scale for a tensor, a channel or a group becomes one for each element, so that columns can
@@ -22,11 +24,12 @@ def per_element(held: Constraints, shape: torch.Size) -> Constraints:
     Args:
         held: The constraints on a weight of this shape.
         shape: The weight's, output channels first.
+        device: Where the tensors of the constraints lie, and the result does.
     """
     bounds = held.range
 
     def ends(bound: float | Tensor) -> Tensor:
-        return torch.as_tensor(bound, dtype=torch.float32).expand(shape).flatten(1)
+        return torch.as_tensor(bound, dtype=torch.float32, device=device).expand(shape).flatten(1)
 
     return Constraints(
         None if bounds is None else Range(ends(bounds.low), ends(bounds.high)),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from decant.errors import DecantError
 from decant.examples import Batch, arguments
+from decant.networks.devices import CPU, device_of, moved
 from decant.networks.layer_inputs import layer_of, patches, received
 from decant.networks.structure import observable
 
@@ -59,13 +60,16 @@ def moments(
         images: Pixels [N, C, H, W], uint8.
         reference: A network of the same layers, in eval mode, whose inputs `cross` is taken with.
 
+    Returns:
+        By weight, on the device where the networks lie.
+
     Raises:
         ValueError: There are no images.
         DecantError: The network does not run one of the layers; or one receives NaN or infinity.
     """
     sums: dict[str, list[Tensor]] = {}
     counts = dict.fromkeys(names, 0)
-    for inputs in _batches(images):
+    for inputs in _batches(images, device_of(module)):
         now = received(module, names, inputs)
         then = now if reference is None else received(reference, names, inputs)
         for name in names:
@@ -86,6 +90,16 @@ def moments(
     }
 
 
+def all_moments(module: nn.Module, names: Sequence[str], images: Batch) -> dict[str, InputHessian]:
+    """Return the same of many layers, on the processor: where the network lies elsewhere, one at a time.
+
+    So that no more than one layer's are there at once, at the price of a pass for each.
+    """
+    if device_of(module).type == CPU:
+        return moments(module, names, images)
+    return {name: moved(moments(module, [name], images)[name], CPU) for name in names}
+
+
 def norms(module: nn.Module, images: Batch, names: Sequence[str] | None = None) -> dict[str, Tensor]:
     """Return the size of each input of each layer, ‖x_j‖₂ over images, positions and calls, by the weight.
 
@@ -103,7 +117,7 @@ def norms(module: nn.Module, images: Batch, names: Sequence[str] | None = None) 
     """
     names = list(observable(module)) if names is None else names
     squares: dict[str, Tensor] = {}
-    for inputs in _batches(images):
+    for inputs in _batches(images, device_of(module)):
         for name, calls in received(module, names, inputs).items():
             layer = layer_of(module, name)
             for part in (part for call in calls for part in _pieces(layer, call)):
@@ -115,10 +129,10 @@ def norms(module: nn.Module, images: Batch, names: Sequence[str] | None = None) 
     }
 
 
-def _batches(images: Batch) -> Iterable[tuple[Tensor, ...]]:
+def _batches(images: Batch, device: torch.device) -> Iterable[tuple[Tensor, ...]]:
     if not len(images):
         raise ValueError("There are no images to take moments of")
-    return (arguments(batch) for batch in images.split(BATCH))
+    return (moved(arguments(batch), device) for batch in images.split(BATCH))
 
 
 def _pieces(layer: Any, inputs: Tensor) -> tuple[Tensor, ...]:

@@ -43,7 +43,9 @@ class NormalEquations:
     @cached_property
     def group(self) -> Tensor:
         """The group [rows] of each row."""
-        return torch.arange(len(self.target)) // (len(self.target) // len(self.matrix))
+        return torch.arange(len(self.target), device=self.target.device) // (
+            len(self.target) // len(self.matrix)
+        )
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -136,7 +138,7 @@ def _shared(problem: NormalEquations, mask: Tensor, masks: Tensor, owner: Tensor
     result = torch.zeros_like(problem.target)
     for number in range(len(masks)):
         kept = masks[number].nonzero()[:, 0]
-        for group in problem.group[owner == number].unique().tolist():
+        for group in map(int, problem.group[owner == number].unique()):
             rows = ((owner == number) & (problem.group == group)).nonzero()[:, 0]
             factor = cholesky(problem.matrix[group][kept[:, None], kept])
             right = problem.target[rows[:, None], kept]
@@ -189,12 +191,12 @@ def padded(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the columns [rows, k] where each row of a mask is True, and which of them are no padding."""
     counts = mask.sum(1)
     index = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(counts.max())]
-    return index, torch.arange(index.shape[1]) < counts[:, None]
+    return index, torch.arange(index.shape[1], device=index.device) < counts[:, None]
 
 
 def unpadded(values: Tensor, index: Tensor, valid: Tensor, width: int) -> Tensor:
     """Return values [rows, k] back at their columns, zero elsewhere [rows, width]."""
-    result = torch.zeros(len(values), width, dtype=values.dtype)
+    result = torch.zeros(len(values), width, dtype=values.dtype, device=values.device)
     return result.scatter_(1, index, torch.where(valid, values, 0.0))
 
 

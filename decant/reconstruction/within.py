@@ -83,7 +83,8 @@ def optimum(problem: NormalEquations, held: Constraints) -> Tensor:
     if held.range is None:
         return rows
     low, high = (
-        torch.where(mask, torch.as_tensor(end).double(), 0.0) for end in (held.range.low, held.range.high)
+        torch.where(mask, torch.as_tensor(end, device=mask.device).double(), 0.0)
+        for end in (held.range.low, held.range.high)
     )
     inside, bounds = mask, replace(held, levels=None)
     for _ in range(ACTIVE_SETS):
@@ -109,7 +110,7 @@ def descended(problem: NormalEquations, held: Constraints, rows: Tensor, sweeps:
     wide, least = rows.double(), SETTLED * rows.abs().amax(1).double()
     slope = problem.times(wide, matrix) - problem.target
     for _ in range(sweeps):
-        moved = torch.zeros(len(rows), dtype=torch.double)
+        moved = torch.zeros(len(rows), dtype=torch.double, device=rows.device)
         for at in range(rows.shape[1]):
             here = wide[:, at].clone()
             vertex = here - slope[:, at] / matrix[group, at, at]
@@ -150,7 +151,7 @@ def swept(problem: NormalEquations, rows: Tensor, held: Constraints, order: Tens
     held_there = select_elements(held, lambda numbers: numbers.gather(1, each))
     rows = rows.gather(1, each).unflatten(0, (groups, -1))
     factor = _factor(problem, order)
-    result = torch.empty(len(each), width)
+    result = torch.empty(len(each), width, device=rows.device)
     for first in range(0, width, BLOCK):
         last = min(first + BLOCK, width)
         errors = torch.zeros_like(rows[:, :, first:last])
@@ -166,7 +167,7 @@ def swept(problem: NormalEquations, rows: Tensor, held: Constraints, order: Tens
 
 def _factor(problem: NormalEquations, order: Tensor) -> Tensor:
     """Return U [G, d, d], upper, with the inverse Hessian in the columns' order Uᵀ U."""
-    group = torch.arange(len(order))[:, None, None]
+    group = torch.arange(len(order), device=order.device)[:, None, None]
     return cholesky(problem.inverse[group, order[:, :, None], order[:, None, :]]).mT
 
 

@@ -8,9 +8,11 @@ was measured: weights, buffers and masks of one epoch.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -21,11 +23,22 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from decant.checkpoints.checkpoint import state
-from decant.checkpoints.constraints import FREE, Constraints, project_
-from decant.checkpoints.gradients import straight_through
+from decant.checkpoints.constraints import Constraints, project_
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, Rows, arguments, tensors_in
-from decant.networks.devices import CPU, autocast, fed, find, moved, resident, training_on
+from decant.networks.devices import (
+    CPU,
+    autocast,
+    computing_on,
+    fed,
+    find,
+    moved,
+    placed,
+    resident,
+    sent,
+    training_on,
+    untrue,
+)
 from decant.networks.draws import drawing
 from decant.networks.execution import as_rows, predict
 from decant.networks.record import give_example_, has_example
@@ -33,10 +46,14 @@ from decant.networks.structure import compressible, filters
 from decant.progress import progress_bar
 from decant.seeds import derive_seed
 from decant.targets import Classes
+from decant.training.averages import reader
 from decant.training.goals import Goal, goal_of
+from decant.training.held import Held
 from decant.training.layout import laid_out, lay_out_, layout
 from decant.training.recipe import Loss, Training
 from decant.training.resume import Scratch, check_form, resume_
+from decant.training.scaling import Scaler
+from decant.training.tally import NoNumberError, Tally
 
 EpochMetrics = dict[str, float]
 """One epoch of the curve."""
@@ -44,6 +61,10 @@ EpochMetrics = dict[str, float]
 EQUAL = 1e-4
 """How far the loss of what a training ends with may be from what was measured, as a share of it plus the
 outputs' spread."""
+
+
+UNREAD = 32
+"""Steps whose losses wait on a GPU before they are read; on the processor reading costs nothing."""
 
 
 class Sparsifier(Protocol):
@@ -86,6 +107,7 @@ class _Progress:
         epochs: The first and the last but one.
         columns: Of the curve.
         device: Where all of it lies; what is resumed from is on the processor.
+        scaler: Of a training in float16.
     """
 
     module: nn.Module
@@ -99,17 +121,23 @@ class _Progress:
     epochs: tuple[int, int] = (0, 0)
     columns: tuple[str, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device(CPU))
+    scaler: Scaler = field(default_factory=Scaler)
+
+    @cached_property
+    def _held(self) -> Held:
+        return Held(self.constraints)
 
     @property
-    def held(self) -> Mapping[str, Constraints]:
+    def held(self) -> Held:
         """The constraints on weights now: those they came with, and the masks of this step."""
-        if self.sparsifier is None:
-            return self.constraints
-        masked = {
-            name: self.constraints.get(name, FREE).narrow(mask=mask)
-            for name, mask in self.sparsifier.masks.items()
-        }
-        return {**self.constraints, **masked}
+        if self.sparsifier is not None:
+            self._held.change_(self.sparsifier.masks, self.sparsifier.dense)
+        return self._held
+
+    @cached_property
+    def now(self) -> Callable[[], Mapping[str, Tensor]]:
+        """What gives the free weights and buffers as they are, by name."""
+        return reader(self.module)
 
     @cached_property
     def fractions(self) -> list[str]:
@@ -147,7 +175,7 @@ class _Progress:
             if self.sparsifier is not None:
                 self.sparsifier.masks = self.best["masks"]
         self.module.load_state_dict(tensors, strict=False)
-        project_(self.module, self.held)
+        project_(self.module, self.held.all)
         self.module.eval()
 
     def content(self) -> dict[str, Any]:
@@ -161,7 +189,7 @@ class _Progress:
         }
         if self.sparsifier is not None:
             content |= {"sparsifier": self.sparsifier.content()}
-        return moved(content, CPU)
+        return moved(content | self.scaler.content(), CPU)
 
     def restore_(self, content: dict[str, Any]) -> None:
         """Go on from what `content` returned.
@@ -176,6 +204,7 @@ class _Progress:
         self.curve = content["curve"]
         if self.sparsifier is not None:
             self.sparsifier.restore_(moved(content["sparsifier"], self.device))
+        self.scaler.restore_(content)
 
     def _check(self, content: dict[str, Any]) -> None:
         """Refuse a state of another form, or of other numbers than this training's can be."""
@@ -267,11 +296,14 @@ def fit_(
             there are neither labels nor a teacher.
     """
     there, epochs = find(device), epochs or (0, training.epochs)
+    if wrong := untrue(device, training.precision):
+        raise DecantError(wrong)
     if not has_example(module):
         give_example_(module, arguments(train.images[:1]))
-    goal = _goal(module, train, validation, teacher, seed)
+    goal = _goal(module, train, validation, teacher, seed, there)
+    scaler = Scaler(on=training.precision == "float16")
     lay_out_(module, memory := layout(module))
-    with training_on(module, there, training.batch_size):
+    with training_on(module, there, training.batch_size, training.accumulate, training.precision):
         progress = _Progress(
             module,
             training.optimizer.build(_groups(module, training.weight_decay)),
@@ -282,8 +314,9 @@ def fit_(
             moved(dict(constraints), there),
             sparsifier,
             epochs,
-            goal.columns,
+            (*goal.columns, *scaler.columns),
             there,
+            scaler,
         )
         train, validation = (resident(each, _size(each), there) for each in (train, validation))
         _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
@@ -309,12 +342,14 @@ def _train_(
         _check_choice(sparsifier, steps, end - first)
     if scratch is not None:
         resume_(progress, scratch)
+    progress.held.begin_(progress.module)
     with _bar(title, end - first, training, train, done=len(progress.curve)) as bar:
         rows = progress.competing(steps, end - first)
         while (epoch := first + len(progress.curve)) < end and not _exhausted(rows, training.patience):
             with drawing(derive_seed(seed, f"layers in epoch {epoch}"), place):
                 row = _epoch(progress, training, loss, train, seed, epoch, (first, end), bar)
-            progress.curve.append(row | _validate(progress, training, validation, goal, seed, epoch + 1))
+            row |= _validate(progress, training, validation, goal, seed, epoch + 1)
+            progress.curve.append(row | progress.scaler.row_())
             rows = progress.competing(steps, end - first)
             if training.patience and rows and progress.curve[-1] is _best(rows):
                 progress.keep(training)
@@ -340,8 +375,14 @@ def _check_choice(sparsifier: Sparsifier, steps: int, epochs: int) -> None:
 
 
 def epochs_run(training: Training, curve: Sequence[EpochMetrics]) -> dict[str, int]:
-    """Return what the lineage says of a training that its recipe alone does not: where it stopped early."""
-    return {"epochs_run": len(curve)} if training.patience else {}
+    """Return what the lineage says of a training that its recipe alone does not.
+
+    That is where it stopped early, and how many steps of float16 were skipped.
+    """
+    facts = {"epochs_run": len(curve)} if training.patience else {}
+    if training.precision == "float16":
+        facts["skipped_steps"] = int(sum(row["skipped_steps"] for row in curve))
+    return facts
 
 
 def _epoch(
@@ -355,8 +396,8 @@ def _epoch(
     bar: tqdm[Any],
 ) -> EpochMetrics:
     """Take one pass over the training images; return its mean loss, accuracy, and last learning rate."""
-    losses, hits, seen, rate = 0.0, 0, 0, 0.0
     told = train.labels is not None and isinstance(train.target, Classes)
+    tally, rate = Tally(told, 1 if progress.device.type == CPU else UNREAD), 0.0
     progress.module.train()
     steps = _steps(train, training)
     before, whole = (epoch - epochs[0]) * steps, (epochs[1] - epochs[0]) * steps
@@ -365,20 +406,27 @@ def _epoch(
     ):
         # In the middle of the step, so that neither the first nor the last one has a rate of zero.
         rate = _set_rate_(progress.optimizer, training, (epoch + (step + 0.5) / steps) / training.epochs)
-        inputs = tuple(laid_out(each, progress.layout) for each in arguments(images))
         if progress.sparsifier is not None:
             progress.sparsifier.before_(progress.module, before + step, whole)
-        value, logits = _step_(progress, training, loss, inputs, labels)
-        if not math.isfinite(value):
-            raise DecantError(f"The loss became {value} in epoch {epoch + 1}; lower the learning rate")
+        with _finite(epoch, progress.scaler):
+            tally.add(*_step_(progress, training, loss, images, labels), labels)
         _average_(progress, training.average, before + step)
-        losses += value * len(images)
-        hits += int((logits.argmax(1) == labels).sum()) if told and labels is not None else 0
-        seen += len(images)
-        means = {"loss": losses / seen} | ({"accuracy": hits / seen} if told else {})
-        bar.set_postfix({key: f"{value:.3f}" for key, value in means.items()}, refresh=False)
+        if tally.seen and not tally.waiting:
+            bar.set_postfix({key: f"{value:.3f}" for key, value in tally.means().items()}, refresh=False)
         bar.update(len(images))
-    return {"epoch": epoch + 1, **means, "learning_rate": rate}
+    with _finite(epoch, progress.scaler):
+        tally.read()
+    return {"epoch": epoch + 1, **tally.means(), "learning_rate": rate}
+
+
+@contextmanager
+def _finite(epoch: int, scaler: Scaler) -> Iterator[None]:
+    """End a training whose loss is no number."""
+    try:
+        yield
+    except NoNumberError as error:
+        todo = scaler.remedy("lower the learning rate")
+        raise DecantError(f"The loss became {error} in epoch {epoch + 1}; {todo}") from None
 
 
 def batches(
@@ -387,50 +435,86 @@ def batches(
     """Yield augmented batches, on a device, in a random order; the last is left out where it is not full."""
     generator = torch.Generator().manual_seed(seed)
     order = moved(torch.randperm(len(train), generator=generator), tensors_in(train.images)[0].device)
-    size = min(training.batch_size, len(train))
+    size = _taken(train, training)
     for chosen in order[: _steps(train, training) * size].split(size):
         labels = None if train.labels is None else train.labels[chosen]
-        images, labels = moved((train.images[chosen], labels), device)
+        images, labels = sent((train.images[chosen], labels), device)
         if not isinstance(images, Rows):
             images = training.augmentation.apply(images, generator)
         yield images, labels
 
 
 def _steps(train: Examples, training: Training) -> int:
-    """Return the number of full batches in an epoch; at least one, of all there is."""
-    return max(1, len(train) // training.batch_size)
+    """Return the number of full steps in an epoch; at least one, of all there is."""
+    return len(train) // _taken(train, training)
+
+
+def _taken(train: Examples, training: Training) -> int:
+    """Return the number of images of a step."""
+    return min(training.batch_size * training.accumulate, len(train))
 
 
 def _step_(
     progress: _Progress,
     training: Training,
     loss: Loss,
-    inputs: tuple[Tensor, ...],
+    images: Batch,
     labels: Tensor | None,
-) -> tuple[float, Tensor]:
-    """Take one step of the optimizer; return the loss and the logits."""
-    module, sparsifier = progress.module, progress.sparsifier
-    dense = sparsifier is not None and sparsifier.dense
-    satisfying = {
-        name: straight_through(module.get_parameter(name), constraint, dense)
-        for name, constraint in progress.held.items()
-    }
+) -> tuple[Tensor, Tensor]:
+    """Take one step of the optimizer; return the loss [] and the logits, which nobody has waited for."""
+    module = progress.module
+    progress.optimizer.zero_grad()
+    parts = list(_parts(images, labels, training.batch_size))
+    passes = [
+        _gradients_(progress, training, loss, *part, len(part[0]) / len(images), part is parts[-1])
+        for part in parts
+    ]
+    if progress.scaler.usable_(module):
+        progress.held.mask_gradients_(module)
+        if progress.sparsifier is not None:
+            progress.sparsifier.after_(module)
+        if training.clip_gradients is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), training.clip_gradients)
+        progress.optimizer.step()
+    if len(passes) == 1:
+        return passes[0]
+    return torch.stack([value for value, _ in passes]).sum(), torch.cat([logits for _, logits in passes])
+
+
+def _parts(images: Batch, labels: Tensor | None, size: int) -> Iterator[tuple[Batch, Tensor | None]]:
+    """Yield the images of a step and their labels, so many at a time."""
+    known = itertools.repeat(None) if labels is None else labels.split(size)
+    yield from zip(images.split(size), known, strict=False)
+
+
+def _gradients_(
+    progress: _Progress,
+    training: Training,
+    loss: Loss,
+    images: Batch,
+    labels: Tensor | None,
+    share: float,
+    last: bool,
+) -> tuple[Tensor, Tensor]:
+    """Add gradients of a batch, a share of its step; return so much of the step's loss [], and the logits.
+
+    What the recipe adds to the loss comes with the last one.
+    """
+    module = progress.module
+    inputs = tuple(laid_out(each, progress.layout) for each in arguments(images))
     with autocast(progress.device, training.precision):
-        logits = _forward(module, satisfying, inputs)
-    value = loss(inputs, logits.float(), labels)
+        logits = _forward(module, progress.held.satisfying(module), inputs)
+    value = loss(inputs, logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
+    value = value if share == 1 else value * share
     total = value
-    if training.l1:
+    if training.l1 and last:
         total = (
             value + training.l1 * torch.stack([w.abs().sum() for w in compressible(module).values()]).sum()
         )
-    if training.group_lasso:
+    if training.group_lasso and last:
         total = total + training.group_lasso * group_norms(module)
-    progress.optimizer.zero_grad()
-    total.backward()
-    if sparsifier is not None:
-        sparsifier.after_(module)
-    progress.optimizer.step()
-    return value.item(), logits.detach()
+    progress.scaler.scaled(total).backward()
+    return value.detach(), logits.detach()
 
 
 def _forward(module: nn.Module, satisfying: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
@@ -473,7 +557,7 @@ def _validate(
     progress: _Progress, training: Training, validation: Examples, goal: Goal, seed: int, epoch: int
 ) -> EpochMetrics:
     """Return what the network, as it would end after this epoch, has on the validation examples."""
-    final, held = progress.final(training), progress.held
+    final, held = progress.final(training), progress.held.all
     for name, tensor in final.items():
         wrong = ~torch.isfinite(tensor) if name in progress.fractions else torch.isnan(tensor)
         if bool(wrong.any()):
@@ -500,13 +584,24 @@ def _answers(
 
 
 def _goal(
-    module: nn.Module, train: Examples, validation: Examples, teacher: nn.Module | None, seed: int
+    module: nn.Module,
+    train: Examples,
+    validation: Examples,
+    teacher: nn.Module | None,
+    seed: int,
+    device: torch.device,
 ) -> Goal:
     """Return what the curve is measured by, once the network's outputs are of the form for it."""
-    expected = None if teacher is None else partial(_answers, teacher, validation.images, seed)
+    expected = None if teacher is None else partial(_answers_there, teacher, validation.images, seed, device)
     goal = goal_of(train, validation, expected)
     goal.check(module, lambda: _answers(module.eval(), validation.images[:1], seed))
     return goal
+
+
+def _answers_there(teacher: nn.Module, images: Batch, seed: int, device: torch.device) -> Tensor:
+    """Return a teacher's outputs for validation images, computed on a device, on the processor."""
+    with computing_on(device, ("the teacher, whose outputs are learned", CPU)):
+        return moved(_answers(placed(teacher, device), images, seed, device), CPU)
 
 
 def _check_measured(goal: Goal, outputs: Tensor, row: EpochMetrics) -> None:
@@ -529,7 +624,7 @@ def _average_(progress: _Progress, decay: float, step: int) -> None:
     if decay == 0:
         return
     share = 1 - min(decay, (step + 1) / (step + 10))
-    now = state(progress.module)
+    now = progress.now()
     fractions = progress.fractions
     with torch.no_grad():
         torch._foreach_lerp_([progress.averaged[n] for n in fractions], [now[n] for n in fractions], share)
@@ -571,7 +666,7 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _bar(title: str, epochs: int, training: Training, train: Examples, done: int) -> tqdm[Any]:
     """Return the bar over all epochs' images, which is there at once and stays."""
-    whole = _steps(train, training) * min(training.batch_size, len(train))
+    whole = _steps(train, training) * _taken(train, training)
     total, initial = epochs * whole, done * whole
     return progress_bar(
         None, title, "images", total=total, initial=initial, unit_scale=True, delay=0, leave=True

@@ -10,7 +10,7 @@ from pydantic import Field
 from decant.costs.divergence import softened_kl, squared_error
 from decant.errors import DecantError
 from decant.lazy import torch
-from decant.networks.devices import CPU, find, place_
+from decant.networks.devices import CPU, computing_on, find, place_
 from decant.networks.execution import as_rows
 from decant.schema import Fraction, Positive, Section
 from decant.targets import CLASSES, Target
@@ -181,8 +181,12 @@ def against_teacher(
     """Return the loss over (inputs, logits, labels) for which the teacher answers each batch as augmented.
 
     It answers in eval mode and stays as it was given.
+
+    Raises:
+        DecantError: The device is not there, or has no room for it.
     """
-    teacher = place_(copy.deepcopy(teacher).eval(), find(device))
+    with computing_on(there := find(device), ("the teacher that answers each batch", "cpu")):
+        teacher = place_(copy.deepcopy(teacher).eval(), there)
 
     def batch_loss(inputs: tuple[Tensor, ...], logits: Tensor, labels: Tensor | None) -> Tensor:
         with torch.no_grad():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field
 
 from decant.lazy import torch
-from decant.networks.devices import moved
+from decant.networks.devices import sent
 from decant.schema import Count, Fraction, Index, NotNegative, Positive, Section, TrainImages
 from decant.targets import CLASSES, Target
 
@@ -29,7 +29,8 @@ class Sgd(Section):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer over parameter groups."""
-        return torch.optim.SGD(groups, self.learning_rate, momentum=self.momentum, nesterov=True)
+        more: Any = {"momentum": self.momentum, "nesterov": True, "fused": _fused(groups)}
+        return torch.optim.SGD(groups, self.learning_rate, **more)
 
 
 class Adamw(Section):
@@ -44,7 +45,7 @@ class Adamw(Section):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer over parameter groups."""
-        return torch.optim.AdamW(groups, self.learning_rate)
+        return torch.optim.AdamW(groups, self.learning_rate, fused=_fused(groups))
 
 
 class OneCycle(Section):
@@ -92,13 +93,15 @@ class Augmentation(Section):
         (count, _, height, width), device = images.shape, images.device
         drawn = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
         moves = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator) + self.shift
-        flips, shifts = moved((drawn, moves), device)
+        flips, shifts = sent((drawn, moves), device)
         columns = torch.arange(width, device=device).expand(count, -1)
         columns = torch.where(flips[:, None], columns.flip(1), columns) + shifts[0]
         rows = torch.arange(height, device=device) + shifts[1]
         padded = torch.nn.functional.pad(images, [self.shift] * 4)
-        picked = torch.arange(count, device=device)[:, None, None]
-        return padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        # Rows as they lie, then their columns: one look for each number would take twice as long.
+        picked = padded.transpose(1, 2)[torch.arange(count, device=device)[:, None], rows]
+        wanted = columns[:, None, None].expand(count, height, images.shape[1], width)
+        return picked.gather(3, wanted).transpose(1, 2)
 
 
 class Training(Section):
@@ -109,6 +112,15 @@ class Training(Section):
         l1: Times the sum of |w|; pulls weights to zero one by one, for single weights to be pruned.
         group_lasso: Times the sum of the channels' norms; pulls whole channels to zero, for channels to be
             pruned. None of the three helps a model that is not pruned after it.
+        precision: Of products: `float32`, `tf32` (of GPUs alone), `bfloat16`, or `float16` with a scaler.
+            Weights, sums of gradients, the loss and all that is measured are float32 in each.
+        accumulate: Batches whose gradients make one step of the optimizer, in the memory of one. It is a step
+            on one batch of so many times the images, but for batch norms, whose statistics are each batch's.
+            Does not help where the larger batch fits: it is no faster.
+        clip_gradients: The largest L2 norm of all gradients together; longer ones are shortened to it. Helps
+            where the loss jumps, as in recurrent networks (Pascanu et al., On the difficulty of training
+            recurrent neural networks, 2012. https://arxiv.org/abs/1211.5063); where it never does, it is only
+            a smaller learning rate.
     """
 
     epochs: Count
@@ -122,7 +134,9 @@ class Training(Section):
     augmentation: Augmentation = Augmentation()
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patience: Count | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    accumulate: Annotated[int, Field(gt=0, le=10_000, exclude_if=lambda count: count == 1)] = 1
+    clip_gradients: Annotated[Positive | None, Field(exclude_if=lambda norm: norm is None)] = None
 
     def hard_loss(self, target: Target = CLASSES) -> Loss:
         """Return the target's loss against labels, smoothed as the recipe says; there have to be some."""
@@ -132,6 +146,12 @@ class Training(Section):
             return target.loss(outputs, labels, smoothing=self.label_smoothing)
 
         return against_labels
+
+
+def _fused(groups: list[dict[str, Any]]) -> bool | None:
+    """Say whether all of a step is one kernel: on GPUs; on processors its last bits are others (None: no)."""
+    on_gpus = any(parameter.device.type == "cuda" for group in groups for parameter in group["params"])
+    return on_gpus or None
 
 
 def _half_cosine(progress: float) -> float:

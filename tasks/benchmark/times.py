@@ -13,11 +13,11 @@ from decant.errors import DecantError
 from decant.examples import Batch
 from decant.outputs import write_json, write_text
 from tasks.benchmark.exports import Export, Failure, at_once, attempt, divided
-from tasks.benchmark.measure import REPEATS, as_json, describe_machine, measure
-from tasks.benchmark.memory import peak_bytes
+from tasks.benchmark.hardware import Hardware, hardware_of
+from tasks.benchmark.measure import as_json, measure
 from tasks.benchmark.page import readme
 from tasks.benchmark.params import BenchmarkParams
-from tasks.benchmark.tables import BENCHMARK, MEASURED, TEACHER, Table, kept, path_here, read, settings
+from tasks.benchmark.tables import BENCHMARK, MEASURED, TEACHER, Table, kept, read, settings
 from tasks.benchmark.verdicts import verdict
 from tasks.pipeline.lineages import MODELS
 
@@ -37,13 +37,14 @@ def write_times(
         The failure of each model that could not be measured; the others are. Without the teacher nothing is
         written, as all ratios are to it.
     """
-    path, machine, how = path_here(), describe_machine(params.threads), settings(params)
+    hardware = hardware_of(params.device, params.threads)
+    path, machine, how = hardware.path, hardware.machine, settings(params)
     sums = {name: made.md5 for name, made in exports.items()}
     table, reason = kept(path, machine, how, sums)
     print(reason)
     failed: dict[str, Failure] = {}
     if table is None:
-        rows, rounds, failed = _measured(exports, folder, images, params)
+        rows, rounds, failed = _measured(exports, folder, images, params, hardware)
         table = {"machine": machine, "settings": how, "rounds": rounds, "models": rows}
     wrong, models = divided({n: attempt(_row, exports[n], table["models"][n], n) for n in table["models"]})
     failed |= wrong
@@ -54,25 +55,30 @@ def write_times(
 
 
 def _measured(
-    exports: Mapping[str, Export], folder: Path, images: Batch, params: BenchmarkParams
+    exports: Mapping[str, Export],
+    folder: Path,
+    images: Batch,
+    params: BenchmarkParams,
+    hardware: Hardware,
 ) -> tuple[dict[str, Any], int, dict[str, Failure]]:
     """Return what was measured of each model, by its name, in how many rounds, and what failed."""
 
     def memory(name: str) -> int | None:
-        return peak_bytes(folder / f"{name}.onnx", max(REPEATS), params.threads)
+        return hardware.memory(folder / f"{name}.onnx")
 
     found = at_once(partial(attempt, memory), list(exports), params.threads)
     failed, peaks = divided(dict(zip(exports, found, strict=True)))
     while TEACHER in peaks:
         try:
-            results, rounds = measure(
-                {name: _Watched(name, exports[name].model.module) for name in peaks},
-                {name: _watched(name, exports[name].session) for name in peaks},
-                images,
-                reference=TEACHER,
-                rounds=params.rounds,
-                seconds=params.seconds,
-            )
+            with hardware.ready():
+                results, rounds = measure(
+                    {n: _Watched(n, hardware.network(exports[n].model.module)) for n in peaks},
+                    {n: _watched(n, hardware.session(exports[n])) for n in peaks},
+                    images,
+                    reference=TEACHER,
+                    rounds=params.rounds,
+                    seconds=params.seconds,
+                )
         except _CallError as error:
             failed[error.name] = error.failure
             del peaks[error.name]

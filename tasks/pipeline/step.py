@@ -18,7 +18,7 @@ from decant.compression.ledger import as_json, lines
 from decant.compression.promises import check_written
 from decant.errors import DecantError
 from decant.networks.architectures import FOREIGN
-from decant.networks.devices import CPU, find
+from decant.networks.devices import CPU, find, made_on
 from decant.networks.execution import make_deterministic
 from decant.outputs import json_text, replacing
 from decant.recipes import counted
@@ -125,7 +125,7 @@ def write(step: Step[S], result: Result, parents: Mapping[str, str] | None = Non
         "params": step.params,
         "parents": dict(parents or {}),
         "data": training_images(),
-        "versions": {"torch": torch.__version__},
+        "versions": {"torch": torch.__version__} | made_on(getattr(step.block, "device", CPU)),
     }
     model = replace(result.model, lineage=(*result.model.lineage, entry | dict(result.facts)))
     beside = {"ledger.json": json_text(as_json(result.ledger))}

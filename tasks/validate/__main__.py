@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from decant.outputs import write_text
-from tasks.pipeline.params import read_yaml
+from tasks.pipeline.params import read_yaml, refuse
 from tasks.pipeline.stage import run
+from tasks.validate.hardware import without_device
 from tasks.validate.networks import write_sums
 from tasks.validate.recipes import check
 
@@ -19,7 +20,8 @@ def main() -> None:
     Every other stage comes after this one; since its output never changes, a valid edit reruns nothing but
     the stages that it is about.
     """
-    recipes = check(read_yaml())
+    recipes = check(params := read_yaml())
+    refuse(list(without_device(params)))
     write_sums(recipes.data, recipes.teacher)
     write_text(VALID, "params.yaml is valid\n")
 

@@ -17,6 +17,7 @@ from decant.compression.surgery import Kept
 from decant.costs.drift import drift_from
 from decant.costs.layers import all_plain, layers_of, macs
 from decant.examples import Examples
+from decant.networks.devices import CPU, moved
 from decant.networks.structure import compressible
 from decant.prune.allocations import Probe
 from decant.prune.channels.coupling import ChannelGroup, groups_of, proven
@@ -173,9 +174,10 @@ class ChannelPruning(MaskPruning):
     def _scores(self) -> ChannelScores:
         criterion = self.block.criterion
         if isinstance(criterion, OfChannels):
-            return criterion.channel_scores(self.parent, self.groups, self.train)
+            return criterion.channel_scores(self.parent, self.groups, self.train, self.block.device)
         module = fresh(self.parent, self.train) if criterion.fresh else self.parent.module
-        scores = criterion.scores(module, self.train, self.seed)
+        with self.placed(module) as (there, _):
+            scores = moved(criterion.scores(there, self.train, self.seed), CPU)
         return by_weights(self.groups, ranked(scores, masks_of(self.parent)))
 
     def _ladder(self, scores: ChannelScores) -> Ladder:
@@ -203,6 +205,7 @@ class ChannelPruning(MaskPruning):
             images,
             criterion.damping,
             self.parent.constraints,
+            self.block.device,
         )
         module = copy.deepcopy(self.parent.module)
         with torch.no_grad():

@@ -11,13 +11,24 @@ from torch import Tensor, nn
 from decant.checkpoints.constraints import FREE, Constraints
 from decant.costs.divergence import Distance
 from decant.examples import Batch
+from decant.networks.devices import (
+    A_PASS,
+    CPU,
+    ONE_LAYER,
+    computing_on,
+    fed,
+    find,
+    moved,
+    place_,
+    placed,
+)
 from decant.networks.execution import predict
 from decant.networks.structure import compressible
 from decant.progress import progress_bar
 from decant.prune.channels.coupling import ChannelGroup, zeroed
 from decant.prune.obs import channel_order, naming, refit, running_order
 from decant.reconstruction.elementwise import per_element
-from decant.reconstruction.hessians import moments
+from decant.reconstruction.hessians import all_moments, moments
 
 ChannelScores = dict[str, Tensor]
 """Importance of each channel [count], float64, by group; what scores least is removed first."""
@@ -29,7 +40,11 @@ def by_weights(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> 
 
 
 def by_drift(
-    module: nn.Module, groups: Sequence[ChannelGroup], images: Batch, apart: Distance
+    module: nn.Module,
+    groups: Sequence[ChannelGroup],
+    images: Batch,
+    apart: Distance,
+    device: str = CPU,
 ) -> ChannelScores:
     """Return how far the outputs move without each channel.
 
@@ -38,15 +53,21 @@ def by_drift(
         groups: Its channels.
         images: Pixels [N, C, H, W], uint8, without labels; each channel costs one pass over them.
         apart: How outputs are compared.
+        device: Where the network runs.
     """
-    expected = predict(module, images).double()
+    there, total = find(device), sum(group.count for group in groups)
     scores: ChannelScores = {}
-    with progress_bar(None, "measuring", "channels", total=sum(group.count for group in groups)) as progress:
+    with (
+        computing_on(there, A_PASS),
+        progress_bar(None, "measuring", "channels", total=total) as progress,
+    ):
+        module, groups = placed(module, there), moved(list(groups), there)
+        expected = predict(fed(module, there), images).double()
         for group in groups:
             drifts = []
             for channel in range(group.count):
-                gone = {group.name: torch.arange(group.count) == channel}
-                drifts.append(apart(predict(zeroed(module, groups, gone), images), expected))
+                gone = {group.name: moved(torch.arange(group.count) == channel, there)}
+                drifts.append(apart(predict(fed(zeroed(module, groups, gone), there), images), expected))
                 progress.update()
             scores[group.name] = torch.tensor(drifts, dtype=torch.double)
     return scores
@@ -58,6 +79,7 @@ def by_reconstruction(
     images: Batch,
     damping: float,
     masks: Mapping[str, Tensor] | None = None,
+    device: str = CPU,
 ) -> ChannelScores:
     """Return what the outputs of the layers that read a channel lose when it goes and they are solved anew.
 
@@ -70,36 +92,43 @@ def by_reconstruction(
         images: Pixels [N, C, H, W], uint8, without labels.
         damping: Share of a Hessian's mean diagonal, at least 0.
         masks: What survives of weights that are pruned already: only this is solved for.
+        device: Where the network runs and layers are solved.
 
     Raises:
         DecantError: A Hessian is singular and damping too small, or the network does not run a layer.
     """
     weights = {name: weight.detach() for name, weight in compressible(module).items()}
     readers = sorted({name for group in groups for name, _ in _reads(group, weights)})
-    found = moments(module, readers, images)
     scores: ChannelScores = {}
-    for group in groups:
-        score = torch.zeros(group.count, dtype=torch.double)
-        for name, indices in _reads(group, weights):
-            columns = _columns(weights[name], indices)
-            mask = masks.get(name) if masks else None
-            score += _losses(weights[name], mask, found[name].hessian, columns, damping, name)
-        scores[group.name] = score
+    with computing_on(there := find(device), ONE_LAYER):
+        found = all_moments(placed(module, there), readers, images)
+        for group in groups:
+            score = torch.zeros(group.count, dtype=torch.double)
+            for name, indices in _reads(group, weights):
+                columns = _columns(weights[name], indices)
+                mask = masks.get(name) if masks else None
+                score += _losses(weights[name], mask, found[name].hessian, columns, damping, name, there)
+            scores[group.name] = score
     return scores
 
 
 def _losses(
-    weight: Tensor, mask: Tensor | None, hessians: Tensor, columns: Tensor, damping: float, name: str
+    weight: Tensor,
+    mask: Tensor | None,
+    hessians: Tensor,
+    columns: Tensor,
+    damping: float,
+    name: str,
+    device: torch.device,
 ) -> Tensor:
     """Return what a weight's outputs lose with each channel [C], of the columns [C, n] of its rows."""
     losses, chosen = torch.zeros(len(columns), dtype=torch.double), columns.flatten()
     kept = None if mask is None else mask.flatten(1)[:, chosen].chunk(len(hessians))
     for number, rows in enumerate(weight.flatten(1)[:, chosen].chunk(len(hessians))):
         part = hessians[number][chosen][:, chosen]
+        given = moved((rows, part, None if kept is None else kept[number]), device)
         with naming(name):
-            order, errors = channel_order(
-                rows, part, columns.shape[1], mask=None if kept is None else kept[number], damping=damping
-            )
+            order, errors = channel_order(*given[:2], columns.shape[1], mask=given[2], damping=damping)
         losses[order] += errors / errors[-1].clamp(min=1e-30)
     return losses
 
@@ -111,6 +140,7 @@ def refitted(
     images: Batch,
     damping: float,
     held: Mapping[str, Constraints] | None = None,
+    device: str = CPU,
 ) -> dict[str, Tensor]:
     """Return weights with which the layers that read removed channels come nearest to their old outputs.
 
@@ -123,9 +153,10 @@ def refitted(
         images: Pixels [N, C, H, W], uint8.
         damping: Share of a Hessian's mean diagonal, at least 0.
         held: What each weight has to satisfy, masks, ranges and levels: solved within, not projected onto.
+        device: Where the networks run and layers are solved.
 
     Returns:
-        By weight, in its shape; zero where a removed channel was read.
+        By weight, on the processor, in its shape; zero where a removed channel was read.
 
     Raises:
         DecantError: A Hessian is singular and damping too small, or the network does not run a layer.
@@ -136,21 +167,22 @@ def refitted(
             weight = module.get_parameter(name)
             mask = masks.setdefault(name, torch.ones_like(weight, dtype=torch.bool))
             mask.index_fill_(1, indices[gone[group.name]].flatten(), False)
-    work, solved = copy.deepcopy(module), dict[str, Tensor]()
-    with torch.no_grad():
-        for name in progress_bar(running_order(module, masks), "solving", "layers"):
-            old, found = module.get_parameter(name), moments(work, [name], images, module)[name]
-            satisfied = (held or {}).get(name, FREE).narrow(mask=masks[name])
+    solved, there, order = dict[str, Tensor](), find(device), running_order(module, masks)
+    with torch.no_grad(), computing_on(there, ONE_LAYER):
+        reference, work = placed(module, there), place_(copy.deepcopy(module), there)
+        for name in progress_bar(order, "solving", "layers"):
+            old, found = reference.get_parameter(name), moments(work, [name], images, reference)[name]
+            satisfied = moved((held or {}).get(name, FREE).narrow(mask=masks[name]), there)
             with naming(name):
                 new = refit(
                     old.detach().flatten(1),
-                    per_element(satisfied, old.shape),
+                    per_element(satisfied, old.shape, there),
                     found.hessian,
                     found.cross,
                     damping=damping,
                 )
-            solved[name] = new.reshape(old.shape)
-            work.get_parameter(name).copy_(solved[name])
+            work.get_parameter(name).copy_(new.reshape(old.shape))
+            solved[name] = moved(new.reshape(old.shape), CPU)
     return solved
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decant.checkpoints.activations import InputGrid
-from decant.checkpoints.constraints import Constraints, Levels
+from decant.checkpoints.activations import InputGrid, on_grid
+from decant.checkpoints.constraints import Constraints, Levels, nearest_integers
 from decant.checkpoints.gradients import passed, straight_through
 from decant.networks.layer_inputs import Arguments, first_of, with_first
 from decant.networks.record import same_record
@@ -126,23 +126,22 @@ class Steps(WeightLearner):
 
     def __init__(self, levels: Levels, held: Constraints, shape: torch.Size) -> None:
         super().__init__(held)
-        self.grid, self.step = levels, Positive(levels.scale)
+        assert levels.integers is not None
+        self.grid, self.step, self.ends = levels, Positive(levels.scale), levels.integers
         self.share = (_sharing(levels, held.mask, shape) * _longer_side(levels)).rsqrt()
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight on its levels, masked; of the weight's shape."""
         if self.held.range is not None:
             weight = passed(self.held.range.project(weight.detach()), weight)
-        grid = self.grid
-        step, zero_point = (
-            grid.spread(self.step(self.share), weight.shape),
-            torch.zeros((), device=weight.device),
-        )
-        if grid.zero_point is not None:
-            zero_point = grid.spread(grid.zero_point, weight.shape)
-        nearest = grid.values[self.levels(weight).codes(weight.detach())]
-        between = (weight / step + zero_point).clamp(grid.values[0].item(), grid.values[-1].item())
-        return self.masked((passed(nearest, between) - zero_point) * step)
+        grid, (first, last) = self.grid, self.ends
+        steps = weight / (step := grid.spread(self.step(self.share), weight.shape))
+        zero_point = None if grid.zero_point is None else grid.spread(grid.zero_point, weight.shape)
+        if zero_point is not None:
+            steps = steps + zero_point
+        nearest = nearest_integers(steps.detach(), first, last)
+        level = passed(nearest, steps.clamp(first, last))
+        return self.masked((level if zero_point is None else level - zero_point) * step)
 
     def levels(self, weight: Tensor) -> Levels:
         """Return the levels that the free weight is rounded to now."""
@@ -330,9 +329,9 @@ class InputStep(InputLearner):
 class _InputStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, step: Tensor, zero: int, bits: int) -> Tensor:
-        value = InputGrid(bits, step.item(), zero)(inputs)
-        ctx.save_for_backward(inputs, step, value)
         ctx.ends = -zero, 2**bits - 1 - zero
+        value = on_grid(inputs, step, *ctx.ends)
+        ctx.save_for_backward(inputs, step, value)
         return value
 
     @staticmethod
@@ -340,9 +339,10 @@ class _InputStep(torch.autograd.Function):
         (gradient,) = gradients
         inputs, step, value = ctx.saved_tensors
         first, last = ctx.ends
-        inside = (inputs >= first * step) & (inputs <= last * step)
-        slope = (value - inputs * inside) / step
-        return gradient * inside, (gradient * slope).sum(), None, None
+        inside = (inputs >= first * step).logical_and_(inputs <= last * step)
+        slope = torch.where(inside, inputs, 0.0)  # a product with what is True or False takes twice as long
+        torch.sub(value, slope, out=slope)
+        return torch.where(inside, gradient, 0.0), slope.div_(step).mul_(gradient).sum(), None, None
 
 
 class InputClip(InputLearner):
@@ -362,7 +362,7 @@ class InputClip(InputLearner):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the inputs on their grid, of their shape."""
-        rounded: Tensor = _InputClip.apply(inputs, self.clip(), self.grid())
+        rounded: Tensor = _InputClip.apply(inputs, self.clip(), 2**self.bits - 1)
         return rounded
 
     def grid(self) -> InputGrid:
@@ -372,16 +372,16 @@ class InputClip(InputLearner):
 
 class _InputClip(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, clip: Tensor, grid: InputGrid) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, clip: Tensor, last: int) -> Tensor:
         ctx.save_for_backward(inputs, clip)
-        return grid(inputs)
+        return on_grid(inputs, clip / last, 0, last)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (gradient,) = gradients
         inputs, clip = ctx.saved_tensors
-        inside = (inputs >= 0) & (inputs < clip)
-        return gradient * inside, (gradient * (inputs >= clip)).sum(), None
+        above = torch.where(inputs >= clip, gradient, 0.0).sum()
+        return torch.where((inputs >= 0).logical_and_(inputs < clip), gradient, 0.0), above, None
 
 
 def insert_(

@@ -63,7 +63,7 @@ class ByOutputs(Section):
         # What damping draws to, and weights on inputs that are always zero, are no concern of the range.
         plain = self._equations(weight, moments, 0.0)
         found = self._on_levels(problem, weight, held)
-        least, shares = _off(plain, found), torch.ones(len(found))
+        least, shares = _off(plain, found), torch.ones(len(found), device=found.device)
         for tried in range(1, self.search):
             share = torch.full_like(shares, 1 - tried / self.search)
             other = self._on_levels(problem, weight, _scaled(held, share))
@@ -100,7 +100,7 @@ class ByOutputs(Section):
         """Return the rows [O, d] on their levels, in each row at most with the error of nearest rounding."""
         if held.levels is None:
             raise ValueError("The weight has no levels to round to; a scheme has to find them first")
-        rows, written = weight.detach().flatten(1), per_element(held, weight.shape)
+        rows, written = weight.detach().flatten(1), per_element(held, weight.shape, weight.device)
         nearest = written.project(rows)
         # Damping adds the squared distance to the weight, of which nearest rounding has the least there is:
         # what is better with it is better without.

@@ -53,5 +53,5 @@ class Gptq(ByOutputs):
         """Return the order of the columns [G, d] of each group."""
         diagonal = problem.matrix.diagonal(dim1=1, dim2=2)
         if self.order == "index":
-            return torch.arange(diagonal.shape[1]).expand_as(diagonal)
+            return torch.arange(diagonal.shape[1], device=diagonal.device).expand_as(diagonal)
         return diagonal.argsort(dim=1, descending=True, stable=True)

@@ -11,6 +11,8 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints
 from decant.errors import DecantError
 from decant.examples import Batch
+from decant.networks.devices import CPU, ONE_LAYER, computing_on, find, moved, place_, placed
+from decant.networks.record import record_of
 from decant.networks.structure import unobservable
 from decant.progress import progress_bar
 from decant.quantize.quantizable import quantizable
@@ -24,6 +26,7 @@ def round_layers(
     rounding: Rounding,
     images: Batch,
     reference: nn.Module,
+    device: str = CPU,
 ) -> Checkpoint:
     """Return the parent with the named weights on their levels, each layer making up for those before it.
 
@@ -41,10 +44,12 @@ def round_layers(
             widest layer. Not read where the rounding needs no moments.
         reference: The network in float, in eval mode, whose layers receive what the parent's would: channels
             in the same units, nothing rounded.
+        device: Where both networks run and layers are rounded by their outputs: it holds their weights and
+            the moments of one layer. Rounding to nearest is done on the processor.
 
     Raises:
         DecantError: There are no images; the network does not run one of the layers, or it receives NaN; or
-            a weight cannot be rounded so. Names the layer.
+            a weight cannot be rounded so. Names the layer. Or the device is not there, or too small.
     """
     child, satisfied = parent.narrowed({}), dict[str, Constraints]()
     order = list(held)
@@ -53,11 +58,17 @@ def round_layers(
             raise DecantError(f"{rounding.kind} reads images to round by, and there are none; ask for some")
         running = list(quantizable(child.module))
         order = [name for name in running if name in held] + [name for name in held if name not in running]
-    with torch.no_grad():
+    there = find(device if rounding.needs_moments else CPU)
+    record_of(reference)
+    with torch.no_grad(), computing_on(there, ONE_LAYER):
+        reference = placed(reference, there)
+        place_(child.module, there)
         for name in progress_bar(order, "rounding", "layers"):
-            weight = child.module.get_parameter(name)
-            found, satisfied[name] = _fitted(child.module, name, held[name], rounding, images, reference)
+            weight, each = child.module.get_parameter(name), moved(held[name], there)
+            found, kept = _fitted(child.module, name, each, rounding, images, reference)
             weight.copy_(found)
+            satisfied[name] = moved(kept, CPU)
+        place_(child.module, CPU)
     return child.narrowed({name: satisfied[name] for name in held})
 
 

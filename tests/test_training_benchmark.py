@@ -1,0 +1,59 @@
+"""The benchmark of the training loop: all ways go their steps, and the arithmetic of its targets is right."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import training
+from benchmarks.training import QUICK, TAUGHT, WARM, WAYS, Clock, Target, page, targets
+
+FACTS = {"machine": "a machine", "threads": 1, "rounds": 1, "steps": 2, "batch": 8}
+
+
+def test_quick_goes_all_ways_and_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["training", "--quick", "--threads", "1", "--write", str(tmp_path / "page.md")]
+    )
+    monkeypatch.setattr(training, "make_deterministic", lambda _: None)  # tests have their own threads
+    training.main()
+    text = (tmp_path / "page.md").read_text()
+    assert all(f"| {name} | " in text for name in WAYS)
+    assert "peak memory" not in text
+
+
+def test_the_clock_times_the_steps_after_those_that_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, now = Clock(QUICK), 0.0
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now)
+    for _ in range(WARM + QUICK.steps + 3):
+        clock.tick()
+        now += 0.5
+    assert clock.taken == 0.5 * QUICK.steps
+    assert clock.rate == QUICK.batch / 0.5
+
+
+def test_targets_by_hand() -> None:
+    found = dict.fromkeys(WAYS, 100.0) | {"bare step": 200.0, "the loop": 180.0, "teacher's forward": 600.0}
+    found |= {"plain loop, DataLoader": 90.0, "plain loop, DataLoader with 2 workers": 120.0}
+    asked = {each.what.split(",")[0]: each for each in targets(found, {"bare step": 100, "the loop": 110})}
+    assert asked["the loop / bare step"].found == pytest.approx(1.1)  # the last of the name: memory
+    assert asked["the loop / bare step"].held
+    assert asked["the loop / the faster plain loop"].found == pytest.approx(1.5)
+    # 1/100 against 1/200 + 1/600: 0.01 / (0.02 / 3)
+    learned = next(each for each in targets(found, {}) if each.what.startswith(TAUGHT[0]))
+    assert learned.found == pytest.approx(1.5)
+    assert not learned.held
+
+
+def test_the_page_says_what_was_not_reached() -> None:
+    found = dict.fromkeys(WAYS, 100.0)
+    text = page(found, {"bare step": 2**20, "the loop": 2**21}, FACTS)
+    assert "| the loop / bare step, images/s | at least 0.95 | 1.00 | yes |" in text
+    assert "| the loop / bare step, peak memory | at most 1.15 | 2.00 | **no** |" in text
+    assert "bare step 1 MiB, the loop 2 MiB" in text
+
+
+def test_a_bound_itself_is_reached() -> None:
+    assert Target("x", 1.5, 1.5).held
+    assert Target("x", 1.5, 1.5, above=False).held
+    assert not Target("x", 1.5, 1.49).held
