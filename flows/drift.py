@@ -24,9 +24,9 @@ class MovedError(DecantError):
 
 @flow(name="drift")
 def drift(
+    reference: Path,
     today: Path,
     model: str,
-    reference: Path = Path("data/test.parquet"),
     alpha: float = 0.01,
     least: float = 0.1,
     folder: Path = Path(),
@@ -34,9 +34,9 @@ def drift(
     """Hold today's inputs against those that a model was tested on; the artifact `drift` has the figures.
 
     Args:
-        today: A table of `prepare`, or .npz or .safetensors with the tensors that the network takes.
+        reference: A table of `prepare`, or .npz or .safetensors with the tensors that the network takes.
+        today: The like.
         model: One of params.yaml's, built in `folder`.
-        reference: As `today`.
         alpha: The largest share of false alarms among what is told, in (0, 1).
         least: The smallest shift that is told, in (0, 1).
         folder: The workspace.

@@ -261,9 +261,9 @@ def test_the_flow_fails_where_something_has_moved_or_nothing_can_be_said(
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger())
     monkeypatch.setattr(flow, "create_markdown_artifact", lambda **given: artifacts.append(given["markdown"]))
     if told is None:
-        assert flow.drift.fn(Path("today.npz"), "small").is_completed()
+        assert flow.drift.fn(Path("tested.npz"), Path("today.npz"), "small").is_completed()
     else:
         with pytest.raises(DecantError, match=told):
-            flow.drift.fn(Path("today.npz"), "small")
-    assert asked[0][1:6] == ["-m", "tasks.drift", "data/test.parquet", "today.npz", "--model"]
+            flow.drift.fn(Path("tested.npz"), Path("today.npz"), "small")
+    assert asked[0][1:6] == ["-m", "tasks.drift", "tested.npz", "today.npz", "--model"]
     assert artifacts == (["```\nfigures\n```\n"] if code < 2 else [])
