@@ -21,7 +21,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from decant.errors import DecantError
-from flows import scheduled, serve, worktrees
+from flows import drift, scheduled, serve, worktrees
 from flows.pool import Watched
 from flows.watchdog import alive, members
 from tasks.pipeline.metrics import OF_CLASSES
@@ -189,10 +189,11 @@ def deployments() -> list[dict[str, Any]]:
 
 
 def test_deployments_name_parameters_that_the_flow_has() -> None:
-    known = inspect.signature(scheduled.scheduled.fn).parameters
+    flows = {"flows/scheduled.py:scheduled": scheduled.scheduled, "flows/drift.py:drift": drift.drift}
     for deployment in deployments():
-        assert deployment["entrypoint"] == "flows/scheduled.py:scheduled"
-        assert set(deployment["parameters"]) <= set(known)
+        assert set(deployment["parameters"]) <= set(
+            inspect.signature(flows[deployment["entrypoint"]].fn).parameters
+        )
         assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
         assert deployment["work_pool"]["name"] == serve.POOL
     (schedule,) = deployments()[0]["schedules"]

@@ -1,0 +1,197 @@
+"""The verdict on today's inputs: features, answers and ranges, each held against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.costs.likeness import cosines
+from decant.errors import DecantError
+from decant.examples import Batch, Rows
+from decant.inputs import inputs_of
+from decant.networks.execution import make_deterministic, predict
+from tasks.drift import cuts
+from tasks.drift.features import Column, features
+from tasks.drift.shifts import Shift, shifts
+from tasks.pipeline import splits
+from tasks.pipeline.arrays import ENDINGS, read_arrays
+from tasks.pipeline.lineages import TEACHER
+from tasks.pipeline.models import load_models
+from tasks.pipeline.params import read_section
+
+ALPHA, LEAST, CUT, ROWS = 0.01, 0.1, 0.01, 10_000
+FEWEST = 30
+"""Rows of a file below which nothing can be said."""
+
+IMAGE = "image"
+"""What pictures are called in a file of named tensors."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """When something counts as moved.
+
+    Attributes:
+        alpha: The largest share of false discoveries among the features that are told, in (0, 1).
+        least: The smallest size of a shift that is told, in [0, 1]: with many rows even a tiny one is sure.
+        cut: How much larger the share of a layer's inputs that its range cuts may become, in [0, 1].
+        rows: How many rows of each file are looked at, the first ones.
+    """
+
+    alpha: float = ALPHA
+    least: float = LEAST
+    cut: float = CUT
+    rows: int = ROWS
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    Attributes:
+        model: Its name.
+        rows: How many rows of the reference, and of today.
+        shifts: Of inputs and answers, the surest first.
+        cut: The share of each layer's inputs that its range cuts, in the reference and today.
+        agreement: What of the answers is the teacher's, in the reference and today: the share of rows of the
+            same class, or the mean cosine; None of the teacher itself.
+        settings: When something counts as moved.
+    """
+
+    model: str
+    rows: tuple[int, int]
+    shifts: tuple[Shift, ...]
+    cut: Mapping[str, tuple[float, float]]
+    agreement: tuple[float, float] | None
+    settings: Settings
+
+    @property
+    def shifted(self) -> list[Shift]:
+        """The features that have moved."""
+        return [each for each in self.shifts if self.tells(each)]
+
+    @property
+    def cut_more(self) -> list[str]:
+        """The layers whose ranges cut more than they did."""
+        return [name for name, (then, now) in self.cut.items() if now - then > self.settings.cut]
+
+    @property
+    def moved(self) -> bool:
+        """Whether anything has."""
+        return bool(self.shifted or self.cut_more)
+
+    def tells(self, shift: Shift) -> bool:
+        """Say whether a shift is both sure and large enough."""
+        return shift.p <= self.settings.alpha and shift.size >= self.settings.least
+
+    def content(self) -> dict[str, Any]:
+        """Return all figures, for a JSON file."""
+        return {
+            "model": self.model,
+            "moved": self.moved,
+            "rows": dict(zip(("reference", "today"), self.rows, strict=True)),
+            "settings": asdict(self.settings),
+            "shifts": [{**asdict(each), "moved": self.tells(each)} for each in self.shifts],
+            "cut": {name: {"reference": then, "today": now} for name, (then, now) in self.cut.items()},
+            "agreement": self.agreement,
+        }
+
+
+def judge(reference: Path, today: Path, model: str, settings: Settings | None = None) -> Verdict:
+    """Return what has moved between two files for a model of params.yaml.
+
+    Raises:
+        DecantError: A file or model is missing or broken, a file has fewer than `FEWEST` rows, or other
+            tensors than the network takes.
+    """
+    settings = settings or Settings()
+    make_deterministic(read_section("threads.evaluate", int))
+    models = load_models(*dict.fromkeys((model, TEACHER)))
+    batches = [_read(path, models[model], settings.rows) for path in (reference, today)]
+    looked = [_looked_at(batch, batches[0], models, model) for batch in batches]
+    shares = [cuts.shares_cut(models[model], batch) for batch in batches]
+    return Verdict(
+        model,
+        (len(batches[0]), len(batches[1])),
+        tuple(shifts(looked[0].columns, looked[1].columns)),
+        {name: (shares[0][name], shares[1][name]) for name in shares[0]},
+        None if looked[0].agreement is None else (looked[0].agreement, looked[1].agreement or 0.0),
+        settings,
+    )
+
+
+@dataclass(frozen=True)
+class _Looked:
+    columns: dict[str, Column]
+    agreement: float | None
+
+
+def _looked_at(batch: Batch, reference: Batch, models: Mapping[str, Checkpoint], model: str) -> _Looked:
+    """Return the columns of inputs and answers, and what of the answers is the teacher's."""
+    columns, measured = features(batch, reference), models[model]
+    outputs = predict(measured.module, batch)
+    if not bool(torch.isfinite(outputs).all()):
+        row = int((~torch.isfinite(outputs)).any(1).nonzero()[0])
+        raise DecantError(f"{model} answers NaN or infinity to row {row}; such inputs cannot be judged")
+    columns |= _of_outputs(outputs, measured.classes)
+    if model == TEACHER:
+        return _Looked(columns, None)
+    found = _agreements(outputs, predict(models[TEACHER].module, batch), bool(measured.classes))
+    return _Looked(columns | {"agreement with the teacher": found}, float(found.mean()))
+
+
+def _of_outputs(outputs: Tensor, classes: tuple[str, ...]) -> dict[str, Column]:
+    """Return the class answered, and each of the outputs [N, M], or of the first hundred."""
+    names = [f"logit of {name}" for name in classes] or [f"output {n}" for n in range(outputs.shape[1])]
+    columns: dict[str, Column] = {"class answered": outputs.argmax(1).numpy()} if classes else {}
+    columns |= {name: outputs[:, n].double().numpy() for n, name in enumerate(names[:100])}
+    return columns
+
+
+def _agreements(outputs: Tensor, expected: Tensor, classes: bool) -> Column:
+    """Return 1 for each row of the teacher's class, else 0; or the cosine of each row."""
+    if classes:
+        return (outputs.argmax(1) == expected.argmax(1)).long().numpy()
+    return np.asarray(cosines(outputs, expected).numpy(), np.float64)
+
+
+def _read(path: Path, model: Checkpoint, rows: int) -> Batch:
+    """Return a file's first rows, once they are what the network takes."""
+    batch = _named(path, model) if path.suffix in ENDINGS else splits.read(path).images
+    found = inputs_of(batch.tensors) if isinstance(batch, Rows) else tuple(batch.shape[1:])
+    if found != model.shape:
+        raise DecantError(f"{path} has {_told(found)}, and the model takes {_told(model.shape)}")
+    if len(batch) < FEWEST:
+        raise DecantError(
+            f"{path} has {len(batch)} rows, of which nothing can be said; give {FEWEST} or more"
+        )
+    return batch[:rows]
+
+
+def _named(path: Path, model: Checkpoint) -> Batch:
+    """Return the tensors of a file that the network takes, in its order."""
+    tensors = read_arrays(path)
+    names = [IMAGE] if isinstance(model.shape, tuple) else [*model.shape]
+    if missing := [name for name in names if name not in tensors]:
+        raise DecantError(f"{path} has no {', '.join(missing)}; it has {', '.join(tensors) or 'nothing'}")
+    if not isinstance(model.shape, tuple):
+        return Rows({name: tensors[name] for name in names})
+    image = tensors[IMAGE]
+    if image.dtype != torch.uint8 or image.dim() != 4:
+        raise DecantError(
+            f"{path}: {IMAGE} is {str(image.dtype).removeprefix('torch.')} {[*image.shape]}, expected uint8 "
+            "[N, C, H, W] from 0 to 255, which is what the model was tested on"
+        )
+    return image
+
+
+def _told(shape: Any) -> str:
+    """Return what a network takes, in words."""
+    return f"pictures {[*shape]}" if isinstance(shape, tuple) else str(shape)
