@@ -17,8 +17,8 @@ THRESHOLD_CANDIDATES = 100
 """How many thresholds `least_error` tries, evenly from the largest size down."""
 
 AT_ONCE = 2**16
-"""Numbers that are rounded at once, which stay in a processor's cache. Longer samples are alone: torch adds up
-a long row by itself in other parts than a row among others."""
+"""Numbers that are rounded at once, which stay in a processor's cache. Longer samples are alone: torch adds
+up a long row by itself in other parts than a row among others."""
 
 BINS, STRIDE = 2048, 16
 """The bins of a histogram of sizes, and how many lie between two thresholds that `least_divergence` tries."""

@@ -26,6 +26,7 @@ from decant.networks.structure import compressible, observable
 from decant.progress import progress_bar
 from decant.reconstruction.elementwise import per_element
 from decant.reconstruction.hessians import InputHessian, moments
+from decant.reconstruction.in_turn import MomentsInTurn
 from decant.reconstruction.least_squares import (
     NormalEquations,
     cholesky,
@@ -313,10 +314,11 @@ def reconstruct(
     """
     earlier, work = held or {}, copy.deepcopy(module)
     solved: dict[str, tuple[Tensor, Tensor]] = {}
+    order = running_order(module, zeros)
+    seen = MomentsInTurn(work, order, images, module)
     with torch.no_grad():
-        for name in progress_bar(running_order(module, zeros), "solving", "layers"):
-            old = module.get_parameter(name).detach()
-            found = moments(work, [name], images, module)[name]
+        for name in progress_bar(order, "solving", "layers"):
+            old, found = module.get_parameter(name).detach(), seen.at(name)
             with naming(name):
                 mask, weight = prune(
                     old.flatten(1),

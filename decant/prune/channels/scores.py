@@ -18,6 +18,7 @@ from decant.prune.channels.coupling import ChannelGroup, zeroed
 from decant.prune.obs import channel_order, naming, refit, running_order
 from decant.reconstruction.elementwise import per_element
 from decant.reconstruction.hessians import moments
+from decant.reconstruction.in_turn import MomentsInTurn
 
 ChannelScores = dict[str, Tensor]
 """Importance of each channel [count], float64, by group; what scores least is removed first."""
@@ -136,10 +137,11 @@ def refitted(
             weight = module.get_parameter(name)
             mask = masks.setdefault(name, torch.ones_like(weight, dtype=torch.bool))
             mask.index_fill_(1, indices[gone[group.name]].flatten(), False)
-    work, solved = copy.deepcopy(module), dict[str, Tensor]()
+    work, solved, order = copy.deepcopy(module), dict[str, Tensor](), running_order(module, masks)
+    seen = MomentsInTurn(work, order, images, module)
     with torch.no_grad():
-        for name in progress_bar(running_order(module, masks), "solving", "layers"):
-            old, found = module.get_parameter(name), moments(work, [name], images, module)[name]
+        for name in progress_bar(order, "solving", "layers"):
+            old, found = module.get_parameter(name), seen.at(name)
             satisfied = (held or {}).get(name, FREE).narrow(mask=masks[name])
             with naming(name):
                 new = refit(

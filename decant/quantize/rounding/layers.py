@@ -15,7 +15,7 @@ from decant.networks.structure import unobservable
 from decant.progress import progress_bar
 from decant.quantize.quantizable import quantizable
 from decant.quantize.rounding.methods import Nearest, Rounding
-from decant.reconstruction.hessians import moments
+from decant.reconstruction.in_turn import MomentsInTurn
 
 
 def round_layers(
@@ -53,28 +53,24 @@ def round_layers(
             raise DecantError(f"{rounding.kind} reads images to round by, and there are none; ask for some")
         running = list(quantizable(child.module))
         order = [name for name in running if name in held] + [name for name in held if name not in running]
+    seen = MomentsInTurn(child.module, order, images, reference)
     with torch.no_grad():
         for name in progress_bar(order, "rounding", "layers"):
             weight = child.module.get_parameter(name)
-            found, satisfied[name] = _fitted(child.module, name, held[name], rounding, images, reference)
+            found, satisfied[name] = _fitted(child.module, name, held[name], rounding, seen)
             weight.copy_(found)
     return child.narrowed({name: satisfied[name] for name in held})
 
 
 def _fitted(
-    module: nn.Module,
-    name: str,
-    held: Constraints,
-    rounding: Rounding,
-    images: Batch,
-    reference: nn.Module,
+    module: nn.Module, name: str, held: Constraints, rounding: Rounding, seen: MomentsInTurn
 ) -> tuple[Tensor, Constraints]:
     """Return one layer's weight on its levels, and its constraints, given the network as rounded so far."""
     weight = module.get_parameter(name)
     if not rounding.needs_moments or name in unobservable(module):
         return Nearest().fitted(weight, held, None)
-    seen = moments(module, [name], images, reference)[name]
+    moments = seen.at(name)
     try:
-        return rounding.fitted(weight, held, seen)
+        return rounding.fitted(weight, held, moments)
     except ValueError as error:
         raise DecantError(f"{name}: {error}") from None
