@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from decant.errors import DecantError, Message
+from decant.errors import DecantError
 from decant.networks.calls import Call, Example, Kind, Record, Weight
 from decant.networks.draws import drawing
+from decant.networks.faults import where
 
 aten = torch.ops.aten
 
@@ -107,7 +107,7 @@ def trace(module: nn.Module, example: Example) -> Record:
     except DecantError:
         raise
     except Exception as error:
-        raise DecantError(f"The network fails on its example: {_where(error)}") from error
+        raise DecantError(f"The network fails on its example: {where(error)}") from error
     finally:
         for each, mode in modes:
             each.training = mode
@@ -134,15 +134,6 @@ def _placed(module: nn.Module, example: Example) -> Example:
 def _rows(example: Example) -> int:
     tensors = [each for each in tree_leaves(example) if isinstance(each, Tensor)]
     return max(1, len(tensors[0])) if tensors and tensors[0].dim() else 1
-
-
-def _where(error: BaseException) -> Message:
-    """Return an error in a line, with the innermost place that is not torch's own."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
-    text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    theirs = [frame for frame in frames if "/decant/" not in frame.filename] or frames[-1:]
-    place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {text}{place}"
 
 
 @dataclass

@@ -28,6 +28,7 @@ from decant.examples import Batch, Examples, Rows, arguments, tensors_in
 from decant.networks.devices import CPU, autocast, fed, find, moved, resident, training_on
 from decant.networks.draws import drawing
 from decant.networks.execution import as_rows, predict
+from decant.networks.faults import told_in_training, told_of_gradients
 from decant.networks.record import give_example_, has_example
 from decant.networks.structure import compressible, filters
 from decant.progress import progress_bar
@@ -85,6 +86,7 @@ class _Progress:
         best: Weights, buffers and masks after the best epoch; empty before there is one, or without patience.
         epochs: The first and the last but one.
         columns: Of the curve.
+        width: How many numbers the network gives for a row where it is not trained; None before it is known.
         device: Where all of it lies; what is resumed from is on the processor.
     """
 
@@ -98,6 +100,7 @@ class _Progress:
     sparsifier: Sparsifier | None = None
     epochs: tuple[int, int] = (0, 0)
     columns: tuple[str, ...] = ()
+    width: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device(CPU))
 
     @property
@@ -283,7 +286,8 @@ def fit_(
             sparsifier,
             epochs,
             goal.columns,
-            there,
+            width=_answers(module.eval(), validation.images[:1], seed, there).shape[1],
+            device=there,
         )
         train, validation = (resident(each, _size(each), there) for each in (train, validation))
         _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
@@ -417,6 +421,11 @@ def _step_(
     }
     with autocast(progress.device, training.precision):
         logits = _forward(module, satisfying, inputs)
+    if progress.width not in (None, logits.shape[1]):
+        raise DecantError(
+            f"In a training the network returns {logits.shape[1]} numbers for a row, and {progress.width} "
+            "otherwise; have it return the same in both"
+        )
     value = loss(inputs, logits.float(), labels)
     total = value
     if training.l1:
@@ -426,7 +435,8 @@ def _step_(
     if training.group_lasso:
         total = total + training.group_lasso * group_norms(module)
     progress.optimizer.zero_grad()
-    total.backward()
+    with told_of_gradients():
+        total.backward()
     if sparsifier is not None:
         sparsifier.after_(module)
     progress.optimizer.step()
@@ -437,14 +447,18 @@ def _forward(module: nn.Module, satisfying: dict[str, Tensor], inputs: tuple[Ten
     """Return the logits of a batch with the weights that satisfy their constraints.
 
     Raises:
-        DecantError: A batch norm has one number for each channel alone, of which there is no variance.
+        DecantError: A batch norm has one number for each channel alone, of which there is no variance; or the
+            network fails in training mode.
     """
-    try:
-        outputs = functional_call(module, satisfying, inputs) if satisfying else module(*inputs)
-    except ValueError as error:
-        if len(inputs[0]) > 1:
-            raise
-        raise DecantError(f"A batch of one image cannot be trained on ({error}); raise batch_size") from None
+    with told_in_training():
+        try:
+            outputs = functional_call(module, satisfying, inputs) if satisfying else module(*inputs)
+        except ValueError as error:
+            if len(inputs[0]) > 1:
+                raise
+            raise DecantError(
+                f"A batch of one image cannot be trained on ({error}); raise batch_size"
+            ) from None
     return as_rows(outputs, len(inputs[0]))
 
 
