@@ -522,3 +522,45 @@ def test_a_batch_of_one_image_is_refused_where_a_batch_norm_sees_one_number(tmp_
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     with pytest.raises(DecantError, match=r"batch of one image cannot be trained on .*; raise batch_size"):
         train(module, tmp_path, batch_size=1)
+
+
+class Trap(nn.Module):
+    """A network that answers in eval mode and cannot be trained."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.first, self.second = kind, nn.Linear(64, 8), nn.Linear(8, 3)
+        if kind == "frozen":
+            self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Any:
+        hidden = self.first(images.flatten(1)).sigmoid()
+        if self.kind == "in place":
+            square = hidden * hidden
+            hidden += 1
+            hidden = hidden * square
+        if self.kind == "fails" and self.training:
+            hidden = hidden.reshape(5, -1)
+        if self.kind == "without gradients":
+            hidden = hidden.detach()
+            with torch.no_grad():
+                return self.second(hidden)
+        if self.kind == "two heads" and self.training:
+            return self.second(hidden), self.second(hidden * 2)
+        return self.second(hidden)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("in place", r"no gradients through the network \(one of the variables .* inplace operation"),
+        ("without gradients", r"no gradients through the network \(element 0 .*nor use no_grad"),
+        ("frozen", r"no gradients through the network \(element 0 .*requires_grad"),
+        ("fails", r"fails when it is trained: RuntimeError: shape '\[5, -1\]' .*test_fit\.py, line \d+"),
+        ("two heads", "In a training the network returns 6 numbers for a row, and 3 otherwise; have it"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_says_why(kind: str, sentence: str, tmp_path: Path) -> None:
+    """A second head would go into the softmax of the first one, and nothing would tell."""
+    with pytest.raises(DecantError, match=sentence):
+        train(Trap(kind), tmp_path)

@@ -48,7 +48,8 @@ def told_of_gradients() -> Iterator[None]:
             raise
         raise DecantError(
             f"There are no gradients through the network ({str(error).splitlines()[0]}); its forward may "
-            "change nothing in place that is needed again, nor use no_grad, and something has to ask for them"
+            "change nothing in place that is needed again, nor use no_grad, and what shall be learned needs "
+            "requires_grad"
         ) from error
 
 
