@@ -47,6 +47,7 @@ NORMALIZING = (
 )
 """Each takes what is normalized, scale, shift, mean, variance; some then whether to take the batch's own."""
 
+ADDING = (aten.add, aten.add_, aten.sub, aten.sub_)
 TABLES = (aten.embedding, aten._embedding_bag, aten._embedding_bag_forward_only)
 FACTORS = {
     **dict.fromkeys((aten.mm, aten.bmm, aten.mv), (0, 1)),
@@ -191,6 +192,7 @@ class _Watch(TorchDispatchMode):
         self._outputs: dict[str, list[_Made]] = {}  # by weight
         self._normed: dict[str, list[Tensor]] = {}  # by batch norm: what it normalized with its own numbers
         self._feeds: dict[tuple[str, str], None] = {}
+        self._sums: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         self._alive += tree_leaves(example)
         self._active |= {_storage(each) for each in self._alive if isinstance(each, Tensor)}
         for name, tensor in (*module.named_parameters(remove_duplicate=False), *_statistics(module)):
@@ -240,6 +242,8 @@ class _Watch(TorchDispatchMode):
         inputs = [_storage(each) for each in given]
         active = any(key in self._active for key in inputs)
         self._read(given, self._normalize(args) if packet in NORMALIZING else "")
+        if packet in ADDING and not self._inside_recurrent():
+            self._add(args)
         weighs = packet in TABLES or (packet in MULTIPLYING and (active or self._at_work() is not None))
         self._derive(packet, given, made, active=active, weighs=weighs)
         if packet in MULTIPLYING and not self._inside_recurrent():
@@ -303,6 +307,13 @@ class _Watch(TorchDispatchMode):
             if origins or key not in inputs:
                 self._origins[key] = origins
 
+    def _add(self, args: tuple[Any, ...]) -> None:
+        """Note an addition of two results."""
+        sides = [_storage(each) for each in args[:2] if isinstance(each, Tensor)]
+        if len(sides) == 2 and all(side in self._active for side in sides):
+            one, other = (tuple(sorted(self._origins.get(side, ()))) for side in sides)
+            self._sums.append((one, other))
+
     def _multiply(self, packet: Any, args: Any, result: Any, *, weighs: bool) -> None:
         """Note a multiplication, or a look into a table."""
         layer = self._frames[-1].name if self._frames else ""
@@ -326,7 +337,8 @@ class _Watch(TorchDispatchMode):
             note(weight, Kind.LINEAR, given=other, macs=macs, axis=self._axis(weight, weight is left))
         elif packet in ATTENTION:
             macs = _attention(*args[:3])
-            self._calls.append(Call("", layer, None, tuple(args[0].shape), _shape(result), macs))
+            types = _type(args[0]), _type(result)
+            self._calls.append(Call("", layer, None, tuple(args[0].shape), _shape(result), macs, *types))
 
     def _note(
         self,
@@ -350,7 +362,8 @@ class _Watch(TorchDispatchMode):
             self._computed.setdefault(source, layer)
         kind_of = kind if name or sources else None
         shape = tuple(given.shape)
-        self._calls.append(Call(name, layer, kind_of, shape, _shape(result), macs, bool(sources)))
+        types = _type(given), _type(result)
+        self._calls.append(Call(name, layer, kind_of, shape, _shape(result), macs, *types, bool(sources)))
 
     def _fixed(self, tensor: Tensor) -> bool:
         return bool(self._name(tensor)) or _storage(tensor) in self._derived
@@ -405,7 +418,10 @@ class _Watch(TorchDispatchMode):
                 self._axes.setdefault(first, 0)
                 shape = (*tensor.shape[:-1], len(parameter))
                 macs = steps * parameter.numel()
-                self._calls.append(Call(first, name, Kind.RECURRENT, tuple(tensor.shape), shape, macs))
+                types = _type(tensor), _type(tensor)
+                self._calls.append(
+                    Call(first, name, Kind.RECURRENT, tuple(tensor.shape), shape, macs, *types)
+                )
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
         frame = self._frames.pop()
@@ -456,6 +472,7 @@ class _Watch(TorchDispatchMode):
             folds=folds,
             unfolded=unfolded,
             feeds=tuple(order),
+            sums=tuple(self._sums),
             unused=tuple(unused),
             outputs=tuple(tuple(each.shape) for each in returned),
             called=frozenset(self._called),
@@ -588,6 +605,10 @@ def _storage(tensor: Tensor) -> int:
 
 def _shape(result: Any) -> tuple[int, ...]:
     return tuple(_tensors(result)[0].shape)
+
+
+def _type(result: Any) -> str:
+    return str(_tensors(result)[0].dtype).removeprefix("torch.")
 
 
 def _same_view(one: Tensor, other: Tensor) -> bool:
