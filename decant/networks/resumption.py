@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from decant.networks.layer_inputs import layer_of, received
 
-ROOM = 2**27
-"""Numbers that are kept of one network, at most: half a gigabyte in float32."""
+ROOM = 2**26
+"""Numbers that are kept of one network, at most: a quarter of a gigabyte in float32."""
 
 PLAIN = (Tensor, int, float, bool, str, type(None))
 """What a module may give, nested in any way, so that it can be given again."""
