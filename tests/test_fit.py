@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from decant.checkpoints.checkpoint import state
 from decant.checkpoints.constraints import Constraints
 from decant.errors import DecantError
+from decant.examples import Examples, Rows
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.quantize.schemes import Binary, Integer
 from decant.training import fit as fit_module
@@ -564,3 +565,27 @@ def test_a_network_that_cannot_be_trained_says_why(kind: str, sentence: str, tmp
     """A second head would go into the softmax of the first one, and nothing would tell."""
     with pytest.raises(DecantError, match=sentence):
         train(Trap(kind), tmp_path)
+
+
+class Steps(nn.Module):
+    """As many numbers for a row as it has steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, series: Tensor) -> Tensor:
+        return self.layer(series)[..., 0]
+
+
+def test_rows_to_learn_from_may_be_longer_than_those_to_validate_on(tmp_path: Path) -> None:
+    long, short = (Examples(Rows({"series": torch.randn(16, steps, 4)}), None, ()) for steps in (9, 5))
+    training, teacher = Training(epochs=1, batch_size=8, optimizer=Sgd(learning_rate=0.01)), Steps()
+
+    def loss(inputs: tuple[Tensor, ...], outputs: Tensor, _: Tensor | None) -> Tensor:
+        return F.mse_loss(outputs, teacher(*inputs).detach())
+
+    curve = fit_(
+        Steps(), training, loss, long, short, scratch=None, seed=1, constraints={}, title="t", teacher=teacher
+    )
+    assert len(curve) == 1

@@ -286,7 +286,7 @@ def fit_(
             sparsifier,
             epochs,
             goal.columns,
-            width=_answers(module.eval(), validation.images[:1], seed, there).shape[1],
+            width=_answers(module.eval(), train.images[:1], seed, there).shape[1],
             device=there,
         )
         train, validation = (resident(each, _size(each), there) for each in (train, validation))
