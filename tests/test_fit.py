@@ -589,3 +589,38 @@ def test_rows_to_learn_from_may_be_longer_than_those_to_validate_on(tmp_path: Pa
         Steps(), training, loss, long, short, scratch=None, seed=1, constraints={}, title="t", teacher=teacher
     )
     assert len(curve) == 1
+
+
+class Aliased(nn.Module):
+    """A block of two names, and a weight that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.again, self.one, self.other = self.first, nn.Linear(8, 8), nn.Linear(8, 8)
+        self.other.weight, self.head = self.one.weight, nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.other(self.one(self.again(images.flatten(1))).relu()))
+
+
+def test_a_module_of_two_names_is_trained_as_one(tmp_path: Path) -> None:
+    """Against the same network without the second name, to the bit."""
+    torch.manual_seed(0)
+    module = Aliased()
+    plain = copy.deepcopy(module)
+    plain.forward = lambda images: plain.head(  # type: ignore[method-assign]
+        plain.other(plain.one(plain.first(images.flatten(1))).relu())
+    )
+    del plain.again
+    held = {
+        name: Constraints(mask=module.get_parameter(name).abs() > 0.05)
+        for name in ("first.0.weight", "one.weight")
+    }
+    curves = [train(each, tmp_path / str(at), held, epochs=2) for at, each in enumerate((module, plain))]
+    assert curves[0] == curves[1]
+    assert isinstance(module.first[0].weight, nn.Parameter)
+    assert module.other.weight is module.one.weight
+    for name, constraint in held.items():
+        assert not module.get_parameter(name)[~constraint.mask].any()
+        assert torch.equal(module.get_parameter(name), plain.get_parameter(name))

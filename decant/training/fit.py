@@ -31,6 +31,7 @@ from decant.networks.execution import as_rows, predict
 from decant.networks.faults import told_in_training, told_of_gradients
 from decant.networks.record import give_example_, has_example
 from decant.networks.structure import compressible, filters
+from decant.networks.ties import places
 from decant.progress import progress_bar
 from decant.seeds import derive_seed
 from decant.targets import Classes
@@ -118,6 +119,18 @@ class _Progress:
     def fractions(self) -> list[str]:
         """What is averaged, by name: fractions, but tables that hold infinities, as masks do."""
         return [n for n, t in self.averaged.items() if t.is_floating_point() and bool(t.isfinite().all())]
+
+    @cached_property
+    def places(self) -> Mapping[str, Sequence[str]]:
+        """Where each tensor lies, by the first of its names."""
+        return places(self.module)
+
+    def call_with(self, tensors: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
+        """Return what the network answers with these tensors, by first names, in the place of its own."""
+        if not tensors:
+            return self.module(*inputs)
+        placed = {place: tensor for name, tensor in tensors.items() for place in self.places[name]}
+        return functional_call(self.module, placed, inputs, tie_weights=False)
 
     def final(self, training: Training) -> dict[str, Tensor]:
         """Return the free weights and buffers that the training would end with now."""
@@ -420,7 +433,7 @@ def _step_(
         for name, constraint in progress.held.items()
     }
     with autocast(progress.device, training.precision):
-        logits = _forward(module, satisfying, inputs)
+        logits = _forward(progress, satisfying, inputs)
     if progress.width not in (None, logits.shape[1]):
         raise DecantError(
             f"In a training the network returns {logits.shape[1]} numbers for a row, and {progress.width} "
@@ -443,7 +456,7 @@ def _step_(
     return value.item(), logits.detach()
 
 
-def _forward(module: nn.Module, satisfying: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+def _forward(progress: _Progress, satisfying: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
     """Return the logits of a batch with the weights that satisfy their constraints.
 
     Raises:
@@ -452,7 +465,7 @@ def _forward(module: nn.Module, satisfying: dict[str, Tensor], inputs: tuple[Ten
     """
     with told_in_training():
         try:
-            outputs = functional_call(module, satisfying, inputs) if satisfying else module(*inputs)
+            outputs = progress.call_with(satisfying, inputs)
         except ValueError as error:
             if len(inputs[0]) > 1:
                 raise
@@ -493,9 +506,9 @@ def _validate(
         if bool(wrong.any()):
             raise DecantError(f"{name} held NaN or infinity after epoch {epoch}; lower the learning rate")
     tensors = {name: held[name].project(t) if name in held else t for name, t in final.items()}
-    module = progress.module.eval()
+    progress.module.eval()
     logits = _answers(
-        lambda *inputs: functional_call(module, tensors, inputs), validation.images, seed, progress.device
+        lambda *inputs: progress.call_with(tensors, inputs), validation.images, seed, progress.device
     )
     if not torch.isfinite(logits).all():
         raise DecantError(
