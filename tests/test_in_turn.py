@@ -18,6 +18,7 @@ from decant.reconstruction import hessians
 from decant.reconstruction.hessians import moments
 from decant.reconstruction.in_turn import MomentsInTurn, independent
 from tests import zoo
+from tests.slow import every_second
 
 ROWS, BATCH = 6, 4
 """In two batches, the second one shorter."""
@@ -51,7 +52,7 @@ def differ(module: nn.Module, reference: nn.Module, images: Batch) -> None:
             weight.copy_((weight * 8).round() / 8)
 
 
-@pytest.mark.parametrize("name", zoo.ZOO)
+@pytest.mark.parametrize("name", every_second(zoo.ZOO))
 def test_each_turn_sees_what_whole_passes_see(name: str) -> None:
     module, reference = zoo.build(name), zoo.build(name)
     for each in (module, reference):
