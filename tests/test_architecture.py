@@ -58,6 +58,7 @@ RUNS_OTHERS = {"decant/networks/python.py"}
 RAISED_LATER = {
     "decant/adoption/weights.py": "all that does not fit in a file of weights, at once",
     "decant/networks/devices.py": "asked whether a kernel does not repeat its bits, then raised",
+    "decant/networks/faults.py": "asked whether it is told already, then raised",
     "decant/networks/python.py": "what a file lacks, raised or told with all that is wrong with params.yaml",
     "tasks/teacher/adopted.py": "printed: why a network has no ONNX file",
     "tasks/validate/hardware.py": "mistakes in params.yaml, all at once",

@@ -306,6 +306,53 @@ def test_a_layer_that_runs_twice_runs_in_integers_twice(grid: str) -> None:
     check_same("odd", model, open_session(deploy(model).content, 1), rows)  # float64 cannot tell
 
 
+class Rank(nn.Module):
+    """One layer on rows and on rows of rows, whose products the file has in two forms."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, outputs)
+
+    def forward(self, series: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(series.mean(1)), self.layer(series * 2).mean(1)
+
+
+@pytest.mark.parametrize("outputs", [pytest.param(WIDTH, marks=pytest.mark.slow), 5])
+def test_a_layer_on_rows_and_on_rows_of_rows_lies_in_the_file_in_both_forms(outputs: int) -> None:
+    torch.manual_seed(0)
+    module, series = Rank(outputs).eval(), torch.randn(6, LENGTH, WIDTH)
+    give_example_(module, (series[:2],))
+    model = Checkpoint(None, {"series": TensorInput(shape=(LENGTH, WIDTH))}, (), module)
+    grid = affine_grid(-8, 8, 8)
+    for grids in ({"layer": grid}, {}):
+        small = rounded_to(model, Integer(bits=8), grids)
+        made = deploy(small)
+        close(ran(made, series), answered(small.module, series), 0.02 if grids else 1e-5)
+
+
+class Answering(nn.Module):
+    """A table that is looked up, and multiplied by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        answer: Tensor = nn.functional.linear(self.words(ids).relu(), self.words.weight)
+        return answer
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_table_that_also_answers_is_looked_up_and_multiplied_by_as_it_is(bits: int) -> None:
+    """It is so small that packed words pay off for the look-up alone."""
+    torch.manual_seed(0)
+    module, ids = Answering().eval(), torch.randint(0, 11, (3, LENGTH))
+    give_example_(module, (ids,))
+    inputs = {"ids": TensorInput(shape=(LENGTH,), dtype="int64", below=11)}
+    small = rounded_to(Checkpoint(None, inputs, (), module), Integer(bits=bits))
+    close(ran(deploy(small), ids), answered(small.module, ids), 1e-5)
+
+
 class Fixed(nn.Module):
     """What it does depends on a length that is said to be free."""
 

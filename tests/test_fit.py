@@ -682,3 +682,104 @@ def test_a_module_that_makes_its_state_is_asked_for_it() -> None:
 
     module = nn.Sequential(Doubled(2, 2))
     assert torch.equal(reader(module)()["0.weight"], module[0].weight * 2)
+
+
+class Trap(nn.Module):
+    """A network that answers in eval mode and cannot be trained."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.first, self.second = kind, nn.Linear(64, 8), nn.Linear(8, 3)
+        if kind == "frozen":
+            self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Any:
+        hidden = self.first(images.flatten(1)).sigmoid()
+        if self.kind == "in place":
+            square = hidden * hidden
+            hidden += 1
+            hidden = hidden * square
+        if self.kind == "fails" and self.training:
+            hidden = hidden.reshape(5, -1)
+        if self.kind == "without gradients":
+            hidden = hidden.detach()
+            with torch.no_grad():
+                return self.second(hidden)
+        if self.kind == "two heads" and self.training:
+            return self.second(hidden), self.second(hidden * 2)
+        return self.second(hidden)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("in place", r"no gradients through the network \(one of the variables .* inplace operation"),
+        ("without gradients", r"no gradients through the network \(element 0 .*nor use no_grad"),
+        ("frozen", r"no gradients through the network \(element 0 .*requires_grad"),
+        ("fails", r"fails when it is trained: RuntimeError: shape '\[5, -1\]' .*test_fit\.py, line \d+"),
+        ("two heads", "In a training the network returns 6 numbers for a row, and 3 otherwise; have it"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_says_why(kind: str, sentence: str, tmp_path: Path) -> None:
+    """A second head would go into the softmax of the first one, and nothing would tell."""
+    with pytest.raises(DecantError, match=sentence):
+        train(Trap(kind), tmp_path)
+
+
+class Steps(nn.Module):
+    """As many numbers for a row as it has steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, series: Tensor) -> Tensor:
+        return self.layer(series)[..., 0]
+
+
+def test_rows_to_learn_from_may_be_longer_than_those_to_validate_on(tmp_path: Path) -> None:
+    long, short = (Examples(Rows({"series": torch.randn(16, steps, 4)}), None, ()) for steps in (9, 5))
+    training, teacher = Training(epochs=1, batch_size=8, optimizer=Sgd(learning_rate=0.01)), Steps()
+
+    def loss(inputs: tuple[Tensor, ...], outputs: Tensor, _: Tensor | None) -> Tensor:
+        return F.mse_loss(outputs, teacher(*inputs).detach())
+
+    curve = fit_(
+        Steps(), training, loss, long, short, scratch=None, seed=1, constraints={}, title="t", teacher=teacher
+    )
+    assert len(curve) == 1
+
+
+class Aliased(nn.Module):
+    """A block of two names, and a weight that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.again, self.one, self.other = self.first, nn.Linear(8, 8), nn.Linear(8, 8)
+        self.other.weight, self.head = self.one.weight, nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.other(self.one(self.again(images.flatten(1))).relu()))
+
+
+def test_a_module_of_two_names_is_trained_as_one(tmp_path: Path) -> None:
+    """Against the same network without the second name, to the bit."""
+    torch.manual_seed(0)
+    module = Aliased()
+    plain = copy.deepcopy(module)
+    plain.forward = lambda images: plain.head(  # type: ignore[method-assign]
+        plain.other(plain.one(plain.first(images.flatten(1))).relu())
+    )
+    del plain.again
+    held = {
+        name: Constraints(mask=module.get_parameter(name).abs() > 0.05)
+        for name in ("first.0.weight", "one.weight")
+    }
+    curves = [train(each, tmp_path / str(at), held, epochs=2) for at, each in enumerate((module, plain))]
+    assert curves[0] == curves[1]
+    assert isinstance(module.first[0].weight, nn.Parameter)
+    assert module.other.weight is module.one.weight
+    for name, constraint in held.items():
+        assert not module.get_parameter(name)[~constraint.mask].any()
+        assert torch.equal(module.get_parameter(name), plain.get_parameter(name))

@@ -1,5 +1,6 @@
 """The record of each network of the zoo: facts found by hand, torch's own counter, and folding itself."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -173,6 +174,34 @@ def test_a_pair_is_in_the_record_exactly_where_folding_it_changes_nothing(name: 
         name for name, each in module.named_modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)
     }
     assert record.unfolded.keys() == norms - {*found.values()}
+
+
+def test_types_of_what_comes_in_and_out_and_what_is_added_to_what() -> None:
+    _, _, record = known("residual")
+    assert record.sums == ((("conv2.weight",), ("shortcut.0.weight",)),)  # each by way of its batch norm
+    _, _, record = known("decoder")
+    assert [(call.takes, call.gives) for call in record.calls[:2]] == [
+        ("int64", "float32"),
+        ("float32", "float32"),
+    ]
+    assert record.sums[0] == (("words.weight",), ("attention.out.weight",))
+    _, _, record = known("forecast")
+    assert record.sums == (((), ("fc.weight",)),)  # the last value that came in
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).to(torch.bfloat16)
+    give_example_(module, (torch.randn(2, 3),))
+    assert {(call.takes, call.gives) for call in record_of(module).calls} == {("bfloat16", "bfloat16")}
+
+
+@pytest.mark.slow
+def test_twenty_million_weights_are_recorded_in_two_seconds() -> None:
+    layer = nn.TransformerEncoderLayer(512, 8, 2048, batch_first=True)
+    module = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False).eval()
+    assert sum(each.numel() for each in module.parameters()) > 18e6
+    give_example_(module, (torch.randn(2, 32, 512),))
+    before = time.process_time()
+    record = record_of(module)
+    assert time.process_time() - before < 2
+    assert record_of(module) is record  # and never again
 
 
 def test_the_record_leaves_the_network_as_it_was() -> None:

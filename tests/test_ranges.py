@@ -30,11 +30,13 @@ from decant.calibration.ranges import (
     Sparsity,
 )
 from decant.calibration.thresholds import (
+    AT_ONCE,
     BINS,
     LAWS,
     THRESHOLD_CANDIDATES,
     divergence,
     histogram,
+    least_errors,
     rounding_error,
 )
 from decant.clip.params import ClipParams
@@ -173,6 +175,50 @@ def test_mse_is_the_best_of_its_grid_by_a_naive_search(bits: int, symmetric: boo
     assert naive_error(values.tolist(), found, bits, symmetric) == pytest.approx(min(errors), rel=1e-9)
     ours = [rounding_error(numbers, threshold, bits) for threshold in thresholds]
     assert ours == pytest.approx(errors, rel=1e-9)
+
+
+def looped(numbers: Sample, bits: int) -> float:
+    """Return the threshold of the least error, one threshold after the other, in Python's own numbers."""
+
+    def error(threshold: float) -> float:
+        most = 2 ** (bits - 1) - 1
+        step, least = threshold / most, -most
+        if not numbers.symmetric:
+            low, high = numbers.within(threshold)
+            low, high = min(low, 0.0), max(high, 0.0)
+            step = (high - low) / (2**bits - 1)
+            least = -round(-low / step)
+            most = 2**bits - 1 + least
+        codes = (numbers.values / step).round().clamp(least, most)
+        return (codes * step - numbers.values).square().sum().item()
+
+    if numbers.largest == 0:
+        return 0.0
+    thresholds = [numbers.largest * k / THRESHOLD_CANDIDATES for k in range(THRESHOLD_CANDIDATES, 0, -1)]
+    return min(thresholds, key=error)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "width", "group", "masked"),
+    [
+        (5, 200, 64, False),  # the last group of each row is shorter
+        (5, 200, 64, True),  # each of another length
+        (40, 9, None, False),
+        (3, 40_000, None, False),  # longer than what is rounded at once
+        (2, AT_ONCE // 2, None, False),
+    ],
+)
+def test_many_samples_at_once_have_the_thresholds_of_a_loop_to_the_bit(
+    rows: int, width: int, group: int | None, masked: bool, symmetric: bool
+) -> None:
+    weight = laplace(width, rows * width).float().reshape(rows, width) * normal(2, rows, 1)
+    weight[0] = 0 if masked else weight[0].abs()
+    mask = normal(1, rows, width) > -0.5 if masked else None
+    samples = of_weight(weight, mask, per_channel=True, group=group, symmetric=symmetric).each
+    for bits in (2, 4, 8) if width < 1000 else (4,):
+        assert least_errors(samples, bits) == [looped(each, bits) for each in samples]
+        assert Mse().each_bounds(samples, bits) == [Mse().bounds(each, bits) for each in samples]
 
 
 def test_a_search_a_hundred_times_finer_gains_next_to_nothing() -> None:

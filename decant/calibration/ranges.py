@@ -7,13 +7,14 @@ weight, or each input channel of a layer, bounds of its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from decant.calibration.grids import Bits
 from decant.calibration.observers import Sample, Samples, of_weight
-from decant.calibration.thresholds import LAWS, least_divergence, least_error
+from decant.calibration.thresholds import LAWS, least_divergence, least_error, least_errors
 from decant.checkpoints.constraints import Constraints, Range
 from decant.lazy import torch
 from decant.schema import Positive, Section, TrainImages
@@ -35,9 +36,13 @@ class Span(Section):
         """Return the low and the high end for numbers that will be rounded to `bits`."""
         raise NotImplementedError
 
+    def each_bounds(self, samples: Sequence[Sample], bits: int) -> list[tuple[float, float]]:
+        """Return `bounds` of each sample."""
+        return [self.bounds(sample, bits) for sample in samples]
+
     def over(self, samples: Samples, bits: int = BITS) -> Range:
         """Return the range of these samples, in float32."""
-        return samples.range([self.bounds(sample, bits) for sample in samples.each])
+        return samples.range(self.each_bounds(samples.each, bits))
 
     def constrain(self, weight: Tensor, mask: Tensor | None = None, axis: int = 0) -> Constraints:
         """Return the range of the weights that the mask does not hold at zero; channels lie on `axis`.
@@ -212,6 +217,11 @@ class Mse(Fitted):
     def bounds(self, sample: Sample, bits: int) -> tuple[float, float]:
         """Return [-threshold, threshold] within the extremes, with the threshold of the least error."""
         return sample.within(least_error(sample, self.bits or bits))
+
+    def each_bounds(self, samples: Sequence[Sample], bits: int) -> list[tuple[float, float]]:
+        """Return `bounds` of each sample, of many at once."""
+        thresholds = least_errors(samples, self.bits or bits)
+        return [sample.within(each) for sample, each in zip(samples, thresholds, strict=True)]
 
 
 class Entropy(Fitted):

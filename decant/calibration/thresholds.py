@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 THRESHOLD_CANDIDATES = 100
 """How many thresholds `least_error` tries, evenly from the largest size down."""
 
+AT_ONCE = 2**16
+"""Numbers that are rounded at once, which stay in a processor's cache. Longer samples are alone: torch adds
+up a long row by itself in other parts than a row among others."""
+
 BINS, STRIDE = 2048, 16
 """The bins of a histogram of sizes, and how many lie between two thresholds that `least_divergence` tries."""
 
@@ -25,10 +29,43 @@ def least_error(sample: Sample, bits: int) -> float:
 
     Tried are `THRESHOLD_CANDIDATES` of them.
     """
-    if sample.largest == 0:
-        return 0.0
-    thresholds = [sample.largest * k / THRESHOLD_CANDIDATES for k in range(THRESHOLD_CANDIDATES, 0, -1)]
-    return min(thresholds, key=lambda threshold: rounding_error(sample, threshold, bits))
+    return least_errors([sample], bits)[0]
+
+
+def least_errors(samples: Sequence[Sample], bits: int) -> list[float]:
+    """Return `least_error` of each sample, to the bit: those of one length are rounded at once.
+
+    A weight in groups has tens of thousands of samples, and as many calls of torch would take minutes.
+    """
+    found = [0.0] * len(samples)
+    for places in _together(samples):
+        alike = [samples[at] for at in places]
+        for at, threshold in zip(places, _least_of_alike(alike, bits), strict=True):
+            found[at] = threshold
+    return found
+
+
+def _together(samples: Sequence[Sample]) -> Iterator[list[int]]:
+    """Yield places of samples of one length that are rounded at once; none of samples of zeros alone."""
+    alike: dict[tuple[int, bool], list[int]] = {}
+    for at, sample in enumerate(samples):
+        if sample.largest > 0:
+            alike.setdefault((len(sample.values), sample.symmetric), []).append(at)
+    for (length, _), places in alike.items():
+        count = max(1, AT_ONCE // length)
+        yield from (places[first : first + count] for first in range(0, len(places), count))
+
+
+def _least_of_alike(samples: Sequence[Sample], bits: int) -> list[float]:
+    """Return the threshold of the least error of each sample of one length."""
+    rows = _Rows.of(samples)
+    best, least = rows.largest, torch.full_like(rows.largest, math.inf)
+    for k in range(THRESHOLD_CANDIDATES, 0, -1):
+        thresholds = rows.largest * k / THRESHOLD_CANDIDATES
+        errors = rows.rounding_errors(thresholds, bits)
+        best, least = torch.where(errors < least, thresholds, best), errors.minimum(least)
+    found: list[float] = best.tolist()
+    return found
 
 
 def least_divergence(sample: Sample, bits: int) -> float:
@@ -43,17 +80,52 @@ def least_divergence(sample: Sample, bits: int) -> float:
 
 def rounding_error(sample: Sample, threshold: float, bits: int) -> float:
     """Return the sum of squared errors after cutting at `threshold` around zero and rounding to `bits`."""
-    if sample.symmetric:
-        most = 2 ** (bits - 1) - 1
-        step, least = threshold / most, -most
-    else:
-        low, high = sample.within(threshold)
-        low, high = min(low, 0.0), max(high, 0.0)
+    thresholds = torch.tensor([threshold], dtype=torch.double)
+    return _Rows.of([sample]).rounding_errors(thresholds, bits).item()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Samples of one length.
+
+    Attributes:
+        values: Of each sample a row [S, N], float64.
+        low: The least number of each sample [S].
+        high: The largest [S].
+        symmetric: Whether they are rounded to levels on both sides of zero alike.
+    """
+
+    values: Tensor
+    low: Tensor
+    high: Tensor
+    symmetric: bool
+
+    @staticmethod
+    def of(samples: Sequence[Sample]) -> _Rows:
+        low, high = torch.tensor([(each.low, each.high) for each in samples], dtype=torch.double).unbind(1)
+        return _Rows(torch.stack([each.values for each in samples]), low, high, samples[0].symmetric)
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest size of each sample [S]."""
+        return self.low.abs().maximum(self.high.abs())
+
+    def rounding_errors(self, thresholds: Tensor, bits: int) -> Tensor:
+        """Return the sum of squared errors of each sample [S] once cut at its threshold [S] and rounded."""
+        step, least, most = self._grid(thresholds, bits)
+        codes = (self.values / step[:, None]).round_().clamp_(least[:, None], most[:, None])
+        return codes.mul_(step[:, None]).sub_(self.values).square_().sum(1)
+
+    def _grid(self, thresholds: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the step, the least and the largest code of each sample [S]."""
+        if self.symmetric:
+            most = torch.full_like(thresholds, 2 ** (bits - 1) - 1)
+            return thresholds / most, -most, most
+        low = self.low.maximum(-thresholds).minimum(self.high).clamp(max=0.0)
+        high = self.high.minimum(thresholds).maximum(self.low).clamp(min=0.0)
         step = (high - low) / (2**bits - 1)
-        least = -round(-low / step)
-        most = 2**bits - 1 + least
-    codes = (sample.values / step).round_().clamp_(least, most)
-    return (codes * step - sample.values).square_().sum().item()
+        least = -torch.round(-low / step)
+        return step, least, 2**bits - 1 + least
 
 
 def histogram(sample: Sample) -> Tensor:

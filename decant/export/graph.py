@@ -53,10 +53,15 @@ class Graph:
                     reader.input[at] = node.input[0]
 
     def constant(self, name: str, value: Tensor | np.ndarray | np.generic) -> str:
-        """Write a constant under this name, once, and return the name."""
-        if name not in self.constants:
-            self.constants[name] = _tensor(name, value)
-        return name
+        """Write a constant, once, and return its name: this one, or one like it where other numbers have it.
+
+        One weight may lie in the file in two forms, as for a product of rows and one of rows of rows.
+        """
+        tensor, own = _tensor(name, value), name
+        while own in self.constants and not _same(self.constants[own], tensor):
+            own = tensor.name = f"{own}/other"
+        self.constants.setdefault(own, tensor)
+        return own
 
     def read(self) -> Iterable[onnx.TensorProto]:
         """Return the constants that nodes read, in order."""
@@ -99,6 +104,11 @@ class Graph:
             self._made[key] = make()
         found: Made = self._made[key]
         return found
+
+
+def _same(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    form = one.data_type == other.data_type and one.dims == other.dims
+    return form and one.raw_data == other.raw_data
 
 
 def read_within(node: onnx.NodeProto) -> Iterator[str]:

@@ -36,6 +36,8 @@ class Call:
         inputs: Shape of what comes in.
         outputs: Shape of what comes out.
         macs: Multiplications for all rows of the example; 0 for tables.
+        takes: Type of what comes in, such as float32.
+        gives: Type of what comes out.
         computed: Whether the weight is computed from parameters in this pass.
     """
 
@@ -45,6 +47,8 @@ class Call:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     macs: int
+    takes: str
+    gives: str
     computed: bool = False
 
 
@@ -85,6 +89,8 @@ class Record:
         unfolded: Why each other batch norm may not be folded, by its name.
         feeds: Weights of which the first one's layer gives something that the second one's layer receives,
             with no other weight between: by name, in the order of the second.
+        sums: What is added to what: for each addition of two results, in order, the weights that each side
+            comes from last; none for what comes from the inputs alone.
         unused: Parameters of two and more dimensions that no operator reads.
         outputs: Shapes of what the network returns.
         called: Names of all modules that are called, whatever they do.
@@ -98,6 +104,7 @@ class Record:
     folds: Mapping[str, str]
     unfolded: Mapping[str, str]
     feeds: tuple[tuple[str, str], ...]
+    sums: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     unused: tuple[str, ...]
     outputs: tuple[tuple[int, ...], ...]
     called: frozenset[str]

@@ -19,6 +19,20 @@ def ties(module: nn.Module) -> dict[str, tuple[str, ...]]:
     return {each[0]: tuple(each) for each in names.values()}
 
 
+def places(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return one name for each place that a tensor lies in, by the first of its names.
+
+    A module that has two names itself is one place: torch's `functional_call` with ties would put a tensor
+    into it twice, and leave it there.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for first, names in ties(module).items():
+        paths = {name: name.rpartition(".") for name in names}
+        each = {(id(module.get_submodule(path)), last): name for name, (path, _, last) in paths.items()}
+        found[first] = tuple(each.values())
+    return found
+
+
 def tied(module: nn.Module) -> set[tuple[str, ...]]:
     """Return the names of each tensor that has more than one."""
     return {names for names in ties(module).values() if len(names) > 1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from decant.errors import DecantError, Message
+from decant.errors import DecantError
 from decant.networks.calls import Call, Example, Kind, Record, Weight
 from decant.networks.draws import drawing
+from decant.networks.faults import where
 
 aten = torch.ops.aten
 
@@ -47,6 +47,7 @@ NORMALIZING = (
 )
 """Each takes what is normalized, scale, shift, mean, variance; some then whether to take the batch's own."""
 
+ADDING = (aten.add, aten.add_, aten.sub, aten.sub_)
 TABLES = (aten.embedding, aten._embedding_bag, aten._embedding_bag_forward_only)
 FACTORS = {
     **dict.fromkeys((aten.mm, aten.bmm, aten.mv), (0, 1)),
@@ -107,7 +108,7 @@ def trace(module: nn.Module, example: Example) -> Record:
     except DecantError:
         raise
     except Exception as error:
-        raise DecantError(f"The network fails on its example: {_where(error)}") from error
+        raise DecantError(f"The network fails on its example: {where(error)}") from error
     finally:
         for each, mode in modes:
             each.training = mode
@@ -134,15 +135,6 @@ def _placed(module: nn.Module, example: Example) -> Example:
 def _rows(example: Example) -> int:
     tensors = [each for each in tree_leaves(example) if isinstance(each, Tensor)]
     return max(1, len(tensors[0])) if tensors and tensors[0].dim() else 1
-
-
-def _where(error: BaseException) -> Message:
-    """Return an error in a line, with the innermost place that is not torch's own."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
-    text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    theirs = [frame for frame in frames if "/decant/" not in frame.filename] or frames[-1:]
-    place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {text}{place}"
 
 
 @dataclass
@@ -200,6 +192,7 @@ class _Watch(TorchDispatchMode):
         self._outputs: dict[str, list[_Made]] = {}  # by weight
         self._normed: dict[str, list[Tensor]] = {}  # by batch norm: what it normalized with its own numbers
         self._feeds: dict[tuple[str, str], None] = {}
+        self._sums: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         self._alive += tree_leaves(example)
         self._active |= {_storage(each) for each in self._alive if isinstance(each, Tensor)}
         for name, tensor in (*module.named_parameters(remove_duplicate=False), *_statistics(module)):
@@ -249,6 +242,8 @@ class _Watch(TorchDispatchMode):
         inputs = [_storage(each) for each in given]
         active = any(key in self._active for key in inputs)
         self._read(given, self._normalize(args) if packet in NORMALIZING else "")
+        if packet in ADDING and not self._inside_recurrent():
+            self._add(args)
         weighs = packet in TABLES or (packet in MULTIPLYING and (active or self._at_work() is not None))
         self._derive(packet, given, made, active=active, weighs=weighs)
         if packet in MULTIPLYING and not self._inside_recurrent():
@@ -312,6 +307,13 @@ class _Watch(TorchDispatchMode):
             if origins or key not in inputs:
                 self._origins[key] = origins
 
+    def _add(self, args: tuple[Any, ...]) -> None:
+        """Note an addition of two results."""
+        sides = [_storage(each) for each in args[:2] if isinstance(each, Tensor)]
+        if len(sides) == 2 and all(side in self._active for side in sides):
+            one, other = (tuple(sorted(self._origins.get(side, ()))) for side in sides)
+            self._sums.append((one, other))
+
     def _multiply(self, packet: Any, args: Any, result: Any, *, weighs: bool) -> None:
         """Note a multiplication, or a look into a table."""
         layer = self._frames[-1].name if self._frames else ""
@@ -335,7 +337,8 @@ class _Watch(TorchDispatchMode):
             note(weight, Kind.LINEAR, given=other, macs=macs, axis=self._axis(weight, weight is left))
         elif packet in ATTENTION:
             macs = _attention(*args[:3])
-            self._calls.append(Call("", layer, None, tuple(args[0].shape), _shape(result), macs))
+            types = _type(args[0]), _type(result)
+            self._calls.append(Call("", layer, None, tuple(args[0].shape), _shape(result), macs, *types))
 
     def _note(
         self,
@@ -359,7 +362,8 @@ class _Watch(TorchDispatchMode):
             self._computed.setdefault(source, layer)
         kind_of = kind if name or sources else None
         shape = tuple(given.shape)
-        self._calls.append(Call(name, layer, kind_of, shape, _shape(result), macs, bool(sources)))
+        types = _type(given), _type(result)
+        self._calls.append(Call(name, layer, kind_of, shape, _shape(result), macs, *types, bool(sources)))
 
     def _fixed(self, tensor: Tensor) -> bool:
         return bool(self._name(tensor)) or _storage(tensor) in self._derived
@@ -414,7 +418,10 @@ class _Watch(TorchDispatchMode):
                 self._axes.setdefault(first, 0)
                 shape = (*tensor.shape[:-1], len(parameter))
                 macs = steps * parameter.numel()
-                self._calls.append(Call(first, name, Kind.RECURRENT, tuple(tensor.shape), shape, macs))
+                types = _type(tensor), _type(tensor)
+                self._calls.append(
+                    Call(first, name, Kind.RECURRENT, tuple(tensor.shape), shape, macs, *types)
+                )
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
         frame = self._frames.pop()
@@ -465,6 +472,7 @@ class _Watch(TorchDispatchMode):
             folds=folds,
             unfolded=unfolded,
             feeds=tuple(order),
+            sums=tuple(self._sums),
             unused=tuple(unused),
             outputs=tuple(tuple(each.shape) for each in returned),
             called=frozenset(self._called),
@@ -597,6 +605,10 @@ def _storage(tensor: Tensor) -> int:
 
 def _shape(result: Any) -> tuple[int, ...]:
     return tuple(_tensors(result)[0].shape)
+
+
+def _type(result: Any) -> str:
+    return str(_tensors(result)[0].dtype).removeprefix("torch.")
 
 
 def _same_view(one: Tensor, other: Tensor) -> bool:

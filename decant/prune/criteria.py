@@ -13,6 +13,7 @@ from decant.examples import Batch, Examples
 from decant.lazy import torch
 from decant.networks.devices import CPU, device_of, fed, moved
 from decant.networks.execution import answers, predict
+from decant.networks.faults import told_of_gradients
 from decant.networks.structure import compressible, normalized_by, observable, tables, unobservable
 from decant.schema import Count, Positive, Section, TrainImages
 
@@ -467,7 +468,8 @@ def _gradients(kind: str, loss: Tensor, weights: Scores) -> Scores:
     Raises:
         DecantError: The network does not run a layer, so that the loss says nothing of its weight.
     """
-    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    with told_of_gradients():
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     if missing := [name for name, gradient in zip(weights, found, strict=True) if gradient is None]:
         raise DecantError(
             f"criterion {kind} scores weights by gradients, and the loss depends on none of "

@@ -27,7 +27,8 @@ from decant.networks.devices import CPU, ONE_LAYER, computing_on, device_of, fin
 from decant.networks.structure import compressible, observable
 from decant.progress import progress_bar
 from decant.reconstruction.elementwise import per_element
-from decant.reconstruction.hessians import InputHessian, all_moments, moments
+from decant.reconstruction.hessians import InputHessian, all_moments
+from decant.reconstruction.in_turn import MomentsInTurn
 from decant.reconstruction.least_squares import (
     NormalEquations,
     cholesky,
@@ -322,9 +323,9 @@ def reconstruct(
     solved: dict[str, tuple[Tensor, Tensor]] = {}
     with torch.no_grad(), computing_on(there, ONE_LAYER):
         reference, work = placed(module, there), place_(copy.deepcopy(module), there)
+        seen = MomentsInTurn(work, order, images, reference)
         for name in progress_bar(order, "solving", "layers"):
-            old = reference.get_parameter(name).detach()
-            found = moments(work, [name], images, reference)[name]
+            old, found = reference.get_parameter(name).detach(), seen.at(name)
             with naming(name):
                 mask, weight = prune(
                     old.flatten(1),

@@ -5,7 +5,7 @@ Pruning (OBS) and rounding (GPTQ) both need them, and both read them here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,10 @@ BATCH = 250
 
 FLOATS = 2**25
 """Numbers of one layer's patches that are in memory at once, so that large pictures do not fill it."""
+
+
+Passed = Callable[[nn.Module, Sequence[str], int, tuple[Tensor, ...]], Mapping[str, tuple[Tensor, ...]]]
+"""Of a network, names of weights, the number of a batch and the batch: what the layers receive."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ class InputHessian:
 
 
 def moments(
-    module: nn.Module, names: Sequence[str], images: Batch, reference: nn.Module | None = None
+    module: nn.Module,
+    names: Sequence[str],
+    images: Batch,
+    reference: nn.Module | None = None,
+    passed: Passed | None = None,
 ) -> dict[str, InputHessian]:
     """Return the Hessian of the inputs of each named weight's layer.
 
@@ -59,6 +67,7 @@ def moments(
         names: Weights of linear layers and convolutions, such as `head.weight`.
         images: Pixels [N, C, H, W], uint8.
         reference: A network of the same layers, in eval mode, whose inputs `cross` is taken with.
+        passed: Returns what `received` returns, given the number of a batch as well; that where None.
 
     Returns:
         By weight, on the device where the networks lie.
@@ -69,9 +78,10 @@ def moments(
     """
     sums: dict[str, list[Tensor]] = {}
     counts = dict.fromkeys(names, 0)
-    for inputs in _batches(images, device_of(module)):
-        now = received(module, names, inputs)
-        then = now if reference is None else received(reference, names, inputs)
+    passed = passed or _whole_pass
+    for batch, inputs in enumerate(_batches(images, device_of(module))):
+        now = passed(module, names, batch, inputs)
+        then = now if reference is None else passed(reference, names, batch, inputs)
         for name in names:
             for part in _parts(layer_of(module, name), now[name], then[name], reference is not None):
                 counts[name] += part.count
@@ -127,6 +137,12 @@ def norms(module: nn.Module, images: Batch, names: Sequence[str] | None = None) 
         name: total.sqrt().float().repeat_interleave(len(layer_of(module, name).weight) // len(total), dim=0)
         for name, total in squares.items()
     }
+
+
+def _whole_pass(
+    module: nn.Module, names: Sequence[str], _: int, inputs: tuple[Tensor, ...]
+) -> Mapping[str, tuple[Tensor, ...]]:
+    return received(module, names, inputs)
 
 
 def _batches(images: Batch, device: torch.device) -> Iterable[tuple[Tensor, ...]]:

@@ -41,8 +41,10 @@ from decant.networks.devices import (
 )
 from decant.networks.draws import drawing
 from decant.networks.execution import as_rows, predict
+from decant.networks.faults import told_in_training, told_of_gradients
 from decant.networks.record import give_example_, has_example
 from decant.networks.structure import compressible, filters
+from decant.networks.ties import places
 from decant.progress import progress_bar
 from decant.seeds import derive_seed
 from decant.targets import Classes
@@ -106,6 +108,7 @@ class _Progress:
         best: Weights, buffers and masks after the best epoch; empty before there is one, or without patience.
         epochs: The first and the last but one.
         columns: Of the curve.
+        width: How many numbers the network gives for a row where it is not trained; None before it is known.
         device: Where all of it lies; what is resumed from is on the processor.
         scaler: Of a training in float16.
     """
@@ -120,6 +123,7 @@ class _Progress:
     sparsifier: Sparsifier | None = None
     epochs: tuple[int, int] = (0, 0)
     columns: tuple[str, ...] = ()
+    width: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device(CPU))
     scaler: Scaler = field(default_factory=Scaler)
 
@@ -143,6 +147,18 @@ class _Progress:
     def fractions(self) -> list[str]:
         """What is averaged, by name: fractions, but tables that hold infinities, as masks do."""
         return [n for n, t in self.averaged.items() if t.is_floating_point() and bool(t.isfinite().all())]
+
+    @cached_property
+    def places(self) -> Mapping[str, Sequence[str]]:
+        """Where each tensor lies, by the first of its names."""
+        return places(self.module)
+
+    def call_with(self, tensors: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
+        """Return what the network answers with these tensors, by first names, in the place of its own."""
+        if not tensors:
+            return self.module(*inputs)
+        placed = {place: tensor for name, tensor in tensors.items() for place in self.places[name]}
+        return functional_call(self.module, placed, inputs, tie_weights=False)
 
     def final(self, training: Training) -> dict[str, Tensor]:
         """Return the free weights and buffers that the training would end with now."""
@@ -315,6 +331,7 @@ def fit_(
             sparsifier,
             epochs,
             (*goal.columns, *scaler.columns),
+            _answers(module.eval(), train.images[:1], seed, there).shape[1],
             there,
             scaler,
         )
@@ -503,7 +520,12 @@ def _gradients_(
     module = progress.module
     inputs = tuple(laid_out(each, progress.layout) for each in arguments(images))
     with autocast(progress.device, training.precision):
-        logits = _forward(module, progress.held.satisfying(module), inputs)
+        logits = _forward(progress, progress.held.satisfying(module), inputs)
+    if progress.width not in (None, logits.shape[1]):
+        raise DecantError(
+            f"In a training the network returns {logits.shape[1]} numbers for a row, and {progress.width} "
+            "otherwise; have it return the same in both"
+        )
     value = loss(inputs, logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
     value = value if share == 1 else value * share
     total = value
@@ -513,22 +535,27 @@ def _gradients_(
         )
     if training.group_lasso and last:
         total = total + training.group_lasso * group_norms(module)
-    progress.scaler.scaled(total).backward()
+    with told_of_gradients():
+        progress.scaler.scaled(total).backward()
     return value.detach(), logits.detach()
 
 
-def _forward(module: nn.Module, satisfying: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+def _forward(progress: _Progress, satisfying: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
     """Return the logits of a batch with the weights that satisfy their constraints.
 
     Raises:
-        DecantError: A batch norm has one number for each channel alone, of which there is no variance.
+        DecantError: A batch norm has one number for each channel alone, of which there is no variance; or the
+            network fails in training mode.
     """
-    try:
-        outputs = functional_call(module, satisfying, inputs) if satisfying else module(*inputs)
-    except ValueError as error:
-        if len(inputs[0]) > 1:
-            raise
-        raise DecantError(f"A batch of one image cannot be trained on ({error}); raise batch_size") from None
+    with told_in_training():
+        try:
+            outputs = progress.call_with(satisfying, inputs)
+        except ValueError as error:
+            if len(inputs[0]) > 1:
+                raise
+            raise DecantError(
+                f"A batch of one image cannot be trained on ({error}); raise batch_size"
+            ) from None
     return as_rows(outputs, len(inputs[0]))
 
 
@@ -563,9 +590,9 @@ def _validate(
         if bool(wrong.any()):
             raise DecantError(f"{name} held NaN or infinity after epoch {epoch}; lower the learning rate")
     tensors = {name: held[name].project(t) if name in held else t for name, t in final.items()}
-    module = progress.module.eval()
+    progress.module.eval()
     logits = _answers(
-        lambda *inputs: functional_call(module, tensors, inputs), validation.images, seed, progress.device
+        lambda *inputs: progress.call_with(tensors, inputs), validation.images, seed, progress.device
     )
     if not torch.isfinite(logits).all():
         raise DecantError(

@@ -28,7 +28,8 @@ from decant.progress import progress_bar
 from decant.prune.channels.coupling import ChannelGroup, zeroed
 from decant.prune.obs import channel_order, naming, refit, running_order
 from decant.reconstruction.elementwise import per_element
-from decant.reconstruction.hessians import all_moments, moments
+from decant.reconstruction.hessians import all_moments
+from decant.reconstruction.in_turn import MomentsInTurn
 
 ChannelScores = dict[str, Tensor]
 """Importance of each channel [count], float64, by group; what scores least is removed first."""
@@ -170,8 +171,9 @@ def refitted(
     solved, there, order = dict[str, Tensor](), find(device), running_order(module, masks)
     with torch.no_grad(), computing_on(there, ONE_LAYER):
         reference, work = placed(module, there), place_(copy.deepcopy(module), there)
+        seen = MomentsInTurn(work, order, images, reference)
         for name in progress_bar(order, "solving", "layers"):
-            old, found = reference.get_parameter(name), moments(work, [name], images, reference)[name]
+            old, found = reference.get_parameter(name), seen.at(name)
             satisfied = moved((held or {}).get(name, FREE).narrow(mask=masks[name]), there)
             with naming(name):
                 new = refit(

@@ -17,7 +17,7 @@ from decant.networks.structure import unobservable
 from decant.progress import progress_bar
 from decant.quantize.quantizable import quantizable
 from decant.quantize.rounding.methods import Nearest, Rounding
-from decant.reconstruction.hessians import moments
+from decant.reconstruction.in_turn import MomentsInTurn
 
 
 def round_layers(
@@ -63,9 +63,10 @@ def round_layers(
     with torch.no_grad(), computing_on(there, ONE_LAYER):
         reference = placed(reference, there)
         place_(child.module, there)
+        seen = MomentsInTurn(child.module, order, images, reference)
         for name in progress_bar(order, "rounding", "layers"):
             weight, each = child.module.get_parameter(name), moved(held[name], there)
-            found, kept = _fitted(child.module, name, each, rounding, images, reference)
+            found, kept = _fitted(child.module, name, each, rounding, seen)
             weight.copy_(found)
             satisfied[name] = moved(kept, CPU)
         place_(child.module, CPU)
@@ -73,19 +74,14 @@ def round_layers(
 
 
 def _fitted(
-    module: nn.Module,
-    name: str,
-    held: Constraints,
-    rounding: Rounding,
-    images: Batch,
-    reference: nn.Module,
+    module: nn.Module, name: str, held: Constraints, rounding: Rounding, seen: MomentsInTurn
 ) -> tuple[Tensor, Constraints]:
     """Return one layer's weight on its levels, and its constraints, given the network as rounded so far."""
     weight = module.get_parameter(name)
     if not rounding.needs_moments or name in unobservable(module):
         return Nearest().fitted(weight, held, None)
-    seen = moments(module, [name], images, reference)[name]
+    moments = seen.at(name)
     try:
-        return rounding.fitted(weight, held, seen)
+        return rounding.fitted(weight, held, moments)
     except ValueError as error:
         raise DecantError(f"{name}: {error}") from None
