@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,26 @@ class Source:
             raise DecantError(f"{path} is no table that can be read ({one_line(error)}); repair it") from None
         if not len(self):
             raise DecantError(f"{path} has no row; give it some")
+
+    @classmethod
+    def of(cls, path: Path, columns: Mapping[str, Sequence[Any]]) -> Source:
+        """Return columns in memory as a table; errors name `path`.
+
+        Raises:
+            DecantError: A column holds values of several kinds.
+        """
+        found = cls.__new__(cls)
+        found.path, arrays = path, {}
+        for name, values in columns.items():
+            try:
+                arrays[name] = pa.array(values)
+            except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+                raise DecantError(
+                    f"{path}: {name} holds values of several kinds, or of one that no table has "
+                    f"({one_line(error)}); give numbers alone, words alone, or lists of words"
+                ) from None
+        found._table = pa.table(arrays)
+        return found
 
     def __len__(self) -> int:
         return self._table.num_rows

@@ -68,6 +68,7 @@ def write_rows(
     drawn: Mapping[str, Any],
     source: str = "arrays",
     words: Mapping[str, Sequence[str]] | None = None,
+    code: str = "",
 ) -> None:
     """Write rows of any tensors in the same way: a column for each tensor, as bytes, and one of labels.
 
@@ -77,8 +78,9 @@ def write_rows(
         drawn: What params.yaml said when the splits were drawn.
         source: What params.yaml calls where they come from.
         words: Of inputs that are codes, the words that 1, 2, ... stand for: for whoever has to code new rows.
+        code: The sum of the code that made them, where some did.
     """
-    more = {"words": words} if words else {}
+    more = ({"words": words} if words else {}) | ({"code": code} if code else {})
     with ExitStack() as stack:
         for name, split in splits.items():
             path = stack.enter_context(replacing(folder / f"{name}.parquet"))

@@ -13,7 +13,7 @@ from decant.networks.packages import Packaged, Transformers, installed
 from decant.networks.python import Python, code_of, missing, sum_of_code
 from decant.outputs import replacing
 from tasks.pipeline.networks import check_tracked, trusted
-from tasks.prepare.params import AnyData, FolderParams
+from tasks.prepare.params import AnyData, FilesParams, PythonParams
 from tasks.teacher.params import TeacherParams
 
 FILES = Path("data/files")
@@ -60,8 +60,10 @@ def _unbuildable_code(architecture: Python, pinned: bool) -> Iterator[str]:
 
 def absent(data: AnyData, teacher: TeacherParams) -> Iterator[str]:
     """Yield each file of one's own that is named and not there."""
-    if isinstance(data, FolderParams) and not Path(data.folder).is_dir():
+    if isinstance(data, FilesParams) and not Path(data.folder).is_dir():
         yield f"data.folder: there is no folder {data.folder}"
+    if isinstance(data, PythonParams):
+        yield from (f"data: {line}" for line in unbuildable(data.named, pinned=False))
     for place, file in (*(("data", file) for file in data.files), *_files_of(teacher)):
         if not Path(file).is_file():
             yield f"{place}: {_no_file(file)}"
@@ -96,10 +98,13 @@ def write_sums(data: AnyData, teacher: TeacherParams) -> None:
     own = teacher.architecture
     if isinstance(own, Python):
         files += code_of(Path(own.file), Path())
+    read = [Path(file) for file in data.files]
+    if isinstance(data, PythonParams):
+        read += code_of(Path(data.file), Path())
     packages = [f"{own.kind} {installed(own.kind)}\n"] if isinstance(own, Packaged) else []
     with replacing(FILES) as folder:
         folder.mkdir()
-        for stage, named in {"prepare": [Path(file) for file in data.files], "teacher": files}.items():
+        for stage, named in {"prepare": read, "teacher": files}.items():
             lines = (f"{_sum(file)}  {file.as_posix()}\n" for file in sorted(named))
             more = packages if stage == "teacher" else []
             (folder / stage).write_text("".join([TITLE, *lines, *more]), encoding="utf-8")
