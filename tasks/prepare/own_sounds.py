@@ -55,7 +55,7 @@ class Reader:
     @property
     def notes(self) -> list[str]:
         """A line for each thing that was done to some of them."""
-        return [f"{count:,} sounds were {what}" for what, count in sorted(self._counts.items())]
+        return [f"sounds {what}: {count:,}" for what, count in sorted(self._counts.items())]
 
     def __call__(self, path: Path) -> NDArray[np.float32]:
         """Return one sound [C, L], float32.
@@ -67,7 +67,8 @@ class Reader:
         """
         samples, rate = whole(path)
         samples = self._resampled(self._mixed(samples), rate)
-        found = self._sized(samples).astype(np.float32)
+        with np.errstate(over="ignore"):
+            found = self._sized(samples).astype(np.float32)
         if not np.isfinite(found).all():
             raise ValueError("it has samples beyond float32")
         return found
@@ -102,7 +103,7 @@ class Reader:
             )
         from scipy.signal import resample_poly
 
-        self._counts[f"resampled to {asked:,} samples a second"] += 1
+        self._counts[f"resampled to {asked:,} a second"] += 1
         common = math.gcd(asked, rate)
         return resample_poly(samples, asked // common, rate // common, axis=1)
 
@@ -115,11 +116,11 @@ class Reader:
                 f"it has {there:,} samples at {params.rate:,} a second, expected {params.length:,}"
             )
         if more < 0:
-            self._counts[f"longer than {params.length:,} samples: cropped"] += 1
+            self._counts[f"longer than {params.length:,} samples, cropped"] += 1
             start = -more // 2 if params.crop == "middle" else 0
             return samples[:, start : start + params.length]
         if more > 0:
-            self._counts[f"shorter than {params.length:,} samples: padded"] += 1
+            self._counts[f"shorter than {params.length:,} samples, padded"] += 1
         before = more // 2 if params.pad == "both" else 0
         return np.pad(samples, ((0, 0), (before, more - before)))
 
