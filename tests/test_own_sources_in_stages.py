@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from decant.clip.operation import clip
@@ -261,3 +260,121 @@ def test_rows_of_a_generator_go_through_all_stages(
         Path("networks/tones.py").write_text(code.replace("(7)", "(8)"))
         validate()
         assert Path("data/files/prepare").read_text() != sums
+
+
+# --- arrays with targets
+
+
+@pytest.mark.parametrize(
+    ("target", "labels", "keys"),
+    [
+        ({"kind": "numbers", "names": ["far"]}, "far", OF_NUMBERS.keys),
+        ({"kind": "labels", "names": ["first", "second"]}, "marks", OF_LABELS.keys),
+        ({"kind": "classes", "balanced": True}, "kind", OF_BALANCED.keys),
+    ],
+)
+def test_arrays_with_targets_go_through_all_stages(
+    target: dict[str, Any], labels: str, keys: tuple[str, ...], tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((160, 4), np.float32)
+    known = {"far": 100 + 20 * x[:, 0], "marks": x[:, :2] > 0, "kind": (x[:, 0] > 0.8).astype(np.int64)}
+    arrays = {"x": x, "place": np.arange(160) % 5, labels: known[labels]}
+    data = {"source": "arrays", "train": "data/arrays/all.npz", "validation": 30, "test": 30}
+    data |= {"labels": labels, "target": target}
+    params = content(data, gates={"all": {keys[0]: {"drop": 0.2}}})
+    params["teacher"]["training"] = TRAINING | {"epochs": 20}
+    params["teacher"]["architecture"]["with"] = {"outputs": 1 if labels == "far" else 2}
+    code = READER if labels != "far" else READER.replace("place], 1))))", "place], 1)))) * 20 + 100")
+    with project(tmp_path, params, "data/arrays", NETWORK, code):
+        np.savez("data/arrays/all.npz", **arrays)
+        found = through("int8")
+    assert all(tuple(row) == keys and row[keys[0]] > 0.7 for row in found.values())
+
+
+# --- pictures beside numbers
+
+JUDGE = """
+import torch
+from torch import nn
+
+
+class Judge(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("numbers_mean", torch.zeros(1))
+        self.register_buffer("numbers_deviation", torch.ones(1))
+        self.register_buffer("target_mean", torch.zeros(1))
+        self.register_buffer("target_deviation", torch.ones(1))
+        self.look, self.hidden, self.head = nn.Conv2d(1, 4, 3), nn.Linear(5, 12), nn.Linear(12, 1)
+
+    def forward(self, image, numbers):
+        seen = torch.relu(self.look(image.float() / 255)).mean((2, 3))
+        known = (numbers - self.numbers_mean) / self.numbers_deviation
+        hidden = torch.relu(self.hidden(torch.cat([seen, known], 1)))
+        return self.head(hidden) * self.target_deviation + self.target_mean
+
+
+def build():
+    return Judge()
+"""
+
+
+def test_a_network_with_two_inputs_gets_pictures_and_numbers(tmp_path: Path) -> None:
+    data = {
+        "source": "folder",
+        "folder": "data/own/photos",
+        "size": [6, 6],
+        "colours": "grey",
+        "table": {"file": "data/own/photos.csv", "path": "name", "numbers": ["weight"]},
+        "target": {"kind": "numbers", "columns": ["price"]},
+        "split": SHARES,
+    }
+    generator = np.random.default_rng(0)
+    with project(
+        tmp_path, content(data, gates={"all": {"mae": {"rise": "50%"}}}), "data/own", NETWORK, JUDGE
+    ):
+        Path("data/own/photos").mkdir()
+        lines = ["name,weight,price"]
+        for number in range(100):
+            grey, weight = int(generator.integers(0, 256)), generator.normal(50, 10)
+            Image.new("L", (8, 7), grey).save(f"data/own/photos/{number}.png")
+            lines.append(f"{number}.png,{weight:.4f},{2 * grey + 5 * weight:.4f}")
+        Path("data/own/photos.csv").write_text("\n".join(lines))
+        found = through("int8")
+        # Neither input alone says as much: the price has about three quarters of its variance from greys.
+        assert found["teacher"]["r2"] > 0.9 and found["int8"]["r2"] > 0.85
+        exports, failed = export(("int8",), load_model, splits.read(splits.TEST), 1)
+        assert not failed
+        given = {each.name: each.type for each in exports["int8"].session.get_inputs()}
+        assert given == {"image": "tensor(uint8)", "numbers": "tensor(float)"}
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({}, "resnet takes pictures and answers with classes, and the data have other columns or another"),
+        (
+            {"target": {"kind": "classes", "column": "kind"}},
+            r"resnet takes pictures of classes that are known before the table is read: name them in",
+        ),
+        ({"table": {"file": "data/own/none.csv", "path": "name"}}, r"there is no file data/own/none.csv"),
+    ],
+)
+def test_what_our_networks_need_of_a_table_is_told_before_a_stage_runs(
+    more: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    data = {
+        "source": "folder",
+        "folder": "data/own/photos",
+        "size": [6, 6],
+        "table": {"file": "data/own/photos.csv", "path": "name"},
+        "target": {"kind": "numbers", "columns": ["price"]},
+        "split": SHARES,
+    }
+    architecture = {"kind": "resnet", "widths": [8], "blocks": [0]}
+    params = content(data | more, teacher={"architecture": architecture, "training": TRAINING})
+    with project(tmp_path, params, "data/own/photos", NETWORK, JUDGE):
+        Path("data/own/photos.csv").write_text("name,price,kind\n")
+        with pytest.raises(DecantError, match=sentence):
+            validate()

@@ -152,8 +152,7 @@ def _row(given: Any, params: PythonParams, number: int) -> Row:
             f"{place}: {params.function} yields {type(given).__name__}, expected a dict of named tensors"
         )
     if lacking := [name for name in params.aside if name not in given]:
-        near = did_you_mean(lacking[0], {*given})
-        raise DecantError(f"{place} has no {lacking[0]!r}{near}; it has {', '.join(given) or 'nothing'}")
+        raise DecantError(f"{place} has no {lacking[0]!r}{did_you_mean(lacking[0], {*given})}")
     if not (seen := [name for name in given if name not in params.aside]):
         raise DecantError(f"{place} has nothing that a network could see beside {', '.join(params.aside)}")
     arrays = {name: _array(given[name], f"{place}: {name}", params) for name in seen}
