@@ -283,13 +283,13 @@ def test_arrays_with_targets_go_through_all_stages(
     data = {"source": "arrays", "train": "data/arrays/all.npz", "validation": 30, "test": 30}
     data |= {"labels": labels, "target": target}
     params = content(data, gates={"all": {keys[0]: {"drop": 0.2}}})
-    params["teacher"]["training"] = TRAINING | {"epochs": 20}
     params["teacher"]["architecture"]["with"] = {"outputs": 1 if labels == "far" else 2}
-    code = READER if labels != "far" else READER.replace("place], 1))))", "place], 1)))) * 20 + 100")
+    code = READER if labels != "far" else READER.replace("], 1))))", "], 1)))) * 20 + 100")
     with project(tmp_path, params, "data/arrays", NETWORK, code):
         np.savez("data/arrays/all.npz", **arrays)
         found = through("int8")
-    assert all(tuple(row) == keys and row[keys[0]] > 0.7 for row in found.values())
+    assert {tuple(row) for row in found.values()} == {keys}
+    assert min(row[keys[0]] for row in found.values()) > 0.7, found
 
 
 # --- pictures beside numbers
