@@ -1,4 +1,4 @@
-"""The stage `prepare`: read a source of images, write data/{train,validation,test}.parquet."""
+"""The stage `prepare`: read a source of examples, write data/{train,validation,test}.parquet."""
 
 from __future__ import annotations
 

@@ -465,6 +465,7 @@ class PythonParams(_Own):
         function: Its name; it is a generator, or returns what can be walked through.
         with_: What it is called with, by name; `with` in params.yaml.
         code: The SHA-256 sum of the code; empty where any will do.
+        reads: Files in `data/own/` that it reads: where one changes, the rows are made anew.
         target: What is to be predicted, by the rows' keys; what a teacher answers where it is left out.
         split: Which row goes where; by the rows' keys too.
         missing: Of inputs: `fail`, or `keep` NaN for a network that knows what to do.
@@ -475,6 +476,7 @@ class PythonParams(_Own):
     function: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z_]\w*$")]
     with_: dict[str, Any] = Field(default_factory=dict, alias="with")
     code: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    reads: Annotated[tuple[File, ...], Field(max_length=10_000)] = ()
     target: AnyAnswer | None = None
     split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
     missing: Literal["fail", "keep"] = "fail"
@@ -488,6 +490,11 @@ class PythonParams(_Own):
                 f"must be a file of Python in {CODE}/, of which DVC knows when it changes, got {file!r}"
             )
         return file
+
+    @field_validator("reads")
+    @classmethod
+    def _owned(cls, reads: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_inside, reads))
 
     @model_validator(mode="after")
     def _apart(self) -> PythonParams:
@@ -509,7 +516,7 @@ class PythonParams(_Own):
     @property
     def files(self) -> tuple[str, ...]:
         """The files that are named, but for code."""
-        return ()
+        return self.reads
 
     @property
     def measured(self) -> str:
