@@ -49,24 +49,11 @@ class Source:
             raise DecantError(f"{path} has no row; give it some")
 
     @classmethod
-    def of(cls, path: Path, columns: Mapping[str, Sequence[Any]]) -> Source:
-        """Return columns in memory as a table; errors name `path`.
-
-        Raises:
-            DecantError: A column holds values of several kinds.
-        """
-        found = cls.__new__(cls)
-        found.path, arrays = path, {}
-        for name, values in columns.items():
-            try:
-                arrays[name] = pa.array(values)
-            except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-                raise DecantError(
-                    f"{path}: {name} holds values of several kinds, or of one that no table has "
-                    f"({one_line(error)}); give numbers alone, words alone, or lists of words"
-                ) from None
-        found._table = pa.table(arrays)
-        return found
+    def of(cls, path: Path, table: pa.Table) -> Source:
+        """Return a table that was read otherwise."""
+        source = cls.__new__(cls)
+        source.path, source._table = path, table
+        return source
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -153,6 +140,28 @@ class Source:
                 else ""
             )
             raise DecantError(f"{self.path}, row {row}: {name} {what}{more}; leave such rows out{hint}")
+
+
+def table_of(columns: Mapping[str, Sequence[Any]], origin: str) -> pa.Table:
+    """Return columns in memory as a table.
+
+    Args:
+        columns: Of one length, by name.
+        origin: Where they are from, for the error.
+
+    Raises:
+        DecantError: A column holds values of several kinds.
+    """
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            raise DecantError(
+                f"{origin}: {name} holds values of several kinds, or of one that no table has "
+                f"({one_line(error)}); give numbers alone, words alone, or lists of words"
+            ) from None
+    return pa.table(arrays)
 
 
 def ordered(words: Iterable[str]) -> list[str]:

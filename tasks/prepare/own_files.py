@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from decant.errors import DecantError
+from decant.examples import Rows
 from decant.progress import progress_bar
 from decant.sealed import one_line
 from tasks.prepare import parts
-from tasks.prepare.columns import Source
-from tasks.prepare.own_tables import Drawn, columns_of, in_splits, split_rows, with_target
+from tasks.prepare.columns import Source, table_of
+from tasks.prepare.own_tables import Drawn, columns_of, divided, rows_of, with_target
 from tasks.prepare.params import AnyAnswer, Beside, ByColumn, ByFolder, ByShares, FilesParams, OfClasses
 
 LISTED = 20
@@ -78,13 +79,13 @@ def draw(params: FilesParams, seed: int, kind: Kind, read: Callable[[Path], NDAr
     """
     files = in_folders(params, kind) if params.table is None else by_table(params, params.table, kind)
     content, kept, notes = _content(files.paths, kind, read, params.bad == "fail")
-    rows = split_rows(files.split, files.target, files.source, kept, seed)
+    rows = rows_of(files.split, files.target, files.source, kept, seed)
     inputs, words = {params.input: torch.from_numpy(content)}, dict[str, list[str]]()
     if params.table is not None:
         columns, told, words = columns_of(params.table, files.source, rows)
         inputs, notes = inputs | columns, [*notes, *told]
-    examples = with_target(files.target, files.source, inputs, rows, kind.one)
-    found, told = in_splits(examples, rows, params.leak == "fail", f"{kind.one}s")
+    examples = with_target(files.target, files.source, Rows(inputs), rows, kind.one)
+    found, told = divided(examples, rows, params.leak == "fail", f"{kind.one}s")
     return Drawn(found, [*notes, *told], words)
 
 
@@ -112,7 +113,7 @@ def in_folders(params: FilesParams, kind: Kind) -> Listed:
             "class some, or take its folder away"
         )
     columns = {FOLDER: [split for *_, split in found], CLASS: [names[label] for _, label, _ in found]}
-    source = Source.of(Path(params.folder), columns)
+    source = Source.of(Path(params.folder), table_of(columns, params.folder))
     split = ByColumn(column=FOLDER) if isinstance(params.split, ByFolder) else params.split
     target = OfClasses(column=CLASS, names=names, balanced=params.balanced)
     return Listed([path for path, *_ in found], source, target, split)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from decant.errors import DecantError
 from decant.examples import Rows
 from decant.inputs import inputs_of
-from tasks.prepare.columns import Source
+from tasks.prepare.columns import Source, table_of
 from tasks.prepare.generators import Row, generate
-from tasks.prepare.own_tables import Drawn, in_splits, split_rows, with_target
+from tasks.prepare.own_tables import Drawn, divided, rows_of, with_target
 from tasks.prepare.params import PythonParams
 
 
@@ -25,19 +24,20 @@ def draw(params: PythonParams, seed: int) -> tuple[Drawn, str]:
         DecantError: As `generate`; or a split would be empty, or a class cannot be learned.
     """
     found, code = generate(params, seed)
-    source = Source.of(Path(params.file), {name: [row[name] for row in found] for name in params.aside})
-    rows = split_rows(params.split, params.target, source, np.arange(len(found)), seed)
+    aside = {name: [row[name] for row in found] for name in params.aside}
+    source = Source.of(Path(params.file), table_of(aside, params.file))
+    rows = rows_of(params.split, params.target, source, np.arange(len(found)), seed)
     examples = with_target(params.target, source, _stacked(found, params), rows)
-    splits, notes = in_splits(examples, rows, params.leak == "fail")
+    splits, notes = divided(examples, rows, params.leak == "fail")
     return Drawn(splits, [f"{params.file}: the sum of its code is {code}", *notes], {}), code
 
 
-def _stacked(rows: Sequence[Row], params: PythonParams) -> dict[str, Tensor]:
-    """Return the inputs of all rows [N, ...], by name."""
+def _stacked(rows: Sequence[Row], params: PythonParams) -> Rows:
+    """Return the inputs of all rows [N, ...]."""
     names = [name for name in rows[0] if name not in params.aside]
-    found = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in names}
+    found = Rows({name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in names})
     try:
-        inputs_of(Rows(found).tensors)
+        inputs_of(found.tensors)
     except ValueError as error:
         raise DecantError(f"{params.file}: {error}") from None
     return found

@@ -53,13 +53,13 @@ def draw(params: TableParams, seed: int) -> Drawn:
             would be empty; or a class, a label or a category cannot be what it is said to be.
     """
     source = Source(Path(params.file))
-    rows = split_rows(params.split, params.target, source, np.arange(len(source)), seed)
+    rows = rows_of(params.split, params.target, source, np.arange(len(source)), seed)
     inputs, notes, words = columns_of(params, source, rows)
-    found, more = in_splits(with_target(params.target, source, inputs, rows), rows, params.leak == "fail")
+    found, more = divided(with_target(params.target, source, Rows(inputs), rows), rows, params.leak == "fail")
     return Drawn(found, [*notes, *more], words)
 
 
-def split_rows(
+def rows_of(
     how: ByShares | ByColumn, target: AnyAnswer | None, source: Source, kept: parts.Rows, seed: int
 ) -> dict[str, parts.Rows]:
     """Return which rows of a table go into each split.
@@ -88,7 +88,7 @@ def split_rows(
     return {name: kept[chosen] for name, chosen in parts.by_shares(how, len(kept), seed, groups).items()}
 
 
-def in_splits(
+def divided(
     examples: Examples, rows: Mapping[str, parts.Rows], fail: bool, what: str = "rows"
 ) -> tuple[dict[str, Examples], list[str]]:
     """Return the splits of all rows, and what to tell of them: what leaks, and the classes' shares.
@@ -141,7 +141,7 @@ def _coded(words: Sequence[str | None], train: NDArray[np.intp]) -> tuple[NDArra
 def with_target(
     target: AnyAnswer | None,
     source: Source,
-    inputs: Mapping[str, Tensor],
+    images: Rows,
     rows: Mapping[str, parts.Rows],
     one: str = "row",
 ) -> Examples:
@@ -150,14 +150,14 @@ def with_target(
     Args:
         target: What is to be predicted.
         source: The table that has it.
-        inputs: Of all rows of the table, by name [N, ...].
+        images: The inputs of all rows of the table.
         rows: Which go into each split: what `train` does not have cannot be learned.
         one: What a row is called.
 
     Raises:
         DecantError: A value is missing, is of a class that no training row has, or is no number.
     """
-    images, file = Rows(inputs), str(source.path)
+    file = str(source.path)
     if isinstance(target, OfNumbers):
         values = torch.from_numpy(source.numbers(target.columns, gaps=False))
         scale = (1.0,) * len(target.columns)

@@ -253,6 +253,13 @@ class _Own(Section):
     leak: Literal["fail", "tell"] = "tell"
 
 
+def answers(target: AnyAnswer | None) -> tuple[str, ...]:
+    """Return the columns that are to be predicted."""
+    if target is None:
+        return ()
+    return target.columns if isinstance(target, OfNumbers) else (target.column,)
+
+
 class TableParams(_Own):
     """A table: CSV, Parquet or JSON lines, one row for each example.
 
@@ -505,7 +512,7 @@ class PythonParams(_Own):
     def aside(self) -> tuple[str, ...]:
         """The keys of a row that the network does not see."""
         split = self.split.column if isinstance(self.split, ByColumn) else self.split.groups
-        return (*_answers(self.target), *([] if split is None else [split]))
+        return (*answers(self.target), *([] if split is None else [split]))
 
     @property
     def named(self) -> Python:
@@ -550,20 +557,13 @@ def _measured(target: AnyAnswer | ArrayTarget | None) -> str:
     return "balanced" if balanced else target.kind
 
 
-def _answers(target: AnyAnswer | None) -> tuple[str, ...]:
-    """Return the columns that are to be predicted."""
-    if target is None:
-        return ()
-    return target.columns if isinstance(target, OfNumbers) else (target.column,)
-
-
 def _check_unseen(seen: Sequence[str], target: AnyAnswer | None, split: AnySplit) -> None:
     """Refuse columns that the network must not see, and a split by what is not there."""
     if double := sorted({name for name in seen if seen.count(name) > 1}):
         raise ValueError(f"{double[0]} is named twice among numbers and categories; name it once")
-    if both := sorted({*seen} & {*_answers(target)}):
+    if both := sorted({*seen} & {*answers(target)}):
         raise ValueError(f"{both[0]} is what is to be predicted: the network must not see it")
-    if isinstance(split, ByColumn) and split.column in (*seen, *_answers(target)):
+    if isinstance(split, ByColumn) and split.column in (*seen, *answers(target)):
         raise ValueError(f"{split.column} says which split a row is in: the network must not see it")
     if isinstance(split, ByShares) and split.stratified and not isinstance(target, OfClasses):
         raise ValueError("split.stratified is of classes, and the target has none; leave it out")
