@@ -11,7 +11,7 @@ from decant.targets import Classes
 from tasks.pipeline.params import read_section, validate
 from tasks.pipeline.stage import run
 from tasks.prepare import splits, tables
-from tasks.prepare.params import ARRAYS, AnyData, DataParams, FolderParams, TableParams
+from tasks.prepare.params import ARRAYS, AnyData, DataParams, FolderParams, TableParams, TextParams
 from tasks.prepare.sources import SOURCES
 
 DATA = Path("data")
@@ -33,6 +33,12 @@ def _write(params: AnyData, seed: int, drawn: Mapping[str, Any]) -> None:
         table = own_tables.draw(params, seed)
         tables.write_rows(table.splits, DATA, drawn, params.source, table.words)
         _tell(table.notes)
+    elif isinstance(params, TextParams):
+        from tasks.prepare import own_texts
+
+        texts, notes = own_texts.draw(params, seed)
+        tables.write_rows(texts.splits, DATA, drawn, params.source, sizes=texts.sizes)
+        _tell(notes)
     elif isinstance(params, FolderParams):
         from tasks.prepare import own_pictures
 

@@ -18,7 +18,7 @@ from decant.schema import did_you_mean
 from decant.targets import Classes, Labels, Numbers
 from tasks.prepare import parts
 from tasks.prepare.columns import Source, ordered
-from tasks.prepare.params import NUMBERS, ByColumn, OfClasses, OfLabels, OfNumbers, TableParams
+from tasks.prepare.params import NUMBERS, ByColumn, OfClasses, OfLabels, OfNumbers, TableParams, TextParams
 
 
 class Drawn(NamedTuple):
@@ -43,17 +43,33 @@ def draw(params: TableParams, seed: int) -> Drawn:
             would be empty; or a class, a label or a category cannot be what it is said to be.
     """
     source = Source(Path(params.file))
-    rows = _rows(params, source, seed)
+    rows = rows_of(params, source, seed)
     inputs, notes, words = _inputs(params, source, rows)
-    examples = _with_target(params, source, inputs, rows)
+    found, more = divided(params, with_target(params, source, Rows(inputs), rows), rows)
+    return Drawn(found, [*notes, *more], words)
+
+
+def divided(
+    params: TableParams | TextParams, examples: Examples, rows: Mapping[str, NDArray[np.intp]]
+) -> tuple[dict[str, Examples], list[str]]:
+    """Return the splits of all examples, and lines on them: rows that two of them have, and shares.
+
+    Raises:
+        DecantError: Rows are in two splits, which must not be; or a number that is to be predicted does not
+            vary.
+    """
     found = {name: _taken(examples, torch.from_numpy(rows[name])) for name in rows}
     found = {name: replace(each, target=_scaled(each, found["train"])) for name, each in found.items()}
-    if leak := parts.check_leaks({name: _bytes(each) for name, each in found.items()}, params.leak == "fail"):
-        notes.append(leak)
-    return Drawn(found, [*notes, *_shares(found)], words)
+    leak = parts.check_leaks({name: _bytes(each) for name, each in found.items()}, params.leak == "fail")
+    return found, [*([leak] if leak else []), *_shares(found)]
 
 
-def _rows(params: TableParams, source: Source, seed: int) -> dict[str, NDArray[np.intp]]:
+def rows_of(params: TableParams | TextParams, source: Source, seed: int) -> dict[str, NDArray[np.intp]]:
+    """Return the rows of each split.
+
+    Raises:
+        DecantError: A split would be empty, or the column that says it says something else.
+    """
     how = params.split
     if isinstance(how, ByColumn):
         return parts.by_words(source.words(how.column), how.column, params.file, seed)
@@ -96,11 +112,15 @@ def _coded(words: Sequence[str | None], train: NDArray[np.intp]) -> tuple[NDArra
     return np.array([0 if word is None else codes.get(word, 0) for word in words], np.int64), known
 
 
-def _with_target(
-    params: TableParams, source: Source, inputs: dict[str, Tensor], rows: Mapping[str, NDArray[np.intp]]
+def with_target(
+    params: TableParams | TextParams, source: Source, images: Rows, rows: Mapping[str, NDArray[np.intp]]
 ) -> Examples:
-    """Return all rows with their labels."""
-    target, images = params.target, Rows(inputs)
+    """Return all rows with their labels.
+
+    Raises:
+        DecantError: A label is missing, or cannot be what it is said to be.
+    """
+    target = params.target
     if isinstance(target, OfNumbers):
         values = torch.from_numpy(source.numbers(target.columns, gaps=False))
         scale = (1.0,) * len(target.columns)

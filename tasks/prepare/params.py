@@ -13,6 +13,7 @@ from tasks.prepare.sources import SOURCES
 
 ARRAYS = "arrays"
 TABLE = "table"
+TEXT = "text"
 PICTURES = "folder"
 NUMBERS = "numbers"
 """What the input of a table's numbers is called."""
@@ -21,6 +22,7 @@ FOLDER = "data/arrays"
 OWN = "data/own"
 
 MOST = 100_000_000
+MOST_TOKENS = 1 << 20
 
 
 def _held(value: Any) -> int | str:
@@ -61,7 +63,7 @@ class PrepareParams(Section):
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        known = (*SOURCES, ARRAYS, TABLE, PICTURES)
+        known = (*SOURCES, ARRAYS, TABLE, TEXT, PICTURES)
         if source not in known:
             raise ValueError(f"unknown source {source!r}{did_you_mean(source, known)}")
         return source
@@ -185,6 +187,12 @@ class OfLabels(Section):
     separator: Annotated[str, Field(min_length=1, max_length=10)] = " "
 
 
+class OfTokens(Section):
+    """The next token at each place of a text."""
+
+    kind: Literal["tokens"] = "tokens"
+
+
 class _Own(Section):
     """What the sources have in common that read files of one's own.
 
@@ -193,6 +201,13 @@ class _Own(Section):
     """
 
     leak: Literal["fail", "tell"] = "tell"
+
+
+def answers(target: OfClasses | OfNumbers | OfLabels | OfTokens | None) -> tuple[str, ...]:
+    """Return the columns that are to be predicted."""
+    if target is None or isinstance(target, OfTokens):
+        return ()
+    return target.columns if isinstance(target, OfNumbers) else (target.column,)
 
 
 class TableParams(_Own):
@@ -234,25 +249,99 @@ class TableParams(_Own):
             raise ValueError(
                 f"a category cannot be called {NUMBERS}, as the input of all numbers is; rename it"
             )
-        if both := sorted({*seen} & {*self.answers}):
+        if both := sorted({*seen} & {*answers(self.target)}):
             raise ValueError(f"{both[0]} is what is to be predicted: the network must not see it")
-        if isinstance(self.split, ByColumn) and self.split.column in (*seen, *self.answers):
+        if isinstance(self.split, ByColumn) and self.split.column in (*seen, *answers(self.target)):
             raise ValueError(f"{self.split.column} says which split a row is in: the network must not see it")
-        if self.split.kind == "shares" and self.split.stratified and self.measured != "classes":
+        if self.split.kind == "shares" and self.split.stratified and self.measured not in CLASSES:
             raise ValueError("split.stratified is of classes, and the target has none; leave it out")
         return self
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """The columns that are to be predicted."""
-        if self.target is None:
-            return ()
-        return self.target.columns if isinstance(self.target, OfNumbers) else (self.target.column,)
 
     @property
     def files(self) -> tuple[str, ...]:
         """The files that are named."""
         return (self.file,)
+
+    @property
+    def measured(self) -> str:
+        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
+        return _measured(self.target)
+
+
+TextTarget = Annotated[OfClasses | OfNumbers | OfLabels | OfTokens, Field(discriminator="kind")]
+
+
+class TextParams(_Own):
+    """Texts: a column of a table, or the lines of a file.
+
+    Attributes:
+        file: In `data/own/`: .csv, .parquet, .jsonl; or .txt, of which each line is a text.
+        column: The column of texts; none of lines.
+        tokenizer: What makes tokens of them, a file of the library tokenizers, in `data/own/` or `networks/`.
+        length: Tokens that a text has at most, those before and behind it included; others are left out.
+        fixed: Whether every row has as many places as the longest, also in the batches of a training.
+        bad: What to do with texts that are empty or no UTF-8: `fail`, or `skip` them; either counts them.
+        target: What is to be predicted; what a teacher answers where it is left out.
+        split: Which text goes where.
+    """
+
+    source: Literal["text"]
+    file: Annotated[str, Field(max_length=400)]
+    column: Column | None = None
+    tokenizer: Annotated[str, Field(max_length=400)]
+    length: Annotated[int, Field(ge=2, le=MOST_TOKENS)]
+    fixed: bool = False
+    bad: Literal["fail", "skip"] = "fail"
+    target: TextTarget | None = None
+    split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
+
+    @field_validator("file")
+    @classmethod
+    def _readable(cls, file: str) -> str:
+        if Path(file).suffix not in (*TABLES, LINES):
+            raise ValueError(f"must end in {', '.join((*TABLES, LINES))}, got {file!r}")
+        return _inside(file)
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _tracked(cls, file: str) -> str:
+        parts = Path(file).parts
+        if ".." in parts or (parts[:1] != ("networks",) and parts[:2] != ("data", "own")):
+            raise ValueError(
+                f"must lie in {OWN}/ or networks/, of which DVC knows when it changes, got {file!r}"
+            )
+        return file
+
+    @model_validator(mode="after")
+    def _columns(self) -> TextParams:
+        if Path(self.file).suffix == LINES:
+            self._check_lines()
+        elif self.column is None:
+            raise ValueError("needs column, the one that holds the texts")
+        elif self.column in answers(self.target):
+            raise ValueError(f"{self.column} is what is to be predicted: the network must not see it")
+        elif isinstance(self.split, ByColumn) and self.split.column in (self.column, *answers(self.target)):
+            raise ValueError(f"{self.split.column} says which split a row is in: the network must not see it")
+        if self.split.kind == "shares" and self.split.stratified and self.measured not in CLASSES:
+            raise ValueError("split.stratified is of classes, and the target has none; leave it out")
+        return self
+
+    def _check_lines(self) -> None:
+        """Refuse what needs a column beside the texts."""
+        wanted = [] if self.column is None else ["column"]
+        if self.target is not None and answers(self.target):
+            wanted.append(f"target.kind: {self.target.kind}")
+        if self.split.kind == "column" or self.split.groups is not None:
+            wanted.append(f"split.{'column' if self.split.kind == 'column' else 'groups'}")
+        if wanted:
+            raise ValueError(
+                f"{wanted[0]} needs a table, and {self.file} has nothing but lines; take {', '.join(TABLES)}"
+            )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that are named."""
+        return (self.file, self.tokenizer)
 
     @property
     def measured(self) -> str:
@@ -328,6 +417,8 @@ class FolderParams(_Own):
 
 SPLITS = ("train", "validation", "test")
 TABLES = (".csv", ".parquet", ".jsonl")
+LINES = ".txt"
+CLASSES = ("classes", "balanced")
 
 
 def _inside(path: str) -> str:
@@ -338,7 +429,7 @@ def _inside(path: str) -> str:
     return path
 
 
-def _measured(target: OfClasses | OfNumbers | OfLabels | None) -> str:
+def _measured(target: OfClasses | OfNumbers | OfLabels | OfTokens | None) -> str:
     if target is None:
         return "same"
     return "balanced" if isinstance(target, OfClasses) and target.balanced else target.kind
@@ -347,15 +438,16 @@ def _measured(target: OfClasses | OfNumbers | OfLabels | None) -> str:
 def _schema(content: Any) -> str:
     """Say which of the schemas a section is of; the first one knows all names of sources."""
     source = content.get("source") if isinstance(content, dict) else getattr(content, "source", None)
-    return f"source {source}" if source in (TABLE, PICTURES) else "source *"
+    return f"source {source}" if source in (TABLE, TEXT, PICTURES) else "source *"
 
 
 DataParams = Annotated[
     Annotated[PrepareParams, Tag("source *")]
     | Annotated[TableParams, Tag(f"source {TABLE}")]
+    | Annotated[TextParams, Tag(f"source {TEXT}")]
     | Annotated[FolderParams, Tag(f"source {PICTURES}")],
     Discriminator(_schema),
 ]
 """The section `data`, by its source; the tags are no keys, so that no mistake's place has them."""
 
-AnyData = PrepareParams | TableParams | FolderParams
+AnyData = PrepareParams | TableParams | TextParams | FolderParams
