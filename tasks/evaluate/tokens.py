@@ -1,4 +1,4 @@
-"""What models that predict the next token are measured by: perplexity, bits per byte, tokens that are right."""
+"""What models that predict the next token are measured by: perplexity, bits per byte, accuracy."""
 
 from __future__ import annotations
 
