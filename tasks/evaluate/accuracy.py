@@ -17,9 +17,9 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def top(count: int, logits: Tensor, labels: Tensor) -> float:
-    """Return the fraction in [0, 1] of examples [N] with fewer than `count` logits of [N, C] above the label's.
+    """Return the fraction in [0, 1] of examples [N] with fewer than `count` logits above the label's.
 
-    So a label that shares its logit with others counts as found.
+    So a label that shares its logit with others counts as found. Logits are [N, C].
     """
     own = logits.gather(1, labels[:, None])
     return ((logits > own).sum(1) < count).double().mean().item()
