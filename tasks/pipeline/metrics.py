@@ -446,8 +446,8 @@ OF_TOKENS = MetricSet(
             "lower",
             "perplexity",
             ".4g",
-            meaning="exponential of the mean negative log likelihood of a token, in nats: of how many equally "
-            "likely ones a model is as unsure; lower is better, and only models of one tokenizer compare",
+            meaning="exponential of the mean negative log likelihood of a token, in nats: of how many "
+            "equally likely ones a model is as unsure; lower is better; of one tokenizer alone it compares",
         ),
         *_interval("perplexity", 1, math.inf),
         Metric(

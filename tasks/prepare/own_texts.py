@@ -145,8 +145,8 @@ def _with_target(
 
 
 def _lengths(coded: Coded, params: TextParams) -> str:
-    middle, longest = int(np.median(coded.lengths)), int(coded.lengths.max())
+    middle, full = int(np.median(coded.lengths)), int((coded.lengths == params.length).sum())
     return (
-        f"{len(coded.lengths):,} texts of {middle:,} tokens in the middle, {longest:,} at most; "
-        f"{coded.shortened:,} had more than {params.length:,}; {coded.vocabulary:,} tokens in all"
+        f"{len(coded.lengths):,} texts of {middle:,} tokens in the middle, {full:,} of {params.length:,} or "
+        f"more; {coded.vocabulary:,} tokens in all"
     )

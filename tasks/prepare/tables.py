@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from decant.examples import Examples, Rows
 from decant.lazy import torch
 from decant.outputs import replacing
-from decant.targets import CLASSES, Target
+from decant.targets import CLASSES, Target, Tokens
 from tasks.pipeline.seals import BLANK, seal_
 from tasks.prepare.splits import Split
 
@@ -102,7 +102,9 @@ def _rows_table(split: Examples, of: Mapping[str, Any]) -> pa.Table:
         if name in known:
             described[name] = known[name].model_dump(mode="json")
         columns[f"input.{name}"] = _bytes(tensor)
-    if split.labels is not None:
+    if split.labels is not None and not isinstance(
+        split.target, Tokens
+    ):  # which are the inputs, one place on
         columns["label"] = _labels(split.labels)
     metadata = {"inputs": described, "classes": split.classes, **_told(split.target), **of}
     texts = {key: json.dumps(value) for key, value in metadata.items()}

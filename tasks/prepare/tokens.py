@@ -22,14 +22,12 @@ class Coded(NamedTuple):
         sizes: Bytes of each text in UTF-8 from the second token to the last [N], int64: from the first where
             the tokenizer puts one before a text.
         vocabulary: How many tokens there are.
-        shortened: How many texts had more.
     """
 
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
     sizes: NDArray[np.int64]
     vocabulary: int
-    shortened: int
 
 
 def read_tokenizer(path: Path) -> Any:
@@ -71,7 +69,7 @@ def encoded(tokenizer: Any, texts: Sequence[str], length: int) -> Coded:
         ids[row, : lengths[row]] = each.ids
     sizes = np.array([_size(text, each) for text, each in zip(texts, found, strict=True)], np.int64)
     vocabulary = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-    return Coded(ids, lengths, sizes, vocabulary, sum(bool(each.overflowing) for each in found))
+    return Coded(ids, lengths, sizes, vocabulary)
 
 
 def _truncate_(tokenizer: Any, length: int) -> None:

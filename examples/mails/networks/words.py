@@ -8,8 +8,8 @@ from torch.nn import functional as F
 class Words(nn.Module):
     """Tell classes of texts apart by their words.
 
-    Of each word counts the logarithm of one more than its number, times a weight that is learned; a long mail says no more
-    than a short one, as all of it together has length `LENGTH`.
+    Of each word counts the logarithm of one more than its number, times a weight that is learned; a long mail
+    says no more than a short one, as all of it together has length `LENGTH`.
     """
 
     LENGTH = 8
