@@ -299,8 +299,9 @@ def test_every_measure_lies_in_its_range(seed: int, count: int, scale: float) ->
     right = answers.argmax(1)
     for classes, reference in ((truth, right), (right, right), ((right + 1) % 3, (right + 1) % 3)):
         row = measure(checkpoint(), checkpoint(7), answers, reference, classes, size=100)
-        assert list(row) == list(OF_CLASSES.keys)
-        for key, metric in OF_CLASSES.by_key.items():
+        assert list(row) == [metric.key for metric in OF_CLASSES.of(row)]
+        for metric in OF_CLASSES.of(row):
+            key = metric.key
             assert metric.least <= row[key] <= metric.most
             assert math.isfinite(row[key])
             assert not str(row[key]).startswith("-")

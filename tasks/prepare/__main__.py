@@ -19,6 +19,7 @@ from tasks.prepare.params import (
     PythonParams,
     SoundParams,
     TableParams,
+    TextParams,
 )
 from tasks.prepare.sources import SOURCES
 
@@ -55,8 +56,15 @@ def _write(params: AnyData, seed: int, drawn: Mapping[str, Any]) -> None:
         tables.write(own_pictures.alone(pictures), DATA, origin, drawn, train.target)
         _tell(pictures.notes)
         return
+    if isinstance(params, TextParams):
+        from tasks.prepare import own_texts
+
+        texts, notes = own_texts.draw(params, seed)
+        tables.write_rows(texts.splits, DATA, drawn, params.source, sizes=texts.sizes)
+        _tell(notes)
+        return
     found, code = _drawn(params, seed)
-    tables.write_rows(found.splits, DATA, drawn, params.source, found.words, code)
+    tables.write_rows(found.splits, DATA, drawn, params.source, found.words, code=code)
     _tell(found.notes)
 
 
@@ -78,6 +86,7 @@ def _drawn(params: AnyData, seed: int) -> tuple[Drawn, str]:
         from tasks.prepare import own_rows
 
         return own_rows.draw(params, seed)
+    assert isinstance(params, PrepareParams)
     from tasks.prepare import arrays
 
     return arrays.draw(params, seed), ""

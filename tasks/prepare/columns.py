@@ -95,6 +95,20 @@ class Source:
             raise DecantError(f"{self.path}: {name} holds {kind}, expected words or whole numbers")
         return [None if value in (None, "") else str(value) for value in column.to_pylist()]
 
+    def raw(self, name: str) -> list[Any]:
+        """Return a column of texts, or of their bytes; None where one is missing.
+
+        Raises:
+            DecantError: There is no such column, or it holds something else.
+        """
+        column = self._column(name)
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        checks = ("string", "large_string", "string_view", "binary", "large_binary", "null")
+        if not any(getattr(pa.types, f"is_{each}")(kind) for each in checks):
+            raise DecantError(f"{self.path}: {name} holds {kind}, expected texts")
+        values: list[Any] = column.to_pylist()
+        return values
+
     def lists(self, name: str, separator: str) -> list[list[str]]:
         """Return a column of lists of words, or of words that are cut at `separator`; some may be empty.
 

@@ -27,6 +27,7 @@ from tasks.prepare.params import (
     OfClasses,
     OfLabels,
     OfNumbers,
+    OfTokens,
     TableParams,
 )
 
@@ -60,7 +61,11 @@ def draw(params: TableParams, seed: int) -> Drawn:
 
 
 def rows_of(
-    how: ByShares | ByColumn, target: AnyAnswer | None, source: Source, kept: parts.Rows, seed: int
+    how: ByShares | ByColumn,
+    target: AnyAnswer | OfTokens | None,
+    source: Source,
+    kept: parts.Rows,
+    seed: int,
 ) -> dict[str, parts.Rows]:
     """Return which rows of a table go into each split.
 

@@ -15,6 +15,7 @@ from tasks.prepare.sources import SOURCES
 
 ARRAYS = "arrays"
 TABLE = "table"
+TEXT = "text"
 PICTURES = "folder"
 SOUNDS = "sound"
 PYTHON = "python"
@@ -27,6 +28,7 @@ CODE = "networks"
 """Where code of one's own lies, of which DVC knows when it changes."""
 
 MOST = 100_000_000
+MOST_TOKENS = 1 << 20
 
 
 def _held(value: Any) -> int | str:
@@ -108,7 +110,7 @@ class PrepareParams(Section):
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        known = (*SOURCES, ARRAYS, TABLE, PICTURES, SOUNDS, PYTHON)
+        known = (*SOURCES, ARRAYS, TABLE, TEXT, PICTURES, SOUNDS, PYTHON)
         if source not in known:
             raise ValueError(f"unknown source {source!r}{did_you_mean(source, known)}")
         return source
@@ -239,6 +241,12 @@ class OfLabels(Section):
     separator: Annotated[str, Field(min_length=1, max_length=10)] = " "
 
 
+class OfTokens(Section):
+    """The next token at each place of a text."""
+
+    kind: Literal["tokens"] = "tokens"
+
+
 AnyAnswer = Annotated[OfClasses | OfNumbers | OfLabels, Field(discriminator="kind")]
 AnySplit = ByShares | ByColumn | ByFolder
 
@@ -253,9 +261,9 @@ class _Own(Section):
     leak: Literal["fail", "tell"] = "tell"
 
 
-def answers(target: AnyAnswer | None) -> tuple[str, ...]:
+def answers(target: AnyAnswer | OfTokens | None) -> tuple[str, ...]:
     """Return the columns that are to be predicted."""
-    if target is None:
+    if target is None or isinstance(target, OfTokens):
         return ()
     return target.columns if isinstance(target, OfNumbers) else (target.column,)
 
@@ -301,6 +309,87 @@ class TableParams(_Own):
     def files(self) -> tuple[str, ...]:
         """The files that are named."""
         return (self.file,)
+
+    @property
+    def measured(self) -> str:
+        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
+        return _measured(self.target)
+
+
+TextTarget = Annotated[OfClasses | OfNumbers | OfLabels | OfTokens, Field(discriminator="kind")]
+
+
+class TextParams(_Own):
+    """Texts: a column of a table, or the lines of a file.
+
+    Attributes:
+        file: In `data/own/`: .csv, .parquet, .jsonl; or .txt, of which each line is a text.
+        column: The column of texts; none of lines.
+        tokenizer: What makes tokens of them, a file of the library tokenizers, in `data/own/` or `networks/`.
+        length: Tokens that a text has at most, those before and behind it included; others are left out.
+        fixed: Whether every row has as many places as the longest, also in the batches of a training.
+        bad: What to do with texts that are empty or no UTF-8: `fail`, or `skip` them; either counts them.
+        target: What is to be predicted; what a teacher answers where it is left out.
+        split: Which text goes where.
+    """
+
+    source: Literal["text"]
+    file: Annotated[str, Field(max_length=400)]
+    column: Column | None = None
+    tokenizer: Annotated[str, Field(max_length=400)]
+    length: Annotated[int, Field(ge=2, le=MOST_TOKENS)]
+    fixed: bool = False
+    bad: Literal["fail", "skip"] = "fail"
+    target: TextTarget | None = None
+    split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
+
+    @field_validator("file")
+    @classmethod
+    def _readable(cls, file: str) -> str:
+        if Path(file).suffix not in (*TABLES, LINES):
+            raise ValueError(f"must end in {', '.join((*TABLES, LINES))}, got {file!r}")
+        return _inside(file)
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _tracked(cls, file: str) -> str:
+        parts = Path(file).parts
+        if ".." in parts or (parts[:1] != ("networks",) and parts[:2] != ("data", "own")):
+            raise ValueError(
+                f"must lie in {OWN}/ or networks/, of which DVC knows when it changes, got {file!r}"
+            )
+        return file
+
+    @model_validator(mode="after")
+    def _columns(self) -> TextParams:
+        if Path(self.file).suffix == LINES:
+            self._check_lines()
+        elif self.column is None:
+            raise ValueError("needs column, the one that holds the texts")
+        elif self.column in answers(self.target):
+            raise ValueError(f"{self.column} is what is to be predicted: the network must not see it")
+        elif isinstance(self.split, ByColumn) and self.split.column in (self.column, *answers(self.target)):
+            raise ValueError(f"{self.split.column} says which split a row is in: the network must not see it")
+        if self.split.kind == "shares" and self.split.stratified and self.measured not in CLASSES:
+            raise ValueError("split.stratified is of classes, and the target has none; leave it out")
+        return self
+
+    def _check_lines(self) -> None:
+        """Refuse what needs a column beside the texts."""
+        wanted = [] if self.column is None else ["column"]
+        if self.target is not None and answers(self.target):
+            wanted.append(f"target.kind: {self.target.kind}")
+        if self.split.kind == "column" or self.split.groups is not None:
+            wanted.append(f"split.{'column' if self.split.kind == 'column' else 'groups'}")
+        if wanted:
+            raise ValueError(
+                f"{wanted[0]} needs a table, and {self.file} has nothing but lines; take {', '.join(TABLES)}"
+            )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that are named."""
+        return (self.file, self.tokenizer)
 
     @property
     def measured(self) -> str:
@@ -533,6 +622,8 @@ class PythonParams(_Own):
 
 SPLITS = ("train", "validation", "test")
 TABLES = (".csv", ".parquet", ".jsonl")
+LINES = ".txt"
+CLASSES = ("classes", "balanced")
 
 
 def _inside(path: str) -> str:
@@ -550,7 +641,7 @@ def _table(file: str) -> str:
     return _inside(file)
 
 
-def _measured(target: AnyAnswer | ArrayTarget | None) -> str:
+def _measured(target: AnyAnswer | OfTokens | ArrayTarget | None) -> str:
     if target is None:
         return "same"
     balanced = isinstance(target, OfClasses | ArrayOfClasses) and target.balanced
@@ -572,12 +663,13 @@ def _check_unseen(seen: Sequence[str], target: AnyAnswer | None, split: AnySplit
 def _schema(content: Any) -> str:
     """Say which of the schemas a section is of; the first one knows all names of sources."""
     source = content.get("source") if isinstance(content, dict) else getattr(content, "source", None)
-    return f"source {source}" if source in (TABLE, PICTURES, SOUNDS, PYTHON) else "source *"
+    return f"source {source}" if source in (TABLE, TEXT, PICTURES, SOUNDS, PYTHON) else "source *"
 
 
 DataParams = Annotated[
     Annotated[PrepareParams, Tag("source *")]
     | Annotated[TableParams, Tag(f"source {TABLE}")]
+    | Annotated[TextParams, Tag(f"source {TEXT}")]
     | Annotated[FolderParams, Tag(f"source {PICTURES}")]
     | Annotated[SoundParams, Tag(f"source {SOUNDS}")]
     | Annotated[PythonParams, Tag(f"source {PYTHON}")],
@@ -585,4 +677,4 @@ DataParams = Annotated[
 ]
 """The section `data`, by its source; the tags are no keys, so that no mistake's place has them."""
 
-AnyData = PrepareParams | TableParams | FolderParams | SoundParams | PythonParams
+AnyData = PrepareParams | TableParams | TextParams | FolderParams | SoundParams | PythonParams
