@@ -168,6 +168,7 @@ def test_sounds_are_trained_on_and_exported_with_log_mel_in_the_model(listener: 
     changed(models={"int8": INT8})
     found = through("int8")
     assert all(row["accuracy"] > 0.9 for row in found.values())
+    assert "decant/networks/sound.py" in Path("data/files/teacher").read_text()
     small, test = load_model("int8"), splits.read(splits.TEST)
     # The transform is no weight: nothing of it is rounded or stored.
     assert not any("basis" in name or name[:2] == "0." for name in small.module.state_dict())

@@ -131,9 +131,9 @@ def _guarded(function: Any, params: PythonParams) -> Iterator[Any]:
         for row in function(**params.with_):
             number += 1
             yield row
+    except DecantError:
+        raise
     except (Exception, SystemExit) as error:
-        if isinstance(error, DecantError):
-            raise
         raise DecantError(
             f"{where(error, params.file) or params.file}: {params.function} fails after {number:,} rows: "
             f"{type(error).__name__}: {one_line(error)}"
