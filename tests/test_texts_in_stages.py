@@ -293,6 +293,26 @@ def test_a_network_for_other_texts_is_refused_before_it_is_trained(
         teach()
 
 
+def test_a_student_of_another_vocabulary_is_refused(workshop: Path) -> None:
+    student = network("reader", words=7) | {"code": sum_of_code(Path("networks/texts.py"), Path())}
+    changed(
+        models={
+            "small": {
+                "op": "distill",
+                "from": "teacher",
+                "student": student,
+                "loss": {"kind": "softmax"},
+                "training": TRAINING | {"epochs": 1},
+            }
+        }
+    )
+    validate()
+    prepare()
+    teach()
+    with pytest.raises(DecantError, match="embedding is of 7 tokens, and the tokenizer has 10"):
+        compress("small", DistillParams, distill)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -42,15 +42,15 @@ def read_tokenizer(path: Path) -> Any:
         from tokenizers import Tokenizer
     except ImportError:
         raise DecantError("Texts need the library tokenizers: `pip install tokenizers`") from None
+    todo = "save one by `tokenizer.save(...)`"
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        why = "it is no UTF-8"
+        raise DecantError(f"{path} is no file of the library tokenizers (it is no UTF-8); {todo}") from None
     except Exception as error:  # the library raises nothing narrower
-        why = one_line(error)
-    raise DecantError(
-        f"{path} is no file of the library tokenizers ({why}); save one by `tokenizer.save(...)`"
-    )
+        raise DecantError(
+            f"{path} is no file of the library tokenizers ({one_line(error)}); {todo}"
+        ) from None
 
 
 def encoded(tokenizer: Any, texts: Sequence[str], length: int) -> Coded:
