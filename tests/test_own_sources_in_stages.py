@@ -289,7 +289,8 @@ def test_arrays_with_targets_go_through_all_stages(
     with project(tmp_path, params, "data/arrays", NETWORK, code):
         np.savez("data/arrays/all.npz", **arrays)
         found = through("int8")
-    assert {tuple(row) for row in found.values()} == {keys}
+    few = tuple(key for key in keys if key != "top5_accuracy")  # of ten classes or more
+    assert {tuple(row) for row in found.values()} == {few}
     assert min(row[keys[0]] for row in found.values()) > 0.7, found
 
 
