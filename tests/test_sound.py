@@ -365,3 +365,5 @@ def test_log_mel_stores_and_trains_nothing() -> None:
     layer = decant.LogMel(8000)
     assert isinstance(layer, nn.Module)
     assert not layer.state_dict() and not [*layer.parameters()]
+    with torch.device("meta"):  # where nothing has values, its numbers are there all the same
+        assert torch.equal(decant.LogMel(8000).basis, layer.basis)

@@ -71,8 +71,10 @@ class LogMel(nn.Module):
                 f"bands, window, hop and floor must be above 0, got {bands}, {window}, {hop} and {floor}"
             )
         self.hop, self.floor = hop, floor
-        self.register_buffer("basis", fourier(window).float()[:, None], persistent=False)
-        self.register_buffer("triangles", mel_bands(rate, window, bands, low, high).float(), persistent=False)
+        with torch.device("cpu"):  # a network may be built where tensors have no values
+            basis, triangles = fourier(window)[:, None], mel_bands(rate, window, bands, low, high)
+        self.register_buffer("basis", basis.float(), persistent=False)
+        self.register_buffer("triangles", triangles.float(), persistent=False)
 
     def forward(self, sound: Tensor) -> Tensor:
         """Return [N, C, F, T], in natural logarithms of power, of sound [N, C, L], L at least `window`."""
