@@ -19,8 +19,6 @@ from decant.distill.operation import distill
 from decant.distill.params import DistillParams
 from decant.errors import DecantError
 from decant.examples import Examples, Rows
-from decant.export.deploy import deploy
-from decant.export.runtime import open_session
 from decant.finetune.operation import finetune
 from decant.finetune.params import FinetuneParams
 from decant.networks.execution import predict
@@ -197,13 +195,13 @@ def test_classes_of_texts_from_params_to_report_and_onnx(workshop: Path) -> None
     assert found["teacher"]["accuracy"] == found["int8"]["accuracy"] == 1
     report()
     assert "| half-ft" in Path("report/README.md").read_text()
-    exports, failed = export(("teacher", "half-ft", "int8"), load_model, splits.read(splits.TEST), 1)
-    assert not failed and set(exports) == {"teacher", "half-ft", "int8"}
+    exports, failed = export(("teacher", "int8"), load_model, splits.read(splits.TEST), 1)
+    assert not failed
     # A file takes texts of any length, and a text alone is answered as with padding behind it.
     test = splits.read(splits.TEST)
     assert isinstance(test.images, Rows) and test.images.lengths is not None
     outputs = predict(load_model("teacher").module, test.images)
-    session = open_session(deploy(load_model("teacher")).content, 1)
+    session = exports["teacher"].session
     for row, length in enumerate(test.images.lengths.tolist()):
         inputs = {name: each[row : row + 1, :length].numpy() for name, each in test.images.tensors.items()}
         np.testing.assert_allclose(session.run(None, inputs)[0][0], outputs[row].numpy(), atol=1e-4)
@@ -249,8 +247,8 @@ def test_next_tokens_of_texts_from_params_to_report_and_onnx(workshop: Path) -> 
     report()
     page = Path("report/README.md").read_text()
     assert "bits per byte" in page and "perplexity" in page
-    exports, failed = export(("teacher", "half-ft", "int8"), load_model, test, 1)
-    assert not failed and set(exports) == {"teacher", "half-ft", "int8"}
+    exports, failed = export(("teacher", "int8"), load_model, test, 1)
+    assert not failed and set(exports) == {"teacher", "int8"}
 
 
 def test_the_teachers_outputs_on_texts_are_a_target(workshop: Path) -> None:
