@@ -14,12 +14,13 @@ from decant.adoption.texts import check_texts
 from decant.errors import DecantError
 from decant.examples import Examples, Rows
 from decant.inputs import TensorInput
+from decant.networks.next_tokens import scoring
 from decant.targets import NO_TOKEN, Tokens, next_tokens, scored
 from decant.training.fit import batches, bucketed
 from decant.training.goals import OfTokens, goal_of
 from decant.training.recipe import Training
 from tasks.evaluate.accuracy import accuracy, top
-from tasks.evaluate.tokens import Scores, next_tokens_of
+from tasks.evaluate.tokens import Scores
 from tasks.pipeline import splits
 from tasks.pipeline.metrics import MANY, OF_CLASSES, OF_TOKENS
 from tasks.prepare import tables
@@ -222,6 +223,34 @@ def test_broken_utf8_in_a_table_is_named(here: Path) -> None:
         draw(params(file="data/own/texts.csv"), 0)
 
 
+def test_texts_may_have_lines_of_their_own_and_be_long(here: Path) -> None:
+    rows = ['"buy\nnow"', '"hello dear"', '"' + "cheap " * 250_000 + '"', *['"meeting, friend"'] * 9]
+    Path("data/own/texts.csv").write_text("\n".join(["text", *rows]) + "\n")
+    drawn, notes = draw(params(file="data/own/texts.csv"), 0)
+    assert sum(map(len, drawn.splits.values())) == 12
+    assert notes[0].startswith("12 texts of 2 tokens in the middle, 1 of 5 or more; 10 tokens")
+    lines = [json.dumps({"text": text}) for text in ["cheap " * 250_000, *["buy now"] * 9]]
+    Path("data/own/texts.jsonl").write_text("\n".join(lines))
+    assert sum(map(len, draw(params(), 0)[0].splits.values())) == 10
+
+
+def test_broken_utf8_in_parquet_and_json_is_told(here: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    whole = pa.array([b"buy now", b"caf\xe9 now", b"hello dear"], pa.binary())
+    broken = pa.Array.from_buffers(pa.string(), 3, whole.buffers())  # unchecked, as other writers do
+    pyarrow.parquet.write_table(pa.table({"text": broken}), "data/own/texts.parquet")
+    with pytest.raises(DecantError, match=r"row 2: text is no UTF-8: the byte 0xe9 at 3"):
+        draw(params(file="data/own/texts.parquet"), 0)
+    Path("data/own/texts.jsonl").write_bytes(b'{"text": "caf\xe9 now"}\n')
+    with pytest.raises(DecantError, match=r"texts.jsonl"):
+        draw(params(), 0)
+    with pytest.raises(DecantError, match=r"sure holds double, expected texts"):
+        rows_file()
+        draw(params(column="sure"), 0)
+
+
 def test_a_text_of_one_token_has_no_next_one(here: Path) -> None:
     Path("data/own/lines.txt").write_text("buy now\nhello\n" + "cheap friend\n" * 5)
     described = {"file": "data/own/lines.txt", "column": None}
@@ -350,7 +379,7 @@ def test_perplexity_and_bits_per_byte_by_hand() -> None:
     ids, mask = torch.tensor([[1, 2, 3], [3, 1, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
     chances = {0: 0.5, 1: 0.25, 2: 0.125, 3: 0.125}
     logits = torch.tensor([math.log(chances[token]) for token in range(4)]).repeat(2, 3, 1)
-    outputs = next_tokens_of(lambda *_: logits)(ids, mask)
+    outputs = scoring(lambda *_: logits)(ids, mask)
     found = Scores(outputs, outputs, next_tokens(ids, mask), torch.tensor([7, 4])).measures()
     bits = 3 + 3 + 2  # of the tokens 2, 3 and 1
     assert found["perplexity"] == pytest.approx(2 ** (bits / 3), rel=1e-6)
@@ -358,6 +387,22 @@ def test_perplexity_and_bits_per_byte_by_hand() -> None:
     assert (found["token_accuracy"], found["agreement"]) == (0, 1)
     assert found["perplexity_low"] <= found["perplexity"] <= found["perplexity_high"]
     assert list(found) == list(OF_TOKENS.keys[: len(found)])
+
+
+def test_texts_are_scored_a_few_at_a_time_and_come_out_the_same() -> None:
+    examples = texts(21)
+    assert isinstance(examples.images, Rows)
+    table = torch.randn(9, 9, generator=torch.Generator().manual_seed(1))
+    sizes = []
+
+    def network(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(ids))
+        return table[ids.mul_(1)]
+
+    ids, mask = examples.images.tensors.values()
+    whole = scored(table[ids].flatten(1), examples.known_labels)
+    assert torch.equal(scoring(network)(ids.clone(), mask), whole)
+    assert sizes == [8, 8, 5]
 
 
 def test_agreement_counts_places_with_a_token_alone() -> None:

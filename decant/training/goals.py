@@ -12,9 +12,9 @@ from decant.costs.divergence import squared_error
 from decant.costs.likeness import cosines
 from decant.errors import DecantError
 from decant.examples import Examples
-from decant.networks.execution import as_rows
+from decant.networks.next_tokens import scoring
 from decant.networks.record import record_of
-from decant.targets import NO_TOKEN, Classes, Target, Tokens, next_tokens, scored
+from decant.targets import NO_TOKEN, Classes, Target, Tokens
 
 Network = Callable[..., Any]
 """A network, or a function of as many tensors."""
@@ -141,12 +141,7 @@ class OfTokens(OfTarget):
 
     def reduced(self, network: Network) -> Network:
         """Return what gives `scored` [N, 2 L] of token ids and masks [N, L]."""
-
-        def scores(ids: Tensor, mask: Tensor) -> Tensor:
-            labels = next_tokens(ids, mask)
-            return scored(as_rows(network(ids, mask), len(ids)), labels)
-
-        return scores
+        return scoring(network)
 
     def loss(self, outputs: Tensor) -> float:
         """Return the cross entropy of scores [N, 2 L], mean over the places with a label."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from decant.checkpoints.files import DEPLOYED, size_bytes
 from decant.networks.execution import make_deterministic, predict
+from decant.networks.next_tokens import scoring
 from decant.outputs import write_json
 from decant.targets import Classes, Tokens
 from tasks.evaluate import predictions
 from tasks.evaluate.measures import headline, measure
-from tasks.evaluate.tokens import next_tokens_of
 from tasks.pipeline import splits
 from tasks.pipeline.lineages import MODELS, TEACHER
 from tasks.pipeline.models import load_models
@@ -27,7 +27,7 @@ def main(model: str) -> None:
     models, test = load_models(TEACHER, model, with_parents=True), splits.read(splits.TEST)
     teacher, measured = models[TEACHER], models[model]
     tokens = isinstance(test.target, Tokens)
-    network = next_tokens_of(measured.module) if tokens else measured.module
+    network = scoring(measured.module) if tokens else measured.module
     outputs = predict(network, test.images)
     sizes = splits.bytes_of(splits.TEST) if tokens else None
     classes = test.labels is not None and isinstance(test.target, Classes)

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from decant.errors import DecantError
-from decant.networks.execution import as_rows
-from decant.targets import NO_TOKEN, next_tokens, scored
+from decant.targets import NO_TOKEN
 from tasks.evaluate.resampling import Weights, bootstrap
-
-
-def next_tokens_of(network: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Return a network that answers `scored` [N, 2 L] of token ids and masks [N, L], and no logits."""
-
-    def scores(ids: Tensor, mask: Tensor) -> Tensor:
-        return scored(as_rows(network(ids, mask), len(ids)), next_tokens(ids, mask))
-
-    return scores
 
 
 class Scores:

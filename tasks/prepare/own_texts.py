@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from decant.examples import Examples, Rows
 from decant.inputs import IDS, LENGTH, MASK, TensorInput
 from decant.targets import Tokens, next_tokens
 from tasks.prepare import own_tables
-from tasks.prepare.columns import Source
+from tasks.prepare.columns import LONG_READERS, Source
 from tasks.prepare.params import LINES, OfTokens, TextParams
 from tasks.prepare.tokens import Coded, encoded, read_tokenizer
 
@@ -67,25 +67,25 @@ def draw(params: TextParams, seed: int) -> tuple[Drawn, list[str]]:
 def _source(path: Path) -> Source:
     """Return the table, or a file's lines as one of a single column of bytes."""
     if path.suffix != LINES:
-        return Source(path)
+        return Source(path, LONG_READERS)
     if not path.is_file():
         raise DecantError(f"No {path} here; put the file there, or name another")
     lines = [line.removesuffix(b"\r") for line in path.read_bytes().removesuffix(b"\n").split(b"\n")]
     return Source.of(path, pa.table({COLUMN: pa.array(lines, pa.binary())}))
 
 
-def readable(values: Sequence[Any]) -> tuple[list[str | None], dict[int, str]]:
+def readable(values: Sequence[bytes | None]) -> tuple[list[str | None], dict[int, str]]:
     """Return texts, None where there is none, and what is wrong by row.
 
     Args:
-        values: Texts, or their bytes in UTF-8.
+        values: Texts in UTF-8.
     """
     texts: list[str | None] = []
     wrong: dict[int, str] = {}
     for row, value in enumerate(values):
         text = None
         try:
-            text = value.decode() if isinstance(value, bytes) else value
+            text = None if value is None else value.decode()
         except UnicodeDecodeError as error:
             wrong[row] = f"is no UTF-8: the byte {error.object[error.start]:#04x} at {error.start}"
         texts.append(text if text and text.strip() else None)
