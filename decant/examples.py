@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from decant.errors import DecantError
-from decant.inputs import Inputs, inputs_of
+from decant.inputs import LENGTH, MASK, Inputs, inputs_of
 from decant.lazy import torch
 from decant.targets import CLASSES, Target
 
@@ -21,12 +21,15 @@ class Rows:
 
     Attributes:
         tensors: By name, [N, ...] each, of any type; a network is called with them in this order.
+        inputs: What a network takes of them, where that is more than they show: free lengths, whole numbers
+            that none of them holds.
 
     Raises:
         DecantError: There are none, or their lengths differ.
     """
 
     tensors: Mapping[str, Tensor]
+    inputs: Inputs | None = None
 
     def __post_init__(self) -> None:
         """Refuse tensors that are no rows of one table."""
@@ -40,7 +43,28 @@ class Rows:
 
     def __getitem__(self, rows: slice | Tensor) -> Rows:
         """Return some of the rows: of a slice, or at the indices [M], int64, or where a mask [N] is True."""
-        return Rows({name: tensor[rows] for name, tensor in self.tensors.items()})
+        return replace(self, tensors={name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """How many tokens each row has [N], int64; None where rows are no texts of free length."""
+        free = self.inputs is not None and MASK in self.inputs and LENGTH in self.inputs[MASK].shape
+        return self.tensors[MASK].sum(1) if free else None
+
+    def cut(self, length: int) -> Rows:
+        """Return the first `length` places of texts, of each tensor that has a place for each token."""
+        if self.inputs is None:
+            return self
+        shapes = {name: each.shape for name, each in self.inputs.items()}
+        return replace(
+            self,
+            tensors={
+                name: tensor.narrow(1 + shapes[name].index(LENGTH), 0, length)
+                if LENGTH in shapes[name]
+                else tensor
+                for name, tensor in self.tensors.items()
+            },
+        )
 
     def split(self, size: int) -> Iterator[Rows]:
         """Yield the rows in order, `size` at a time; none where there are none."""
@@ -78,7 +102,7 @@ class Examples:
     def shape(self) -> tuple[int, int, int] | Inputs:
         """Channels, height and width of one picture; or what takes these rows, by name."""
         if isinstance(self.images, Rows):
-            return inputs_of(self.images.tensors)
+            return self.images.inputs or inputs_of(self.images.tensors)
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 

@@ -17,6 +17,10 @@ WHOLE = ("int64", "int32", "int16", "int8", "uint8")
 FREE_LENGTH = 32
 """How long a free dimension is in an example, where nothing says it."""
 
+IDS, MASK, LENGTH = "input_ids", "attention_mask", "length"
+"""What the tokens of a text are called, what is 1 where there is one and 0 behind them, and how many places
+both have."""
+
 LONGEST, MOST_NUMBERS = 1 << 24, 1 << 28
 """Most of one dimension, and of one row."""
 

@@ -188,6 +188,81 @@ class Labels(Section):
         return micro_f1(outputs > 0, labels > 0)
 
 
+class Tokens(Section):
+    """The next token at each place of a text: logits [N, L * V], labels [N, L], cross entropy.
+
+    A label is the token behind, and `NO_TOKEN` where there is none: at the last token of a text, and behind
+    it. A loss and a measure count the places that have one.
+
+    Attributes:
+        vocabulary: How many tokens there are.
+    """
+
+    kind: Literal["tokens"] = "tokens"
+    vocabulary: Annotated[int, Field(ge=2, le=1 << 24)]
+    watched: ClassVar[str] = "token_accuracy"
+    width: ClassVar[None] = None
+
+    def loss(
+        self, outputs: Tensor, labels: Tensor, *, smoothing: float = 0.0, reduction: Reduction = "mean"
+    ) -> Tensor:
+        """Return the cross entropy in nats, mean over the places that have a label, or their sum."""
+        return torch.nn.functional.cross_entropy(
+            by_place(outputs, labels.shape[1]).flatten(0, 1),
+            labels.flatten(),
+            ignore_index=NO_TOKEN,
+            label_smoothing=smoothing,
+            reduction=reduction,
+        )
+
+    def watch(self, outputs: Tensor, labels: Tensor) -> float:
+        """Return the share of places whose largest logit is the label's."""
+        right = by_place(outputs, labels.shape[1]).argmax(2) == labels
+        return right[labels != NO_TOKEN].float().mean().item()
+
+    def misfit(self, outputs: int, places: int) -> str:
+        """Return what is wrong with so many outputs for a text of so many places; empty where nothing is."""
+        if outputs % places or outputs // places < self.vocabulary:
+            return (
+                f"{outputs:,} numbers for a text of {places:,} tokens, expected a logit for each of "
+                f"{self.vocabulary:,} tokens at each of them, [N, L, {self.vocabulary}]"
+            )
+        return ""
+
+
+NO_TOKEN = -1
+"""The label of a place behind which there is no token."""
+
+
+def next_tokens(ids: Tensor, mask: Tensor) -> Tensor:
+    """Return the token behind each place [N, L], int64; `NO_TOKEN` where the mask lets none.
+
+    Args:
+        ids: Tokens [N, L].
+        mask: 1 at a token and 0 behind a text [N, L].
+    """
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1)).long()
+    there = torch.nn.functional.pad(mask[:, 1:], (0, 1)) != 0
+    return torch.where(there, shifted, NO_TOKEN)
+
+
+def scored(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return what measures need of logits [N, L * V], beside each other [N, 2 L], float32.
+
+    The first L are the negative log likelihood of the label in nats, 0 where there is none; the others the
+    token of the largest logit.
+    """
+    logits = by_place(outputs, labels.shape[1]).float()
+    chosen = logits.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0]
+    losses = torch.where(labels == NO_TOKEN, 0.0, logits.logsumexp(2) - chosen)
+    return torch.cat([losses, logits.argmax(2).float()], dim=1)
+
+
+def by_place(outputs: Tensor, places: int) -> Tensor:
+    """Return outputs [N, L * V] as logits of each place [N, L, V]."""
+    return outputs.reshape(len(outputs), places, -1)
+
+
 def micro_f1(said: Tensor, true: Tensor) -> float:
     """Return F1, 2 hits over what is said and what is true, of all marks [N, L] together."""
     both = int(said.sum()) + int(true.sum())
@@ -200,5 +275,5 @@ def _reduced(losses: Tensor, reduction: Reduction) -> Tensor:
     return rows.mean() if reduction == "mean" else rows.sum()
 
 
-AnyTarget = Annotated[Classes | Numbers | Labels, Field(discriminator="kind")]
+AnyTarget = Annotated[Classes | Numbers | Labels | Tokens, Field(discriminator="kind")]
 CLASSES = Classes()

@@ -118,10 +118,11 @@ def _check_sets(
                 f"{model} is measured by its {before.quality} {there} and by its {after.quality} here; "
                 "compare with a revision whose data have the same kind of labels, or lack them as well"
             )
-        if missing := [metric for metric in gates.of(model) if metric not in after.higher]:
+        measured = [metric for metric in after.higher if metric in new[model]]
+        if missing := [metric for metric in gates.of(model) if metric not in measured]:
             raise CannotCompare(
                 f"gates: {model} has no {', '.join(missing)}, as it is measured by its {after.quality}; take "
-                f"a gate of {', '.join(after.higher)}"
+                f"a gate of {', '.join(measured)}"
             )
 
 

@@ -294,7 +294,7 @@ class Snapshot:
                 mistakes = [f"{path} {self.label}: {line}" for line in _mistakes(row)]
                 wrong += mistakes
                 if not mistakes:
-                    rows[model] = {key: row[key] for key in set_of(row).keys}
+                    rows[model] = {metric.key: row[metric.key] for metric in set_of(row).of(row)}
         if wrong:
             more = [f"and {len(wrong) - MOST_LINES} more"] if len(wrong) > MOST_LINES else []
             raise CannotCompare(
@@ -324,15 +324,16 @@ def _mistakes(row: Any) -> Iterator[str]:
     if not isinstance(row, dict):
         yield f"expected a mapping of metrics to numbers, found {type(row).__name__}"
         return
-    measured = set_of(row)
-    if missing := [key for key in measured.keys if key not in row]:
-        yield f"expected {len(measured.keys)} metrics, found no {', '.join(missing)}"
-    broken = [key for key in measured.keys if key in row and not _is_number(row[key])]
+    metrics = set_of(row).of(row)
+    keys = [metric.key for metric in metrics]
+    if missing := [key for key in keys if key not in row]:
+        yield f"expected {len(keys)} metrics, found no {', '.join(missing)}"
+    broken = [key for key in keys if key in row and not _is_number(row[key])]
     yield from (f"expected a finite number for {key}, found {one_line(repr(row[key]))}" for key in broken)
     if missing or broken:
         return
-    ends = {key for metric in measured.metrics for key in interval(metric.key)}
-    for metric in measured.metrics:
+    ends = {key for metric in metrics for key in interval(metric.key)}
+    for metric in metrics:
         if interval(metric.key)[0] in row:
             yield from _misplaced(row, metric)
         elif metric.key not in ends and not metric.least <= row[metric.key] <= metric.most:

@@ -49,7 +49,7 @@ def row(accuracy: float = 0.93, images: int = 10_000, **others: float) -> Row:
         "nonzeros": 293_354,
         "macs": 6_541_440,
     }
-    shares = {"calibration_error": 0.02, "agreement": 0.97, "sparsity": 0.0}
+    shares = {"calibration_error": 0.02, "agreement": 0.97, "sparsity": 0.0, "top5_accuracy": 0.98}
     ends = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
     return ends | shares | sizes | {"nll": 0.25, "bits_per_weight": 8.0} | others
 
@@ -71,13 +71,14 @@ def verdicts(old: Row, new: Row, judged_by: Gates | None = None, /, **teachers: 
 
 def test_the_metrics_are_those_that_evaluate_writes() -> None:
     for file in (ROOT / "metrics").glob("*.json"):
-        assert sorted(json.loads(file.read_text())) == sorted(OF_CLASSES.keys)
-    assert len(OF_CLASSES.keys) == 13
+        row = json.loads(file.read_text())
+        assert sorted(row) == sorted(metric.key for metric in OF_CLASSES.of(row))
+    assert len(OF_CLASSES.keys) == 14
 
 
 def test_each_metric_knows_its_better_direction() -> None:
     higher = {metric for metric, up in OF_CLASSES.higher.items() if up}
-    assert higher == {"accuracy", "agreement", "ratio", "sparsity"}
+    assert higher == {"accuracy", "top5_accuracy", "agreement", "ratio", "sparsity"}
 
 
 @pytest.mark.parametrize(
@@ -178,11 +179,17 @@ def test_without_a_gate_nothing_fails_and_the_direction_is_told(metric: str) -> 
 
 @pytest.mark.parametrize("metric", [metric for metric in OF_CLASSES.higher if metric != "accuracy"])
 def test_without_an_interval_the_tolerance_decides(metric: str) -> None:
-    old = row(calibration_error=0.4, agreement=0.4, sparsity=0.4, nll=0.4)
+    old = row(calibration_error=0.4, agreement=0.4, sparsity=0.4, nll=0.4, top5_accuracy=0.4)
     sign, word = (-1, "drop") if OF_CLASSES.higher[metric] else (1, "rise")
     new = old | {metric: old[metric] + sign * 0.1}
     assert verdicts(old, new, gates(**{metric: {word: 0.1}})) == {metric: "within tolerance"}
     assert verdicts(old, new, gates(**{metric: {word: 0.0999}})) == {metric: "regression"}
+
+
+def test_a_number_that_one_side_lacks_is_no_change() -> None:
+    """Models of an older revision have no top 5; those of few classes have none either, and no gate on it."""
+    few = {key: value for key, value in row().items() if key != "top5_accuracy"}
+    assert verdicts(few, row()) == verdicts(row(), few) == verdicts(few, few) == {}
 
 
 def test_a_share_is_of_the_old_value() -> None:

@@ -1,15 +1,27 @@
 """A full disk is one sentence with what is left, whoever could not write."""
 
 import errno
+import itertools
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 from decant import outputs
 from decant.errors import DecantError
+from tasks.pipeline.stage import report_errors
+from tasks.prepare import tables
+from tasks.prepare.__main__ import main as prepare
+from tests.homes import home
 from tests.imports import ROOT
 
 FULL = Path("/dev/full")
@@ -59,3 +71,101 @@ def test_a_command_ends_with_the_sentence() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: no space left on the disk of /")
     assert done.stderr.count("\n") == 1
+
+
+def arrays(rows: int) -> None:
+    Path("data/arrays").mkdir(parents=True, exist_ok=True)
+    x = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
+    np.savez("data/arrays/all.npz", x=x, y=np.arange(rows) % 3)
+
+
+def pictures(count: int) -> None:
+    for name in ("a", "b"):
+        Path("data/own/photos", name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.new("L", (4, 4), number).save(f"data/own/photos/{name}/{number}.png")
+
+
+OF_ARRAYS = {"source": "arrays", "train": "data/arrays/all.npz", "validation": 5, "test": 5, "labels": "y"}
+SHARES = {"kind": "shares", "validation": 0.2, "test": 0.2}
+OF_PICTURES = {"source": "folder", "folder": "data/own/photos", "size": [4, 4], "split": SHARES}
+
+
+def there() -> dict[str, bytes]:
+    """Return all tables, whole or not."""
+    return {path.name: path.read_bytes() for path in Path("data").glob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("make", "data"), [(arrays, OF_ARRAYS), (pictures, OF_PICTURES)])
+@pytest.mark.parametrize("table", [1, 2, 3])
+def test_a_disk_that_fills_up_while_tables_are_written_leaves_what_was_there(
+    make: Callable[[int], None],
+    data: dict[str, Any],
+    table: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with home(tmp_path, params={"seed": 3, "data": data}):
+        make(20)
+        prepare()
+        before = there()
+        make(40)
+        write, calls = tables.pq.write_table, itertools.count(1)
+
+        def until_full(content: Any, path: Path, **more: Any) -> None:
+            write(content, path, **more)
+            if next(calls) == table:
+                path.write_bytes(path.read_bytes()[:100])
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        monkeypatch.setattr(tables.pq, "write_table", until_full)
+        with pytest.raises(SystemExit, match="error: no space left on the disk of /"), report_errors():
+            prepare()
+        assert there() == before and len(before) == 3
+
+
+SMALL = """
+mount -t tmpfs -o size=400k none data
+cp -r kept/. data
+python -m tasks.prepare || exit 2
+cp params.more.yaml params.yaml
+head -c 250000 /dev/zero > data/rest
+sha256sum data/*.parquet > before
+python -m tasks.prepare
+echo $? > status
+sha256sum data/*.parquet > after
+ls -A data > left
+"""
+NAMESPACES = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def can_mount() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    command = [*NAMESPACES, "mount", "-t", "tmpfs", "none", "/mnt"]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="this system lets no one make a small disk of one's own")
+def test_a_small_disk_that_really_fills_up(tmp_path: Path) -> None:
+    with home(tmp_path, params={"seed": 3, "data": OF_ARRAYS}):
+        arrays(2000)
+        Path("data").rename("kept")
+        Path("data").mkdir()
+        more = yaml.safe_dump({"seed": 4, "data": OF_ARRAYS | {"validation": 700}})
+        Path("params.more.yaml").write_text(more)
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
+        done = subprocess.run(
+            [*NAMESPACES, "sh", "-c", SMALL], env=environment, capture_output=True, text=True, check=False
+        )
+        assert Path("status").read_text() == "1\n", done.stderr
+        assert (
+            done.stderr.startswith("error: no space left on the disk of /") and done.stderr.count("\n") == 1
+        )
+        assert Path("after").read_text() == Path("before").read_text()
+        assert sorted(Path("left").read_text().split()) == [
+            *("arrays", "rest", "test.parquet", "train.parquet", "validation.parquet"),
+        ]

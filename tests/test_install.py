@@ -23,7 +23,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-LOCKED_EXTRAS = ("pipeline", "flows", "dask", "dev")
+LOCKED_EXTRAS = ("pipeline", "flows", "dask", "sound", "text", "dev")
 REQUIREMENTS = [
     Requirement(line)
     for line in [*PROJECT["dependencies"], *(line for name in LOCKED_EXTRAS for line in EXTRAS[name])]

@@ -299,11 +299,29 @@ def test_every_measure_lies_in_its_range(seed: int, count: int, scale: float) ->
     right = answers.argmax(1)
     for classes, reference in ((truth, right), (right, right), ((right + 1) % 3, (right + 1) % 3)):
         row = measure(checkpoint(), checkpoint(7), answers, reference, classes, size=100)
-        assert list(row) == list(OF_CLASSES.keys)
-        for key, metric in OF_CLASSES.by_key.items():
+        assert list(row) == [metric.key for metric in OF_CLASSES.of(row)]
+        for metric in OF_CLASSES.of(row):
+            key = metric.key
             assert metric.least <= row[key] <= metric.most
             assert math.isfinite(row[key])
             assert not str(row[key]).startswith("-")
+
+
+@pytest.mark.parametrize("count", [9, 10, 40])
+def test_five_guesses_are_counted_from_ten_classes_on(count: int) -> None:
+    module = build(Mlp(hidden=(5,)), (1, 2, 2), count, seed=0).eval()
+    model = Checkpoint(Mlp(hidden=(5,)), (1, 2, 2), tuple(map(str, range(count))), module)
+    answers, truth = logits(0, 60, count), labels(1, 60, count)
+    row = measure(model, model, answers, answers.argmax(1), truth, size=100)
+    assert list(row) == [metric.key for metric in OF_CLASSES.of(row)]
+    assert ("top5_accuracy" in row) == (count >= 10)
+    if count >= 10:
+        hits = sum(
+            int(label in order[:5])
+            for label, order in zip(truth, answers.argsort(1, descending=True), strict=True)
+        )
+        assert row["top5_accuracy"] == pytest.approx(hits / 60, rel=1e-5)
+    assert "top5_accuracy" not in headline(row)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])

@@ -23,6 +23,7 @@ from tasks.pipeline.params import validate
 from tasks.prepare import own_pictures, own_tables, parts
 from tasks.prepare.__main__ import main as prepare
 from tasks.prepare.params import AnyData, ByShares, DataParams, FolderParams, TableParams
+from tasks.prepare.splits import Split
 from tests.homes import home
 
 FILE = "data/own/rows.csv"
@@ -463,9 +464,14 @@ def pictures(**more: Any) -> FolderParams:
     return found
 
 
+def taken(params: FolderParams, seed: int) -> tuple[dict[str, Split], list[str]]:
+    drawn = own_pictures.draw(params, seed)
+    return own_pictures.alone(drawn), drawn.notes
+
+
 def test_pictures_in_folders_are_read_by_class() -> None:
     photos()
-    found, notes = own_pictures.draw(pictures(), 1)
+    found, notes = taken(pictures(), 1)
     assert [len(found[name]) for name in SPLITS] == [10, 4, 6]
     numbers = []
     for each in found.values():
@@ -516,7 +522,7 @@ def test_broken_pictures_are_listed_and_refused_or_skipped() -> None:
         own_pictures.draw(pictures(), 1)
     for text in ("2 of 21 pictures cannot be read", "sky/03.png: ", "berry/04.jpg: ", "`bad: skip`"):
         assert text in str(error.value)
-    found, notes = own_pictures.draw(pictures(bad="skip"), 1)
+    found, notes = taken(pictures(bad="skip"), 1)
     assert sum(map(len, found.values())) == 19
     assert "2 of 21 pictures cannot be read: they are skipped" in notes
 
@@ -532,7 +538,7 @@ def test_a_folder_of_nothing_but_broken_pictures_is_refused() -> None:
 def test_folders_may_say_the_split() -> None:
     for number, name in enumerate(SPLITS, start=2):
         photos(f"{PHOTOS}/{name}", number)
-    found, notes = own_pictures.draw(pictures(split={"kind": "folders"}), 1)
+    found, notes = taken(pictures(split={"kind": "folders"}), 1)
     assert [len(found[name]) for name in SPLITS] == [4, 6, 8]
     assert (
         "the same inputs in two splits: 4 of 6 validation rows are in train too; 4 of 8 test rows are in "

@@ -192,7 +192,8 @@ def test_labels_and_rare_classes_are_trained_and_measured(
     prepare()
     teach()
     row = measured("teacher")["teacher"]
-    assert tuple(row) == keys and row[keys[0]] > 0.8 and row["agreement"] == 1
+    few = tuple(key for key in keys if key != "top5_accuracy")
+    assert tuple(row) == few and row[keys[0]] > 0.8 and row["agreement"] == 1
 
 
 @pytest.mark.parametrize(

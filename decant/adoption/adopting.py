@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from decant.adoption.checks import APART, ROWS, answered, check_rows, check_same_builds, check_types
 from decant.adoption.pretrained import place_pretrained_
+from decant.adoption.texts import check_texts
 from decant.adoption.weights import check_memory, place_, read_weights
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result
@@ -23,6 +24,7 @@ from decant.networks.architectures import ForeignArchitecture, Takes
 from decant.networks.packages import Transformers
 from decant.networks.parametrizations import without_parametrizations_
 from decant.networks.record import give_example_
+from decant.targets import Tokens
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def adopt(source: Source, examples: Examples | None = None, classes: tuple[str, 
     classes = examples.classes if examples is not None else classes
     if isinstance(source.weights, Path):
         check_memory(source.weights)  # before the network itself takes as much
-    module = _checked(architecture, takes, len(classes), batch)
+    module = _checked(architecture, takes, len(classes), batch, examples)
     facts: dict[str, Any] = dict(architecture.facts)
     if notes := _filled_(module, replace(source, architecture=architecture)):
         facts["weights"] = "; ".join(notes)
@@ -87,7 +89,7 @@ def check_network(architecture: ForeignArchitecture, examples: Examples, inputs:
     """
     takes = takes_of(Source(architecture, inputs=inputs), examples)
     batch = _batch(takes, examples)
-    module = _checked(architecture, takes, len(examples.classes), batch)
+    module = _checked(architecture, takes, len(examples.classes), batch, examples)
     without_parametrizations_(module)
     check_rows(module, batch, architecture.origin)
     answers = answered(module, batch, architecture.origin)
@@ -186,7 +188,11 @@ def _check_outputs(answers: Tensor, classes: tuple[str, ...], examples: Examples
             f"{file}: the network gives {answers.shape[1]} numbers a row, and there are {len(classes)} "
             f"classes; give it one output for each, or take the labels away"
         )
-    width = None if examples is None or examples.labels is None else examples.target.width
+    if examples is None or examples.labels is None:
+        return
+    width, target = examples.target.width, examples.target
+    if isinstance(target, Tokens) and (wrong := target.misfit(answers.shape[1], examples.labels.shape[1])):
+        raise DecantError(f"{file}: the network gives {wrong}")
     if width is not None and answers.shape[1] != width:
         raise DecantError(
             f"{file}: the network gives {answers.shape[1]} numbers a row, and the target has {width}; give "
@@ -194,7 +200,9 @@ def _check_outputs(answers: Tensor, classes: tuple[str, ...], examples: Examples
         )
 
 
-def _checked(architecture: ForeignArchitecture, takes: Takes, classes: int, batch: Batch) -> nn.Module:
+def _checked(
+    architecture: ForeignArchitecture, takes: Takes, classes: int, batch: Batch, examples: Examples | None
+) -> nn.Module:
     """Return the network as it is built, in eval mode, once a second build proves to be the same."""
     modules: list[nn.Module] = []
     for seed in (0, 1):
@@ -204,6 +212,8 @@ def _checked(architecture: ForeignArchitecture, takes: Takes, classes: int, batc
             again = architecture.rerun() if seed else architecture
             modules.append(again.build(takes, classes).eval())
     check_types(modules[0], architecture.place)
+    if examples is not None and isinstance(examples.images, Rows):
+        check_texts(modules[0], examples.images, architecture.origin)
     check_same_builds(modules[0], modules[1], batch, architecture.origin, architecture.place)
     return modules[0]
 

@@ -26,6 +26,7 @@ from decant.checkpoints.checkpoint import state
 from decant.checkpoints.constraints import Constraints, project_
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, Rows, arguments, tensors_in
+from decant.inputs import MASK
 from decant.networks.devices import (
     CPU,
     autocast,
@@ -59,6 +60,9 @@ from decant.training.tally import NoNumberError, Tally
 
 EpochMetrics = dict[str, float]
 """One epoch of the curve."""
+
+WINDOW = 32
+"""How many batches of texts are sorted by length at a time."""
 
 EQUAL = 1e-4
 """How far the loss of what a training ends with may be from what was measured, as a share of it plus the
@@ -331,7 +335,7 @@ def fit_(
             sparsifier,
             epochs,
             (*goal.columns, *scaler.columns),
-            _answers(module.eval(), train.images[:1], seed, there).shape[1],
+            _width(module, train.images, seed, there),
             there,
             scaler,
         )
@@ -374,7 +378,15 @@ def _train_(
                 scratch.write(progress.content())
     progress.end_(training)
     measured = _best(rows) if training.patience else progress.curve[-1]
-    _check_measured(goal, _answers(progress.module, validation.images, seed, place), measured)
+    ending = _answers(goal.reduced(progress.module), validation.images, seed, place)
+    _check_measured(goal, ending, measured)
+
+
+def _width(module: nn.Module, images: Batch, seed: int, device: torch.device) -> int | None:
+    """Return how many numbers a network gives for a row; None of texts, which are cut to their lengths."""
+    if isinstance(images, Rows) and images.lengths is not None:
+        return None
+    return _answers(module.eval(), images[:1], seed, device).shape[1]
 
 
 def _size(examples: Examples) -> int:
@@ -449,16 +461,48 @@ def _finite(epoch: int, scaler: Scaler) -> Iterator[None]:
 def batches(
     train: Examples, training: Training, seed: int, device: torch.device
 ) -> Iterator[tuple[Batch, Tensor | None]]:
-    """Yield augmented batches, on a device, in a random order; the last is left out where it is not full."""
+    """Yield augmented batches, on a device, in a random order; the last is left out where it is not full.
+
+    A batch of texts has as many places as the longest of its own, and holds texts of like lengths.
+    """
     generator = torch.Generator().manual_seed(seed)
-    order = moved(torch.randperm(len(train), generator=generator), tensors_in(train.images)[0].device)
     size = _taken(train, training)
-    for chosen in order[: _steps(train, training) * size].split(size):
+    order = torch.randperm(len(train), generator=generator)[: _steps(train, training) * size]
+    lengths = train.images.lengths if isinstance(train.images, Rows) else None
+    if lengths is not None:
+        order = bucketed(order, lengths.cpu(), size, generator)
+    for chosen in moved(order, tensors_in(train.images)[0].device).split(size):
         labels = None if train.labels is None else train.labels[chosen]
         images, labels = sent((train.images[chosen], labels), device)
         if not isinstance(images, Rows):
             images = training.augmentation.apply(images, generator)
+        elif lengths is not None:
+            longest = max(1, int(images.tensors[MASK].sum(1).max()))
+            images, labels = images.cut(longest), _first_places(labels, longest)
         yield images, labels
+
+
+def bucketed(order: Tensor, lengths: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Return rows in an order in which those of a batch are of like lengths, batches in random order.
+
+    `WINDOW` batches are sorted at a time, so that a text meets others in each epoch.
+
+    Args:
+        order: Rows in random order [M], M a multiple of `size`.
+        lengths: Of all rows [N].
+        size: Of a batch.
+        generator: Draws the order of the batches.
+    """
+    windows = [rows[lengths[rows].argsort(stable=True)] for rows in order.split(WINDOW * size)]
+    batched = torch.cat(windows).reshape(-1, size)
+    return batched[torch.randperm(len(batched), generator=generator)].flatten()
+
+
+def _first_places(labels: Tensor | None, length: int) -> Tensor | None:
+    """Return the labels of the first places where each place has one, a token, and others as they are."""
+    if labels is None or labels.dim() == 1 or labels.is_floating_point():
+        return labels
+    return labels[:, :length]
 
 
 def _steps(train: Examples, training: Training) -> int:
@@ -591,9 +635,8 @@ def _validate(
             raise DecantError(f"{name} held NaN or infinity after epoch {epoch}; lower the learning rate")
     tensors = {name: held[name].project(t) if name in held else t for name, t in final.items()}
     progress.module.eval()
-    logits = _answers(
-        lambda *inputs: progress.call_with(tensors, inputs), validation.images, seed, progress.device
-    )
+    network = goal.reduced(lambda *inputs: progress.call_with(tensors, inputs))
+    logits = _answers(network, validation.images, seed, progress.device)
     if not torch.isfinite(logits).all():
         raise DecantError(
             f"Logits of validation images were NaN or infinite after epoch {epoch}; lower the learning rate"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -12,8 +12,12 @@ from decant.costs.divergence import squared_error
 from decant.costs.likeness import cosines
 from decant.errors import DecantError
 from decant.examples import Examples
+from decant.networks.next_tokens import scoring
 from decant.networks.record import record_of
-from decant.targets import Classes, Target
+from decant.targets import NO_TOKEN, Classes, Target, Tokens
+
+Network = Callable[..., Any]
+"""A network, or a function of as many tensors."""
 
 
 class Goal(Protocol):
@@ -33,6 +37,9 @@ class Goal(Protocol):
         Raises:
             DecantError: Names the shapes.
         """
+
+    def reduced(self, network: Network) -> Network:
+        """Return a network whose outputs are what `loss` and `measures` take of this one's."""
 
     def loss(self, outputs: Tensor) -> float:
         """Return how far outputs [N, M] are from it; 0 at best."""
@@ -68,6 +75,10 @@ class OfTarget:
                 f"A {type(module).__name__} returns {found:,} numbers for a row, and the labels have "
                 f"{self.target.width:,}; give it one output for each"
             )
+
+    def reduced(self, network: Network) -> Network:
+        """Return the network itself."""
+        return network
 
     def loss(self, outputs: Tensor) -> float:
         """Return the target's loss."""
@@ -116,6 +127,36 @@ class OfClasses(OfTarget):
 
 
 @dataclass(frozen=True)
+class OfTokens(OfTarget):
+    """Cross entropy against the next token, in nats, and the share of those that are predicted rightly.
+
+    Logits of all places and tokens of many texts would not fit into memory: batches are reduced to `scored`.
+    """
+
+    def check(self, module: nn.Module, answered: Callable[[], Tensor]) -> None:
+        """Refuse what are no logits of each token at each place."""
+        assert isinstance(self.target, Tokens)
+        if wrong := self.target.misfit(answered().shape[1], self.labels.shape[1]):
+            raise DecantError(f"A {type(module).__name__} returns {wrong}")
+
+    def reduced(self, network: Network) -> Network:
+        """Return what gives `scored` [N, 2 L] of token ids and masks [N, L]."""
+        return scoring(network)
+
+    def loss(self, outputs: Tensor) -> float:
+        """Return the cross entropy of scores [N, 2 L], mean over the places with a label."""
+        losses = outputs[:, : self.labels.shape[1]].double()
+        return losses.sum().item() / int((self.labels != NO_TOKEN).sum())
+
+    def measures(self, outputs: Tensor) -> dict[str, float]:
+        """Return the cross entropy and the share of tokens that are predicted rightly."""
+        labels = self.labels
+        right = (outputs[:, labels.shape[1] :] == labels)[labels != NO_TOKEN]
+        share = right.float().mean().item()
+        return {"validation_loss": self.loss(outputs), f"validation_{self.target.watched}": share}
+
+
+@dataclass(frozen=True)
 class OfOutputs:
     """The squared error from a teacher's outputs over their variance, and the mean cosine to them.
 
@@ -134,6 +175,10 @@ class OfOutputs:
                 f"A {type(module).__name__} returns {found:,} numbers for a row, and the teacher "
                 f"{expected:,}; a network that is trained on a teacher's outputs needs the same"
             )
+
+    def reduced(self, network: Network) -> Network:
+        """Return the network itself."""
+        return network
 
     def loss(self, outputs: Tensor) -> float:
         """Return the squared error over the variance."""
@@ -165,6 +210,8 @@ def goal_of(train: Examples, validation: Examples, teacher: Callable[[], Tensor]
     if (train.labels is None) != (validation.labels is None):
         raise DecantError("Training and validation examples need labels both, or none; leave out the others")
     if train.labels is not None and validation.labels is not None:
+        if isinstance(train.target, Tokens):
+            return OfTokens(validation.labels, train.target)
         if not isinstance(train.target, Classes):
             return OfTarget(validation.labels, train.target)
         most = int(train.labels.max()) + 1 if len(train) else 1

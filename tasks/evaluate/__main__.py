@@ -6,8 +6,9 @@ from pathlib import Path
 
 from decant.checkpoints.files import DEPLOYED, size_bytes
 from decant.networks.execution import make_deterministic, predict
+from decant.networks.next_tokens import scoring
 from decant.outputs import write_json
-from decant.targets import Classes
+from decant.targets import Classes, Tokens
 from tasks.evaluate import predictions
 from tasks.evaluate.measures import headline, measure
 from tasks.pipeline import splits
@@ -25,14 +26,18 @@ def main(model: str) -> None:
     make_deterministic(read_section("threads.evaluate", int))
     models, test = load_models(TEACHER, model, with_parents=True), splits.read(splits.TEST)
     teacher, measured = models[TEACHER], models[model]
-    outputs = predict(measured.module, test.images)
+    tokens = isinstance(test.target, Tokens)
+    network = scoring(measured.module) if tokens else measured.module
+    outputs = predict(network, test.images)
+    sizes = splits.bytes_of(splits.TEST) if tokens else None
     classes = test.labels is not None and isinstance(test.target, Classes)
     sources = [splits.TEST, *(MODELS / TEACHER / file for file in DEPLOYED)]
     if model == TEACHER:
         predictions.write(predictions.TEACHER, predictions.expected(outputs, classes), sources)
     shape = predictions.expected(outputs, classes).shape
     reference = predictions.read(predictions.TEACHER, tuple(shape), sources)
-    row = measure(measured, teacher, outputs, reference, test.labels, size_bytes(MODELS / model), test.target)
+    size = size_bytes(MODELS / model)
+    row = measure(measured, teacher, outputs, reference, test.labels, size, test.target, sizes)
     write_json(Path("metrics") / f"{model}.json", row)
     write_json(Path("headline") / f"{model}.json", headline(row))
 

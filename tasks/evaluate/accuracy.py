@@ -16,6 +16,15 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).double().mean().item()
 
 
+def top(count: int, logits: Tensor, labels: Tensor) -> float:
+    """Return the fraction in [0, 1] of examples [N] with fewer than `count` logits above the label's.
+
+    So a label that shares its logit with others counts as found. Logits are [N, C].
+    """
+    own = logits.gather(1, labels[:, None])
+    return ((logits > own).sum(1) < count).double().mean().item()
+
+
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a share observed in `count` independent trials.
 

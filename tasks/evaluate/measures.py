@@ -13,11 +13,12 @@ from decant.costs import counts
 from decant.costs.likeness import cosines as cosines_of
 from decant.costs.likeness import relative_errors
 from decant.errors import DecantError
-from decant.targets import CLASSES, Classes, Target
+from decant.targets import CLASSES, Classes, Target, Tokens
 from tasks.evaluate import accuracy
 from tasks.evaluate.marks import balanced, several
 from tasks.evaluate.numbers import Errors, apart
-from tasks.pipeline.metrics import Metric, set_of
+from tasks.evaluate.tokens import Scores
+from tasks.pipeline.metrics import MANY, Metric, set_of
 
 Metrics = dict[str, float]
 
@@ -30,6 +31,7 @@ def measure(
     labels: Tensor | None,
     size: int,
     target: Target = CLASSES,
+    sizes: Tensor | None = None,
 ) -> Metrics:
     """Return every deterministic measure, rounded to six significant digits.
 
@@ -41,12 +43,16 @@ def measure(
         labels: The truth, [N] or [N, K]; None where what the teacher answers is what is right.
         size: Bytes of the model on disk.
         target: What the labels are.
+        sizes: Of texts whose next tokens are predicted, the bytes of each [N]; outputs are then `scored`.
 
     Raises:
         DecantError: A measure is not in its range, as of a model whose outputs are NaN or infinite.
     """
     if labels is None:
         quality = _of_outputs(outputs.float(), reference)
+    elif isinstance(target, Tokens):
+        assert sizes is not None
+        quality = Scores(outputs, reference, labels, sizes).measures()
     elif (width := target.width) is not None:
         if outputs.shape[1] != width:
             raise DecantError(
@@ -76,16 +82,17 @@ def measure(
         "sparsity": counts.sparsity(model.module),
         "bits_per_weight": 8 * size / count,
     }
-    return {key: _written(metric, row[key]) for key, metric in set_of(row).by_key.items()}
+    return {metric.key: _written(metric, row[metric.key]) for metric in set_of(row).of(row)}
 
 
 def _of_classes(logits: Tensor, reference: Tensor, labels: Tensor) -> Metrics:
-    share = accuracy.accuracy(logits, labels)
+    share, many = accuracy.accuracy(logits, labels), logits.shape[1] >= MANY
     low, high = accuracy.wilson_interval(share, len(labels))
     return {
         "accuracy": share,
         "accuracy_low": low,
         "accuracy_high": high,
+        **({"top5_accuracy": accuracy.top(5, logits, labels)} if many else {}),
         "nll": accuracy.nll(logits, labels),
         "calibration_error": accuracy.calibration_error(logits, labels),
         "agreement": accuracy.agreement(logits, reference),

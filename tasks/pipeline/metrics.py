@@ -26,6 +26,7 @@ class Metric:
         shown: How it is written there, once it is multiplied by `times` and divided by `over`.
         meaning: A sentence for the list below the table.
         ranked: Whether the best of its column is marked.
+        always: Whether every model of its set has it.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Metric:
     over: float = 1
     meaning: str = ""
     ranked: bool = True
+    always: bool = True
 
     def text(self, value: float) -> str:
         """Return a value as the report writes it."""
@@ -85,6 +87,10 @@ class MetricSet:
     def keys(self) -> tuple[str, ...]:
         """The keys of all metrics."""
         return tuple(self.by_key)
+
+    def of(self, row: Collection[str]) -> tuple[Metric, ...]:
+        """Return the metrics that a row with these keys has, or should have."""
+        return tuple(metric for metric in self.metrics if metric.always or metric.key in row)
 
     @property
     def higher(self) -> dict[str, bool]:
@@ -168,6 +174,9 @@ def _share(key: str, title: str, meaning: str) -> Metric:
     return Metric(key, 0, 1, "higher", f"{title} %", ".2f", 100, meaning=meaning)
 
 
+MANY = 10
+"""From how many classes on it is worth a number whether the right one is among the five likeliest."""
+
 OF_CLASSES = MetricSet(
     target="classes",
     metrics=(
@@ -177,6 +186,14 @@ OF_CLASSES = MetricSet(
             "share of test images whose class is predicted rightly",
         ),
         *_interval("accuracy", 0, 1),
+        replace(
+            _share(
+                "top5_accuracy",
+                "top 5",
+                f"share of test images whose class is among the five likeliest; from {MANY} classes on",
+            ),
+            always=False,
+        ),
         Metric(
             "nll",
             0,
@@ -413,7 +430,59 @@ OF_LABELS = MetricSet(
 )
 """Of networks that tell several labels at once."""
 
-SETS = (OF_BALANCED, OF_CLASSES, OF_OUTPUTS, OF_NUMBERS, OF_LABELS)
+OF_TOKENS = MetricSet(
+    target="tokens",
+    metrics=(
+        _share(
+            "token_accuracy",
+            "next token",
+            "share of the tokens of test texts that are predicted rightly from those before them",
+        ),
+        *_interval("token_accuracy", 0, 1),
+        Metric(
+            "perplexity",
+            1,
+            math.inf,
+            "lower",
+            "perplexity",
+            ".4g",
+            meaning="exponential of the mean negative log likelihood of a token, in nats: of how many "
+            "equally likely ones a model is as unsure; lower is better; of one tokenizer alone it compares",
+        ),
+        *_interval("perplexity", 1, math.inf),
+        Metric(
+            "bits_per_byte",
+            0,
+            math.inf,
+            "lower",
+            "bits per byte",
+            ".4f",
+            meaning="negative log likelihood in bits over the bytes of the texts in UTF-8, whatever the "
+            "tokenizer; lower is better",
+        ),
+        *_interval("bits_per_byte", 0, math.inf),
+        _share(
+            "agreement",
+            "agreement",
+            "share of tokens for which model and teacher predict the same, right or wrong",
+        ),
+        *COSTS,
+    ),
+    quality="token_accuracy",
+    headline=("perplexity", "bits_per_byte", "token_accuracy", "agreement", "ratio", "size_bytes"),
+    columns=("token_accuracy", "perplexity", "bits_per_byte", "agreement", *COST_COLUMNS),
+    curve=("epoch", "loss", "validation_loss", "validation_token_accuracy"),
+    axis="next tokens predicted rightly on the test split, % (bars: 95 % interval)",
+    rough="{:.1f} %",
+    point=1,
+    good="accurate",
+    surely="where that share on all such texts lies, judged from this many (bootstrap over texts, 1,000 "
+    "draws)",
+    change="that share less the teacher's, in percentage points",
+)
+"""Of networks that predict the next token of a text."""
+
+SETS = (OF_BALANCED, OF_CLASSES, OF_OUTPUTS, OF_NUMBERS, OF_LABELS, OF_TOKENS)
 """A row is of the first whose quality it has: balanced classes have the accuracy too."""
 
 BY_TARGET = {each.target: each for each in SETS}

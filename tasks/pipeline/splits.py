@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ from torch import Tensor
 
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, Rows, Splits
-from decant.inputs import TensorInput
+from decant.inputs import IDS, MASK, Inputs, TensorInput
 from decant.schema import Section, mistakes
 from decant.sealed import reading
-from decant.targets import CLASSES, AnyTarget
+from decant.targets import CLASSES, AnyTarget, Tokens, next_tokens
 from tasks.pipeline.params import read_section
 from tasks.pipeline.seals import check_seal
 
@@ -53,6 +55,8 @@ class _Header(Section):
         if self.inputs is None:
             return {"image": pa.binary(math.prod(self.shape or ())), "label": pa.int64()}
         found = {f"input.{name}": pa.binary(_width(each)) for name, each in self.inputs.items()}
+        if isinstance(self.target, Tokens):  # labels are the inputs, one place on
+            return found | {"bytes": pa.int64()}
         if self.numbers:
             return found | {"label": pa.binary(4 * self.numbers)}
         return found | ({"label": pa.int64()} if self.classes else {})
@@ -80,22 +84,51 @@ def read(path: Path) -> Examples:
         DecantError: The file is missing, is not a whole table that `prepare` wrote, or is another split; or
             it lies in data/ and was drawn by other parameters than those of params.yaml.
     """
-    with reading(path, "run `dvc repro -f prepare`" if path.exists() else "run `dvc repro prepare`"):
-        if path.exists() and not path.is_file():
-            raise ValueError("no plain file")
-        content = pa.memory_map(str(path)).read_buffer()
-        check_seal(memoryview(content))
-        header, table = _parsed(content)
+    with _repairing(path):
+        header, table = _opened(path)
         if path.stem != header.split and path.stem in (split.stem for split in (TRAIN, VALIDATION, TEST)):
             raise ValueError(f"it is the split {header.split}")
-        labels = _labels(table, header)
         images = _images(table, header)
+        labels = _labels(table, header, images)
     if path in (TRAIN, VALIDATION, TEST) and header.drawn is not None:
         _check_drawn(path, header.drawn)
     return Examples(images, labels, header.classes, header.target or CLASSES)
 
 
-def _labels(table: pa.Table, header: _Header) -> Tensor | None:
+def bytes_of(path: Path) -> Tensor:
+    """Return the bytes of the tokens that are predicted in each text of a table [N], int64.
+
+    Raises:
+        DecantError: As `read`; or the table is of no texts whose next tokens are predicted.
+    """
+    with _repairing(path):
+        header, table = _opened(path)
+        if not isinstance(header.target, Tokens):
+            raise ValueError("it is of no texts whose next tokens are predicted")
+        found = _values(table.column("bytes"), np.int64)
+        if found.min() < 0:
+            raise ValueError(f"a text has {found.min()} bytes")
+    return torch.from_numpy(found)
+
+
+def _repairing(path: Path) -> AbstractContextManager[None]:
+    return reading(path, "run `dvc repro -f prepare`" if path.exists() else "run `dvc repro prepare`")
+
+
+def _opened(path: Path) -> tuple[_Header, pa.Table]:
+    """Return what the table at `path` says of itself, and its columns, once its seal is whole.
+
+    Raises:
+        ValueError: It is none that `prepare` wrote.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("no plain file")
+    content = pa.memory_map(str(path)).read_buffer()
+    check_seal(memoryview(content))
+    return _parsed(content)
+
+
+def _labels(table: pa.Table, header: _Header, images: Batch) -> Tensor | None:
     """Return the labels; None where there are none.
 
     Raises:
@@ -107,6 +140,9 @@ def _labels(table: pa.Table, header: _Header) -> Tensor | None:
         if not bool(torch.isfinite(found).all()):
             raise ValueError("labels are NaN or infinite")
         return found
+    if isinstance(header.target, Tokens):
+        assert isinstance(images, Rows)
+        return next_tokens(images.tensors[IDS], images.tensors[MASK])
     if not header.classes:
         return None
     labels = _values(table.column("label"), np.int64)
@@ -124,7 +160,22 @@ def _images(table: pa.Table, header: _Header) -> Batch:
     for name, each in header.inputs.items():
         content = _values(table.column(f"input.{name}"), np.uint8).reshape(-1, _width(each))
         tensors[name] = _aligned(content, getattr(torch, each.dtype)).reshape(-1, *each.row)
-    return Rows(tensors)
+    return Rows(tensors, _declared(tensors, header.inputs))
+
+
+def _declared(tensors: Mapping[str, Tensor], inputs: Inputs) -> Inputs | None:
+    """Return what a table says of its tensors; None where that is no more than their shapes and types.
+
+    Raises:
+        ValueError: A tensor holds numbers that it is said to hold none of.
+    """
+    if all(not each.example and (each.at_least, each.below) == (0, 2) for each in inputs.values()):
+        return None
+    for name, each in inputs.items():
+        low, high = int(tensors[name].min()), int(tensors[name].max())
+        if low < each.at_least or high >= each.below:
+            raise ValueError(f"{name} holds {low} to {high}, expected {each.at_least} to {each.below - 1}")
+    return inputs
 
 
 def _aligned(content: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
@@ -155,6 +206,8 @@ def _parsed(content: pa.Buffer) -> tuple[_Header, pa.Table]:
     header = _Header.model_validate(described)
     if (header.shape is None) == (header.inputs is None) or not (header.classes or header.inputs):
         raise ValueError("it has neither images with classes nor inputs alone")
+    if isinstance(header.target, Tokens) and not {IDS, MASK} <= {*(header.inputs or {})}:
+        raise ValueError(f"it has tokens for a target, and no {IDS} and {MASK}")
     if header.numbers and (header.classes or header.inputs is None):
         raise ValueError(f"it has classes or images, and {header.numbers} numbers for a label")
     schema = header.columns

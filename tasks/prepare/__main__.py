@@ -1,18 +1,30 @@
-"""The stage `prepare`: read a source of images, write data/{train,validation,test}.parquet."""
+"""The stage `prepare`: read a source of examples, write data/{train,validation,test}.parquet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from decant.seeds import derive_seed
-from decant.targets import Classes
 from tasks.pipeline.params import read_section, validate
 from tasks.pipeline.stage import run
 from tasks.prepare import splits, tables
-from tasks.prepare.params import ARRAYS, AnyData, DataParams, FolderParams, TableParams
+from tasks.prepare.params import (
+    ARRAYS,
+    AnyData,
+    DataParams,
+    FolderParams,
+    PrepareParams,
+    PythonParams,
+    SoundParams,
+    TableParams,
+    TextParams,
+)
 from tasks.prepare.sources import SOURCES
+
+if TYPE_CHECKING:
+    from tasks.prepare.own_tables import Drawn
 
 DATA = Path("data")
 
@@ -26,28 +38,58 @@ def main() -> None:
 
 
 def _write(params: AnyData, seed: int, drawn: Mapping[str, Any]) -> None:
-    """Draw the splits of a source and write them; what reads it is imported where it is named alone."""
-    if isinstance(params, TableParams):
-        from tasks.prepare import own_tables
+    """Draw the splits of a source and write them.
 
-        table = own_tables.draw(params, seed)
-        tables.write_rows(table.splits, DATA, drawn, params.source, table.words)
-        _tell(table.notes)
-    elif isinstance(params, FolderParams):
-        from tasks.prepare import own_pictures
-
-        pictures, notes = own_pictures.draw(params, seed)
-        origin, target = own_pictures.Origin(params.source, params.names), Classes(balanced=params.balanced)
-        tables.write(pictures, DATA, origin, drawn, target)
-        _tell(notes)
-    elif params.source == ARRAYS:
-        from tasks.prepare import arrays  # which imports torch
-
-        tables.write_rows(arrays.draw(params, seed), DATA, drawn)
-    else:
+    What reads it is imported where it is named alone: most of them import torch, or a library of their own.
+    """
+    if isinstance(params, PrepareParams) and params.source != ARRAYS:
         assert isinstance(params.validation, int)
         source = SOURCES[params.source]
         tables.write(splits.draw(source, params.validation, seed), DATA, source, drawn)
+        return
+    if isinstance(params, FolderParams) and params.plain:
+        from tasks.prepare import own_pictures
+
+        pictures = own_pictures.draw(params, seed)
+        train = pictures.splits["train"]
+        origin = own_pictures.Origin(params.source, train.classes)
+        tables.write(own_pictures.alone(pictures), DATA, origin, drawn, train.target)
+        _tell(pictures.notes)
+        return
+    if isinstance(params, TextParams):
+        from tasks.prepare import own_texts
+
+        texts, notes = own_texts.draw(params, seed)
+        tables.write_rows(texts.splits, DATA, drawn, params.source, sizes=texts.sizes)
+        _tell(notes)
+        return
+    found, code = _drawn(params, seed)
+    tables.write_rows(found.splits, DATA, drawn, params.source, found.words, code=code)
+    _tell(found.notes)
+
+
+def _drawn(params: AnyData, seed: int) -> tuple[Drawn, str]:
+    """Return rows of any tensors, and the sum of the code that made them."""
+    if isinstance(params, TableParams):
+        from tasks.prepare import own_tables
+
+        return own_tables.draw(params, seed), ""
+    if isinstance(params, FolderParams):
+        from tasks.prepare import own_pictures
+
+        return own_pictures.draw(params, seed), ""
+    if isinstance(params, SoundParams):
+        from tasks.prepare import own_sounds
+
+        return own_sounds.draw(params, seed), ""
+    if isinstance(params, PythonParams):
+        from tasks.prepare import own_rows
+
+        return own_rows.draw(params, seed)
+    assert isinstance(params, PrepareParams)
+    from tasks.prepare import arrays
+
+    return arrays.draw(params, seed), ""
 
 
 def _tell(notes: Sequence[str]) -> None:

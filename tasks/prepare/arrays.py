@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -10,20 +13,25 @@ from torch import Tensor
 from decant.errors import DecantError
 from decant.examples import Examples, Rows
 from decant.inputs import inputs_of
+from decant.targets import Classes, Labels, Numbers
 from tasks.pipeline.arrays import read_arrays
-from tasks.prepare.params import PrepareParams
+from tasks.prepare.own_tables import Drawn, scaled
+from tasks.prepare.params import ArrayOfClasses, ArrayOfLabels, ArrayOfNumbers, PrepareParams
+
+SHOWN = 8
+"""Classes that a line names."""
 
 
-def draw(params: PrepareParams, seed: int) -> dict[str, Examples]:
+def draw(params: PrepareParams, seed: int) -> Drawn:
     """Return the splits `train`, `validation` and `test`; the first two in shuffled order.
 
     Args:
-        params: Where the tensors are, and how many are held out.
+        params: Where the tensors are, how many are held out, and what the labels are.
         seed: The same one gives the same splits.
 
     Raises:
         DecantError: A file is missing or no whole one; tensors have other lengths, types, shapes or names, or
-            hold NaN; labels are no classes; or nothing would be left to train on.
+            hold NaN; labels are not what is said, or of one class; or nothing would be left to train on.
     """
     assert params.train is not None and params.test is not None
     train = _read(params, params.train)
@@ -42,8 +50,10 @@ def draw(params: PrepareParams, seed: int) -> dict[str, Examples]:
         found[name], train = train.first(held), _taken(train, torch.arange(held, len(train)))
     splits = {"train": train, "validation": found["validation"], "test": found["test"]}
     _check_alike(splits)
-    classes = params.classes or _numbered(splits) if params.labels else ()
-    return {name: _of_classes(each, classes, name) for name, each in splits.items()}
+    if params.labels is None:
+        return Drawn(splits, [], {})
+    named = ARRAYS_OF[params.target.kind if params.target else "classes"](params, splits)
+    return Drawn(named, [*_unlearned(named)], {})
 
 
 def _read(params: PrepareParams, file: str) -> Examples:
@@ -60,21 +70,135 @@ def _read(params: PrepareParams, file: str) -> Examples:
     except (DecantError, ValueError) as error:
         raise DecantError(f"{file}: {error}") from None
     for name, tensor in rows.tensors.items():
-        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
-            row = int(torch.isnan(tensor).flatten(1).any(1).nonzero()[0]) if tensor.dim() > 1 else 0
-            raise DecantError(f"{file}: {name} holds NaN, as in row {row}; leave such rows out")
+        _check_finite(tensor, f"{file}: {name}", torch.isnan, "NaN")
     if not len(rows):
         raise DecantError(f"{file} holds no examples")
-    return Examples(rows, None if labels is None else _classes(labels, len(rows), file), ())
+    if labels is not None:
+        labels = LABELS_OF[params.target.kind if params.target else "classes"](labels, len(rows), file)
+    return Examples(rows, labels, ())
+
+
+def _check_finite(tensor: Tensor, place: str, wrong: Callable[[Tensor], Tensor], what: str) -> None:
+    """Refuse values [N, ...] of which some are wrong; says the first row, from 0 as arrays count."""
+    if tensor.is_floating_point() and bool((found := wrong(tensor)).any()):
+        row = int(found.reshape(len(tensor), -1).any(1).nonzero()[0])
+        raise DecantError(f"{place} holds {what}, as in row {row}; leave such rows out")
 
 
 def _classes(labels: Tensor, count: int, file: str) -> Tensor:
     if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise DecantError(
             f"{file}: labels are {labels.dtype} of shape {[*labels.shape]}, expected a whole number for each "
-            f"of {count} rows"
+            f"of {count} rows; for numbers or several labels say so, target: {{kind: numbers}}"
         )
     return labels.long()
+
+
+def _numbers(labels: Tensor, count: int, file: str) -> Tensor:
+    """Return numbers [N, K], float32."""
+    if labels.dim() not in (1, 2) or len(labels) != count or labels.dtype == torch.bool or not labels.numel():
+        raise DecantError(
+            f"{file}: labels are {labels.dtype} of shape {[*labels.shape]}, expected one or several numbers "
+            f"for each of {count} rows"
+        )
+    found = labels.reshape(count, -1).to(torch.float32)
+    _check_finite(found, f"{file}: labels", lambda each: ~each.isfinite(), "NaN or infinite values")
+    return found
+
+
+def _marks(labels: Tensor, count: int, file: str) -> Tensor:
+    """Return marks [N, L], float32."""
+    if labels.dim() != 2 or len(labels) != count or not labels.numel():
+        raise DecantError(
+            f"{file}: labels are of shape {[*labels.shape]}, expected [{count}, L], a mark for each label"
+        )
+    found = labels.to(torch.float32)
+    _check_finite(
+        found, f"{file}: labels", lambda each: (each != 0) & (each != 1), "other marks than 0 and 1"
+    )
+    return found
+
+
+LABELS_OF: Mapping[str, Callable[[Tensor, int, str], Tensor]] = MappingProxyType(
+    {"classes": _classes, "numbers": _numbers, "labels": _marks}
+)
+"""What reads a tensor of labels, by the kind of target: of so many rows, in a file."""
+
+
+def _with_classes(params: PrepareParams, splits: dict[str, Examples]) -> dict[str, Examples]:
+    classes = params.classes or _numbered(splits)
+    if len(classes) < 2:
+        raise DecantError(
+            f"data: {params.labels} has {len(classes)} class, expected two or more; there is nothing to tell "
+            "apart"
+        )
+    balanced = isinstance(params.target, ArrayOfClasses) and params.target.balanced
+    found = {name: _of_classes(each, classes, name) for name, each in splits.items()}
+    return {name: replace(each, target=Classes(balanced=balanced)) for name, each in found.items()}
+
+
+def _with_numbers(params: PrepareParams, splits: dict[str, Examples]) -> dict[str, Examples]:
+    assert isinstance(params.target, ArrayOfNumbers) and params.labels is not None
+    width = _width(splits)
+    several = tuple(f"{params.labels} {place}" for place in range(1, width + 1))
+    names = params.target.names or (several if width > 1 else (params.labels,))
+    _check_named(names, width)
+    target = Numbers(names=names, scale=(1.0,) * width, penalty=params.target.loss)
+    found = {name: replace(each, target=target) for name, each in splits.items()}
+    return {name: replace(each, target=scaled(each, found["train"])) for name, each in found.items()}
+
+
+def _with_labels(params: PrepareParams, splits: dict[str, Examples]) -> dict[str, Examples]:
+    assert isinstance(params.target, ArrayOfLabels)
+    width = _width(splits)
+    names = params.target.names or tuple(map(str, range(width)))
+    _check_named(names, width)
+    return {name: replace(each, target=Labels(names=names)) for name, each in splits.items()}
+
+
+ARRAYS_OF: Mapping[str, Callable[[PrepareParams, dict[str, Examples]], dict[str, Examples]]] = (
+    MappingProxyType({"classes": _with_classes, "numbers": _with_numbers, "labels": _with_labels})
+)
+"""What gives splits their target, by its kind."""
+
+
+def _width(splits: Mapping[str, Examples]) -> int:
+    """Return how many numbers a row of labels has in all splits."""
+    widths = {name: each.known_labels.shape[1] for name, each in splits.items()}
+    if len({*widths.values()}) > 1:
+        told = ", ".join(f"{name} has {width}" for name, width in widths.items())
+        raise DecantError(f"data: labels of a row need as many numbers in each split, and {told}")
+    return widths["train"]
+
+
+def _check_named(names: Sequence[str], width: int) -> None:
+    if len(names) != width:
+        raise DecantError(
+            f"data.target.names has {len(names)}, and a row of labels {width} numbers; name each of them"
+        )
+
+
+def _unlearned(splits: Mapping[str, Examples]) -> Iterator[str]:
+    """Yield a line for each split with classes, or labels, that no training row has.
+
+    It is no mistake: a network that is adopted with its weights may know more than it is calibrated with.
+    """
+    learned = _there(splits["train"])
+    names = splits["train"].classes or getattr(splits["train"].target, "names", ())
+    for name in ("validation", "test"):
+        if strange := sorted(_there(splits[name]) - learned):
+            told = ", ".join(names[each] for each in strange[:SHOWN])
+            more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
+            yield f"{name} has rows of {told}{more}, which no training row is of"
+
+
+def _there(examples: Examples) -> set[int]:
+    """Return the classes or labels that some row is of; none of numbers."""
+    if isinstance(examples.target, Numbers):
+        return set()
+    labels = examples.known_labels
+    marked = labels.any(0).nonzero()[:, 0] if labels.dim() == 2 else labels
+    return {*map(int, marked.unique())}
 
 
 def _taken(examples: Examples, rows: Tensor) -> Examples:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ READERS: dict[str, Callable[[str], pa.Table]] = {
     ".parquet": pyarrow.parquet.read_table,
     ".jsonl": pyarrow.json.read_json,
 }
+BLOCK = 1 << 26
+"""Bytes that are read at a time where rows may be long."""
+
+LONG_READERS: dict[str, Callable[[str], pa.Table]] = READERS | {
+    ".csv": partial(
+        pyarrow.csv.read_csv,
+        read_options=pyarrow.csv.ReadOptions(block_size=BLOCK),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+    ),
+    ".jsonl": partial(pyarrow.json.read_json, read_options=pyarrow.json.ReadOptions(block_size=BLOCK)),
+}
+"""The same for texts, which may be long and have lines of their own."""
+
 DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 """How many units of a time a day has."""
 
@@ -32,21 +46,29 @@ class Source:
 
     Args:
         path: The file; its ending says how it is read.
+        readers: By the ending.
 
     Raises:
         DecantError: There is no such file, it is no table, or has no row.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, readers: Mapping[str, Callable[[str], pa.Table]] = READERS) -> None:
         self.path = path
         if not path.is_file():
             raise DecantError(f"No {path} here; put the file there, or name another")
         try:
-            self._table = READERS[path.suffix](str(path))
+            self._table = readers[path.suffix](str(path))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DecantError(f"{path} is no table that can be read ({one_line(error)}); repair it") from None
         if not len(self):
             raise DecantError(f"{path} has no row; give it some")
+
+    @classmethod
+    def of(cls, path: Path, table: pa.Table) -> Source:
+        """Return a table that was read otherwise."""
+        source = cls.__new__(cls)
+        source.path, source._table = path, table
+        return source
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -87,6 +109,20 @@ class Source:
         ):
             raise DecantError(f"{self.path}: {name} holds {kind}, expected words or whole numbers")
         return [None if value in (None, "") else str(value) for value in column.to_pylist()]
+
+    def raw(self, name: str) -> list[Any]:
+        """Return a column of texts as bytes, which may be no UTF-8; None where one is missing.
+
+        Raises:
+            DecantError: There is no such column, or it holds something else.
+        """
+        column = self._column(name)
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        checks = ("string", "large_string", "string_view", "binary", "large_binary", "null")
+        if not any(getattr(pa.types, f"is_{each}")(kind) for each in checks):
+            raise DecantError(f"{self.path}: {name} holds {kind}, expected texts")
+        values: list[Any] = column.cast(kind).cast(pa.large_binary()).to_pylist()
+        return values
 
     def lists(self, name: str, separator: str) -> list[list[str]]:
         """Return a column of lists of words, or of words that are cut at `separator`; some may be empty.
@@ -133,6 +169,28 @@ class Source:
                 else ""
             )
             raise DecantError(f"{self.path}, row {row}: {name} {what}{more}; leave such rows out{hint}")
+
+
+def table_of(columns: Mapping[str, Sequence[Any]], origin: str) -> pa.Table:
+    """Return columns in memory as a table.
+
+    Args:
+        columns: Of one length, by name.
+        origin: Where they are from, for the error.
+
+    Raises:
+        DecantError: A column holds values of several kinds.
+    """
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            raise DecantError(
+                f"{origin}: {name} holds values of several kinds, or of one that no table has "
+                f"({one_line(error)}); give numbers alone, words alone, or lists of words"
+            ) from None
+    return pa.table(arrays)
 
 
 def ordered(words: Iterable[str]) -> list[str]:

@@ -18,7 +18,18 @@ from decant.schema import did_you_mean
 from decant.targets import Classes, Labels, Numbers
 from tasks.prepare import parts
 from tasks.prepare.columns import Source, ordered
-from tasks.prepare.params import NUMBERS, ByColumn, OfClasses, OfLabels, OfNumbers, TableParams
+from tasks.prepare.params import (
+    NUMBERS,
+    AnyAnswer,
+    Beside,
+    ByColumn,
+    ByShares,
+    OfClasses,
+    OfLabels,
+    OfNumbers,
+    OfTokens,
+    TableParams,
+)
 
 
 class Drawn(NamedTuple):
@@ -43,31 +54,67 @@ def draw(params: TableParams, seed: int) -> Drawn:
             would be empty; or a class, a label or a category cannot be what it is said to be.
     """
     source = Source(Path(params.file))
-    rows = _rows(params, source, seed)
-    inputs, notes, words = _inputs(params, source, rows)
-    examples = _with_target(params, source, inputs, rows)
-    found = {name: _taken(examples, torch.from_numpy(rows[name])) for name in rows}
-    found = {name: replace(each, target=_scaled(each, found["train"])) for name, each in found.items()}
-    if leak := parts.check_leaks({name: _bytes(each) for name, each in found.items()}, params.leak == "fail"):
-        notes.append(leak)
-    return Drawn(found, [*notes, *_shares(found)], words)
+    rows = rows_of(params.split, params.target, source, np.arange(len(source)), seed)
+    inputs, notes, words = columns_of(params, source, rows)
+    found, more = divided(with_target(params.target, source, Rows(inputs), rows), rows, params.leak == "fail")
+    return Drawn(found, [*notes, *more], words)
 
 
-def _rows(params: TableParams, source: Source, seed: int) -> dict[str, NDArray[np.intp]]:
-    how = params.split
+def rows_of(
+    how: ByShares | ByColumn,
+    target: AnyAnswer | OfTokens | None,
+    source: Source,
+    kept: parts.Rows,
+    seed: int,
+) -> dict[str, parts.Rows]:
+    """Return which rows of a table go into each split.
+
+    Args:
+        how: By shares, or by a column.
+        target: What is to be predicted; its classes are what `stratified` means.
+        source: The table.
+        kept: The rows that are there, [M].
+        seed: Non-negative.
+
+    Raises:
+        DecantError: A split would have no row, or a word is no split.
+    """
     if isinstance(how, ByColumn):
-        return parts.by_words(source.words(how.column), how.column, params.file, seed)
+        words = source.words(how.column)
+        found = parts.by_words([words[row] for row in kept], how.column, str(source.path), seed)
+        return {name: kept[chosen] for name, chosen in found.items()}
     groups: Sequence[Any] | None = None
     if how.groups is not None:
         # A missing group is a group of its own: nothing says what such a row belongs to.
         groups = [row if word is None else word for row, word in enumerate(source.words(how.groups))]
-    elif how.stratified and isinstance(params.target, OfClasses):
-        groups = source.words(params.target.column)
-    return parts.by_shares(how, len(source), seed, groups)
+    elif how.stratified and isinstance(target, OfClasses):
+        groups = source.words(target.column)
+    groups = None if groups is None else [groups[row] for row in kept]
+    return {name: kept[chosen] for name, chosen in parts.by_shares(how, len(kept), seed, groups).items()}
 
 
-def _inputs(
-    params: TableParams, source: Source, rows: Mapping[str, NDArray[np.intp]]
+def divided(
+    examples: Examples, rows: Mapping[str, parts.Rows], fail: bool, what: str = "rows"
+) -> tuple[dict[str, Examples], list[str]]:
+    """Return the splits of all rows, and what to tell of them: what leaks, and the classes' shares.
+
+    Args:
+        examples: All rows.
+        rows: Which go into each split.
+        fail: Whether the same row in two splits is an error.
+        what: What rows are called.
+
+    Raises:
+        DecantError: It is one, and there are some; or a number is the same in all training rows.
+    """
+    found = {name: _taken(examples, torch.from_numpy(chosen)) for name, chosen in rows.items()}
+    found = {name: replace(each, target=scaled(each, found["train"])) for name, each in found.items()}
+    leak = parts.check_leaks({name: _bytes(each) for name, each in found.items()}, fail)
+    return found, [*filter(None, [leak]), *_shares(found, what)]
+
+
+def columns_of(
+    params: TableParams | Beside, source: Source, rows: Mapping[str, parts.Rows]
 ) -> tuple[dict[str, Tensor], list[str], dict[str, list[str]]]:
     """Return the inputs of all rows [N, ...], by name, what is worth a line, and the categories' words."""
     found, notes, known = {}, [], {}
@@ -96,11 +143,26 @@ def _coded(words: Sequence[str | None], train: NDArray[np.intp]) -> tuple[NDArra
     return np.array([0 if word is None else codes.get(word, 0) for word in words], np.int64), known
 
 
-def _with_target(
-    params: TableParams, source: Source, inputs: dict[str, Tensor], rows: Mapping[str, NDArray[np.intp]]
+def with_target(
+    target: AnyAnswer | None,
+    source: Source,
+    images: Rows,
+    rows: Mapping[str, parts.Rows],
+    one: str = "row",
 ) -> Examples:
-    """Return all rows with their labels."""
-    target, images = params.target, Rows(inputs)
+    """Return all rows with their labels.
+
+    Args:
+        target: What is to be predicted.
+        source: The table that has it.
+        images: The inputs of all rows of the table.
+        rows: Which go into each split: what `train` does not have cannot be learned.
+        one: What a row is called.
+
+    Raises:
+        DecantError: A value is missing, is of a class that no training row has, or is no number.
+    """
+    file = str(source.path)
     if isinstance(target, OfNumbers):
         values = torch.from_numpy(source.numbers(target.columns, gaps=False))
         scale = (1.0,) * len(target.columns)
@@ -109,17 +171,17 @@ def _with_target(
         words = source.words(target.column)
         if None in words:
             raise DecantError(
-                f"{params.file}, row {words.index(None) + 1}: {target.column} is missing; leave such rows out"
+                f"{file}, row {words.index(None) + 1}: {target.column} is missing; leave such rows out"
             )
-        names = target.names or _names(({words[row]} for row in rows["train"]), target.column, params.file)
-        place = _places(names, target.column, params.file)
+        names = target.names or _names(({words[row]} for row in rows["train"]), target.column, file)
+        place = _places(names, target.column, file)
         labels = [place(word, row) for row, word in enumerate(words)]
-        parts.check_learned((labels[row] for row in rows["train"]), names, params.file, "row")
+        parts.check_learned((labels[row] for row in rows["train"]), names, file, one)
         return Examples(images, torch.tensor(labels), names, Classes(balanced=target.balanced))
     if isinstance(target, OfLabels):
         lists = source.lists(target.column, target.separator)
-        names = target.names or _names((lists[row] for row in rows["train"]), target.column, params.file)
-        marks, place = torch.zeros(len(lists), len(names)), _places(names, target.column, params.file)
+        names = target.names or _names((lists[row] for row in rows["train"]), target.column, file)
+        marks, place = torch.zeros(len(lists), len(names)), _places(names, target.column, file)
         for row, found in enumerate(lists):
             for word in found:
                 marks[row, place(word, row)] = 1.0
@@ -157,8 +219,12 @@ def _places(names: tuple[str, ...], column: str, file: str) -> Callable[[Any, in
     return place
 
 
-def _scaled(examples: Examples, train: Examples) -> Any:
-    """Return the target with the deviation of each number over the training rows."""
+def scaled(examples: Examples, train: Examples) -> Any:
+    """Return the target of examples, numbers with the deviation of each over the training rows.
+
+    Raises:
+        DecantError: A number is the same in all of these.
+    """
     target = examples.target
     if not isinstance(target, Numbers):
         return target
@@ -179,8 +245,8 @@ def _bytes(examples: Examples) -> Iterator[bytes]:
     return (b"".join(column[row].tobytes() for column in columns) for row in range(len(examples)))
 
 
-def _shares(splits: Mapping[str, Examples]) -> Iterator[str]:
+def _shares(splits: Mapping[str, Examples], what: str) -> Iterator[str]:
     """Yield a line for each split."""
     for name, each in splits.items():
         labels = each.known_labels.tolist() if each.classes else ()
-        yield parts.shares(name, len(each), labels, each.classes, "rows")
+        yield parts.shares(name, len(each), labels, each.classes, what)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, PlainValidator, Tag, field_validator, model_validator
 
+from decant.networks.python import Python
 from decant.schema import Fraction, Section, did_you_mean
 from decant.targets import Named, NumbersLoss, Squared
 from tasks.prepare.sources import SOURCES
 
 ARRAYS = "arrays"
 TABLE = "table"
+TEXT = "text"
 PICTURES = "folder"
+SOUNDS = "sound"
+PYTHON = "python"
 NUMBERS = "numbers"
 """What the input of a table's numbers is called."""
 
 FOLDER = "data/arrays"
 OWN = "data/own"
+CODE = "networks"
+"""Where code of one's own lies, of which DVC knows when it changes."""
 
 MOST = 100_000_000
+MOST_TOKENS = 1 << 20
 
 
 def _held(value: Any) -> int | str:
@@ -36,6 +44,45 @@ File = Annotated[str, Field(max_length=400)]
 Held = Annotated[int | str, PlainValidator(_held)]
 
 
+class ArrayOfClasses(Section):
+    """Whole numbers [N] from 0.
+
+    Attributes:
+        balanced: Whether models are compared by the mean over classes.
+    """
+
+    kind: Literal["classes"] = "classes"
+    balanced: bool = False
+
+
+class ArrayOfNumbers(Section):
+    """Numbers [N] or [N, K] that are to be predicted.
+
+    Attributes:
+        names: What each is called, in order; the array's own name, with a number where there are several,
+            where they are left out.
+        loss: What is minimized: `mse` or `smooth-l1`.
+    """
+
+    kind: Literal["numbers"] = "numbers"
+    names: Named | None = None
+    loss: NumbersLoss = Squared()
+
+
+class ArrayOfLabels(Section):
+    """Marks [N, L] of several labels at once, 0 or 1, of any type.
+
+    Attributes:
+        names: What each label is called, in order; their numbers where they are left out.
+    """
+
+    kind: Literal["labels"] = "labels"
+    names: Named | None = None
+
+
+ArrayTarget = Annotated[ArrayOfClasses | ArrayOfNumbers | ArrayOfLabels, Field(discriminator="kind")]
+
+
 class PrepareParams(Section):
     """Which examples, and how many of them are held out for validation.
 
@@ -46,8 +93,9 @@ class PrepareParams(Section):
         test: Of `arrays`: the file of test examples, or how many are drawn from `train`.
         inputs: Of `arrays`: the names of what the network is called with, in order; all but the labels, in
             the order of the file, where it is left out.
-        labels: Of `arrays`: the name of the classes, whole numbers from 0; nothing where there are none.
+        labels: Of `arrays`: the name of what is to be predicted; nothing where there is none.
         classes: Of `arrays`: the classes' names; their numbers where they are left out.
+        target: Of `arrays`: what the labels are; classes, whole numbers from 0, where it is left out.
     """
 
     source: str
@@ -57,11 +105,12 @@ class PrepareParams(Section):
     inputs: tuple[Annotated[str, Field(max_length=64)], ...] | None = Field(None, min_length=1, max_length=64)
     labels: Annotated[str, Field(max_length=64)] | None = None
     classes: tuple[Annotated[str, Field(max_length=200)], ...] | None = Field(None, min_length=1)
+    target: ArrayTarget | None = None
 
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        known = (*SOURCES, ARRAYS, TABLE, PICTURES)
+        known = (*SOURCES, ARRAYS, TABLE, TEXT, PICTURES, SOUNDS, PYTHON)
         if source not in known:
             raise ValueError(f"unknown source {source!r}{did_you_mean(source, known)}")
         return source
@@ -69,9 +118,8 @@ class PrepareParams(Section):
     @model_validator(mode="after")
     def _of_arrays(self) -> PrepareParams:
         if self.source != ARRAYS:
-            given = [
-                n for n in ("train", "test", "inputs", "labels", "classes") if getattr(self, n) is not None
-            ]
+            own = ("train", "test", "inputs", "labels", "classes", "target")
+            given = [name for name in own if getattr(self, name) is not None]
             if given or isinstance(self.validation, str):
                 raise ValueError(
                     f"{', '.join(given) or 'a file for validation'} belongs to the source {ARRAYS}; "
@@ -84,6 +132,12 @@ class PrepareParams(Section):
             raise ValueError(f"{outside[0]} must lie in {FOLDER}/, of which DVC knows when it changes")
         if self.classes is not None and self.labels is None:
             raise ValueError("classes are of labels, and none are named")
+        if self.target is not None and self.labels is None:
+            raise ValueError("target says what labels are, and none are named; name them, labels: y")
+        if self.classes is not None and not isinstance(self.target, ArrayOfClasses | None):
+            raise ValueError(
+                f"classes are names of classes; those of {self.target.kind} stand in target.names"
+            )
         return self
 
     @property
@@ -94,7 +148,9 @@ class PrepareParams(Section):
     @property
     def measured(self) -> str:
         """The kind of target that models are measured by; `same` where it is what the teacher answers."""
-        return "same" if self.source == ARRAYS and self.labels is None else "classes"
+        if self.source == ARRAYS and self.labels is None:
+            return "same"
+        return "classes" if self.target is None else _measured(self.target)
 
 
 Column = Annotated[str, Field(min_length=1, max_length=200)]
@@ -185,6 +241,16 @@ class OfLabels(Section):
     separator: Annotated[str, Field(min_length=1, max_length=10)] = " "
 
 
+class OfTokens(Section):
+    """The next token at each place of a text."""
+
+    kind: Literal["tokens"] = "tokens"
+
+
+AnyAnswer = Annotated[OfClasses | OfNumbers | OfLabels, Field(discriminator="kind")]
+AnySplit = ByShares | ByColumn | ByFolder
+
+
 class _Own(Section):
     """What the sources have in common that read files of one's own.
 
@@ -193,6 +259,13 @@ class _Own(Section):
     """
 
     leak: Literal["fail", "tell"] = "tell"
+
+
+def answers(target: AnyAnswer | OfTokens | None) -> tuple[str, ...]:
+    """Return the columns that are to be predicted."""
+    if target is None or isinstance(target, OfTokens):
+        return ()
+    return target.columns if isinstance(target, OfNumbers) else (target.column,)
 
 
 class TableParams(_Own):
@@ -212,42 +285,25 @@ class TableParams(_Own):
     file: Annotated[str, Field(max_length=400)]
     numbers: Words = ()
     categories: Words = ()
-    target: Annotated[OfClasses | OfNumbers | OfLabels, Field(discriminator="kind")] | None = None
+    target: AnyAnswer | None = None
     split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
     missing: Literal["fail", "keep"] = "fail"
 
     @field_validator("file")
     @classmethod
     def _readable(cls, file: str) -> str:
-        if Path(file).suffix not in TABLES:
-            raise ValueError(f"must end in {', '.join(TABLES)}, got {file!r}")
-        return _inside(file)
+        return _table(file)
 
     @model_validator(mode="after")
     def _columns(self) -> TableParams:
         if not (self.numbers or self.categories):
             raise ValueError("needs numbers or categories, columns for the network to see")
-        seen = [*self.numbers, *self.categories]
-        if double := sorted({name for name in seen if seen.count(name) > 1}):
-            raise ValueError(f"{double[0]} is named twice among numbers and categories; name it once")
         if NUMBERS in self.categories:
             raise ValueError(
                 f"a category cannot be called {NUMBERS}, as the input of all numbers is; rename it"
             )
-        if both := sorted({*seen} & {*self.answers}):
-            raise ValueError(f"{both[0]} is what is to be predicted: the network must not see it")
-        if isinstance(self.split, ByColumn) and self.split.column in (*seen, *self.answers):
-            raise ValueError(f"{self.split.column} says which split a row is in: the network must not see it")
-        if self.split.kind == "shares" and self.split.stratified and self.measured != "classes":
-            raise ValueError("split.stratified is of classes, and the target has none; leave it out")
+        _check_unseen([*self.numbers, *self.categories], self.target, self.split)
         return self
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """The columns that are to be predicted."""
-        if self.target is None:
-            return ()
-        return self.target.columns if isinstance(self.target, OfNumbers) else (self.target.column,)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -260,30 +316,132 @@ class TableParams(_Own):
         return _measured(self.target)
 
 
-class FolderParams(_Own):
-    """Pictures in folders by class: `<folder>/<class>/`, or `<folder>/<split>/<class>/`.
+TextTarget = Annotated[OfClasses | OfNumbers | OfLabels | OfTokens, Field(discriminator="kind")]
+
+
+class TextParams(_Own):
+    """Texts: a column of a table, or the lines of a file.
+
+    Attributes:
+        file: In `data/own/`: .csv, .parquet, .jsonl; or .txt, of which each line is a text.
+        column: The column of texts; none of lines.
+        tokenizer: What makes tokens of them, a file of the library tokenizers, in `data/own/` or `networks/`.
+        length: Tokens that a text has at most, those before and behind it included; others are left out.
+        fixed: Whether every row has as many places as the longest, also in the batches of a training.
+        bad: What to do with texts that are empty or no UTF-8: `fail`, or `skip` them; either counts them.
+        target: What is to be predicted; what a teacher answers where it is left out.
+        split: Which text goes where.
+    """
+
+    source: Literal["text"]
+    file: Annotated[str, Field(max_length=400)]
+    column: Column | None = None
+    tokenizer: Annotated[str, Field(max_length=400)]
+    length: Annotated[int, Field(ge=2, le=MOST_TOKENS)]
+    fixed: bool = False
+    bad: Literal["fail", "skip"] = "fail"
+    target: TextTarget | None = None
+    split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
+
+    @field_validator("file")
+    @classmethod
+    def _readable(cls, file: str) -> str:
+        if Path(file).suffix not in (*TABLES, LINES):
+            raise ValueError(f"must end in {', '.join((*TABLES, LINES))}, got {file!r}")
+        return _inside(file)
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _tracked(cls, file: str) -> str:
+        parts = Path(file).parts
+        if ".." in parts or (parts[:1] != ("networks",) and parts[:2] != ("data", "own")):
+            raise ValueError(
+                f"must lie in {OWN}/ or networks/, of which DVC knows when it changes, got {file!r}"
+            )
+        return file
+
+    @model_validator(mode="after")
+    def _columns(self) -> TextParams:
+        if Path(self.file).suffix == LINES:
+            self._check_lines()
+        elif self.column is None:
+            raise ValueError("needs column, the one that holds the texts")
+        elif self.column in answers(self.target):
+            raise ValueError(f"{self.column} is what is to be predicted: the network must not see it")
+        elif isinstance(self.split, ByColumn) and self.split.column in (self.column, *answers(self.target)):
+            raise ValueError(f"{self.split.column} says which split a row is in: the network must not see it")
+        if self.split.kind == "shares" and self.split.stratified and self.measured not in CLASSES:
+            raise ValueError("split.stratified is of classes, and the target has none; leave it out")
+        return self
+
+    def _check_lines(self) -> None:
+        """Refuse what needs a column beside the texts."""
+        wanted = [] if self.column is None else ["column"]
+        if self.target is not None and answers(self.target):
+            wanted.append(f"target.kind: {self.target.kind}")
+        if self.split.kind == "column" or self.split.groups is not None:
+            wanted.append(f"split.{'column' if self.split.kind == 'column' else 'groups'}")
+        if wanted:
+            raise ValueError(
+                f"{wanted[0]} needs a table, and {self.file} has nothing but lines; take {', '.join(TABLES)}"
+            )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that are named."""
+        return (self.file, self.tokenizer)
+
+    @property
+    def measured(self) -> str:
+        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
+        return _measured(self.target)
+
+
+class Beside(Section):
+    """A table beside the files of a folder: one row for each file.
+
+    Attributes:
+        file: The table, in `data/own/`: CSV, Parquet or JSON lines.
+        path: The column that names the file, below the folder.
+        numbers: Columns of numbers that the network sees too: together the input `numbers`, float32 [N, F].
+        categories: Columns of words or codes that it sees too: an input each, as of the source `table`.
+        missing: Of numbers: `fail`, or `keep` them as NaN for a network that knows what to do.
+    """
+
+    file: Annotated[str, Field(max_length=400)]
+    path: Column
+    numbers: Words = ()
+    categories: Words = ()
+    missing: Literal["fail", "keep"] = "fail"
+
+    @field_validator("file")
+    @classmethod
+    def _readable(cls, file: str) -> str:
+        return _table(file)
+
+
+class FilesParams(_Own):
+    """Files in folders by class, `<folder>/<class>/` or `<folder>/<split>/<class>/`; or with a table beside.
 
     Attributes:
         folder: In `data/own/`.
-        size: Height and width that all are made.
-        crop: Whether the middle is cut out in the form of `size`, or the whole is squeezed into it.
-        colours: `grey`, one channel, or `rgb`, three.
-        bad: What to do with pictures that cannot be read: `fail`, or `skip` them; either lists them.
+        bad: What to do with files that cannot be read: `fail`, or `skip` them; either lists them.
         classes: Their names, in the order of the network's outputs; the folders' names, sorted, where they
             are left out.
         balanced: Whether models are compared by the mean over classes.
-        split: Which picture goes where.
+        table: What names the files, and columns of them; folders mean nothing then.
+        target: Of a table: what is to be predicted; what a teacher answers where it is left out.
+        split: Which file goes where.
     """
 
-    source: Literal["folder"]
     folder: Annotated[str, Field(max_length=400)]
-    size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
-    crop: bool = True
-    colours: Literal["grey", "rgb"] = "rgb"
     bad: Literal["fail", "skip"] = "fail"
     classes: Named | None = None
     balanced: bool = False
-    split: Annotated[ByShares | ByFolder, Field(discriminator="kind")]
+    table: Beside | None = None
+    target: AnyAnswer | None = None
+    split: Annotated[AnySplit, Field(discriminator="kind")]
+    input: ClassVar[str]
 
     @field_validator("folder")
     @classmethod
@@ -291,25 +449,42 @@ class FolderParams(_Own):
         return _inside(folder)
 
     @model_validator(mode="after")
-    def _no_columns(self) -> FolderParams:
-        if self.split.kind == "shares" and self.split.groups is not None:
-            raise ValueError("split.groups is a column of a table, and pictures have none; leave it out")
+    def _possible(self) -> Self:
+        if self.table is None:
+            self._check_folders()
+            return self
+        if self.classes is not None or self.balanced:
+            raise ValueError("classes and balanced are of folders; with a table they stand in target")
+        if isinstance(self.split, ByFolder):
+            raise ValueError("split: folders is of folders; with a table take shares or column")
+        if taken := {self.input, NUMBERS} & {*self.table.categories}:
+            raise ValueError(f"a category cannot be called {min(taken)}, as another input is; rename it")
+        seen = [*self.table.numbers, *self.table.categories]
+        _check_unseen([*seen, self.table.path], self.target, self.split)
         return self
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """One picture [C, H, W]."""
-        return 1 if self.colours == "grey" else 3, *self.size
+    def _check_folders(self) -> None:
+        """Refuse what only a table has."""
+        if self.target is not None:
+            raise ValueError("target is of a table, and none is named; classes are the folders' names")
+        if isinstance(self.split, ByColumn):
+            raise ValueError("split: column is of a table, and none is named; take shares or folders")
+        if isinstance(self.split, ByShares) and self.split.groups is not None:
+            raise ValueError(
+                "split.groups is a column of a table, and none is named; leave it out, or give a table"
+            )
 
     @property
     def places(self) -> tuple[Path, ...]:
         """The folders that hold the classes' folders."""
         root = Path(self.folder)
-        return (root,) if self.split.kind == "shares" else tuple(root / name for name in SPLITS)
+        return tuple(root / name for name in SPLITS) if isinstance(self.split, ByFolder) else (root,)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes' names, as far as the folders are there."""
+        """The classes' names, as far as the folders are there, or the target names them."""
+        if self.table is not None:
+            return (self.target.names or ()) if isinstance(self.target, OfClasses) else ()
         if self.classes is not None:
             return self.classes
         found = (path for place in self.places if place.is_dir() for path in place.iterdir())
@@ -317,17 +492,138 @@ class FolderParams(_Own):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files in the folder, in order."""
-        return tuple(path.as_posix() for path in sorted(Path(self.folder).rglob("*")) if path.is_file())
+        """All files in the folder, in order, and the table."""
+        own = (self.table.file,) if self.table is not None else ()
+        found = {path.as_posix() for path in Path(self.folder).rglob("*") if path.is_file()}
+        return *own, *sorted(found - {*own})
 
     @property
     def measured(self) -> str:
-        """The kind of target that models are measured by."""
+        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
+        if self.table is not None:
+            return _measured(self.target)
         return "balanced" if self.balanced else "classes"
+
+
+class FolderParams(FilesParams):
+    """Pictures.
+
+    Attributes:
+        size: Height and width that all are made.
+        crop: Whether the middle is cut out in the form of `size`, or the whole is squeezed into it.
+        colours: `grey`, one channel, or `rgb`, three.
+    """
+
+    source: Literal["folder"]
+    size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
+    crop: bool = True
+    colours: Literal["grey", "rgb"] = "rgb"
+    input: ClassVar[str] = "image"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """One picture [C, H, W]."""
+        return 1 if self.colours == "grey" else 3, *self.size
+
+    @property
+    def plain(self) -> bool:
+        """Whether a network gets pictures alone and answers with classes: those of Decant's own do."""
+        if self.table is None:
+            return True
+        return isinstance(self.target, OfClasses) and not (self.table.numbers or self.table.categories)
+
+
+class SoundParams(FilesParams):
+    """Sounds: the input `sound`, float32 [N, C, L], full scale from -1 to 1.
+
+    Attributes:
+        rate: Samples a second that all are made.
+        length: Samples that all are made, at that rate.
+        channels: 1, the mean of those that there are; or as many as each file has.
+        crop: Of longer ones: the middle is kept, or the start; or they cannot be read (`fail`).
+        pad: Of shorter ones: silence comes after the end, or on both sides; or they cannot be read (`fail`).
+    """
+
+    source: Literal["sound"]
+    rate: Annotated[int, Field(ge=1, le=1_000_000)]
+    length: Annotated[int, Field(ge=1, le=1 << 24)]
+    channels: Annotated[int, Field(ge=1, le=64)] = 1
+    crop: Literal["middle", "start", "fail"] = "middle"
+    pad: Literal["end", "both", "fail"] = "end"
+    input: ClassVar[str] = "sound"
+
+
+class PythonParams(_Own):
+    """Rows that a function of one's own yields: a dict each, of named tensors and what is to be predicted.
+
+    Attributes:
+        file: Where the function is, in `networks/`; Git tracks it, and each file of one's own it imports.
+        function: Its name; it is a generator, or returns what can be walked through.
+        with_: What it is called with, by name; `with` in params.yaml.
+        code: The SHA-256 sum of the code; empty where any will do.
+        reads: Files in `data/own/` that it reads: where one changes, the rows are made anew.
+        target: What is to be predicted, by the rows' keys; what a teacher answers where it is left out.
+        split: Which row goes where; by the rows' keys too.
+        missing: Of inputs: `fail`, or `keep` NaN for a network that knows what to do.
+    """
+
+    source: Literal["python"]
+    file: Annotated[str, Field(max_length=400)]
+    function: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z_]\w*$")]
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with")
+    code: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    reads: Annotated[tuple[File, ...], Field(max_length=10_000)] = ()
+    target: AnyAnswer | None = None
+    split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
+    missing: Literal["fail", "keep"] = "fail"
+
+    @field_validator("file")
+    @classmethod
+    def _code(cls, file: str) -> str:
+        path = Path(file)
+        if path.parts[:1] != (CODE,) or ".." in path.parts or "\\" in file or path.suffix != ".py":
+            raise ValueError(
+                f"must be a file of Python in {CODE}/, of which DVC knows when it changes, got {file!r}"
+            )
+        return file
+
+    @field_validator("reads")
+    @classmethod
+    def _owned(cls, reads: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_inside, reads))
+
+    @model_validator(mode="after")
+    def _apart(self) -> PythonParams:
+        _check_unseen([], self.target, self.split)
+        return self
+
+    @property
+    def aside(self) -> tuple[str, ...]:
+        """The keys of a row that the network does not see."""
+        split = self.split.column if isinstance(self.split, ByColumn) else self.split.groups
+        return (*answers(self.target), *([] if split is None else [split]))
+
+    @property
+    def named(self) -> Python:
+        """The function, as what builds a network is named."""
+        found = {"file": self.file, "build": self.function, "with": self.with_, "code": self.code}
+        return Python.model_validate(found)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that are named, but for code."""
+        return self.reads
+
+    @property
+    def measured(self) -> str:
+        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
+        return _measured(self.target)
 
 
 SPLITS = ("train", "validation", "test")
 TABLES = (".csv", ".parquet", ".jsonl")
+LINES = ".txt"
+CLASSES = ("classes", "balanced")
 
 
 def _inside(path: str) -> str:
@@ -338,24 +634,47 @@ def _inside(path: str) -> str:
     return path
 
 
-def _measured(target: OfClasses | OfNumbers | OfLabels | None) -> str:
+def _table(file: str) -> str:
+    """Return the path of a table that can be read."""
+    if Path(file).suffix not in TABLES:
+        raise ValueError(f"must end in {', '.join(TABLES)}, got {file!r}")
+    return _inside(file)
+
+
+def _measured(target: AnyAnswer | OfTokens | ArrayTarget | None) -> str:
     if target is None:
         return "same"
-    return "balanced" if isinstance(target, OfClasses) and target.balanced else target.kind
+    balanced = isinstance(target, OfClasses | ArrayOfClasses) and target.balanced
+    return "balanced" if balanced else target.kind
+
+
+def _check_unseen(seen: Sequence[str], target: AnyAnswer | None, split: AnySplit) -> None:
+    """Refuse columns that the network must not see, and a split by what is not there."""
+    if double := sorted({name for name in seen if seen.count(name) > 1}):
+        raise ValueError(f"{double[0]} is named twice among numbers and categories; name it once")
+    if both := sorted({*seen} & {*answers(target)}):
+        raise ValueError(f"{both[0]} is what is to be predicted: the network must not see it")
+    if isinstance(split, ByColumn) and split.column in (*seen, *answers(target)):
+        raise ValueError(f"{split.column} says which split a row is in: the network must not see it")
+    if isinstance(split, ByShares) and split.stratified and not isinstance(target, OfClasses):
+        raise ValueError("split.stratified is of classes, and the target has none; leave it out")
 
 
 def _schema(content: Any) -> str:
     """Say which of the schemas a section is of; the first one knows all names of sources."""
     source = content.get("source") if isinstance(content, dict) else getattr(content, "source", None)
-    return f"source {source}" if source in (TABLE, PICTURES) else "source *"
+    return f"source {source}" if source in (TABLE, TEXT, PICTURES, SOUNDS, PYTHON) else "source *"
 
 
 DataParams = Annotated[
     Annotated[PrepareParams, Tag("source *")]
     | Annotated[TableParams, Tag(f"source {TABLE}")]
-    | Annotated[FolderParams, Tag(f"source {PICTURES}")],
+    | Annotated[TextParams, Tag(f"source {TEXT}")]
+    | Annotated[FolderParams, Tag(f"source {PICTURES}")]
+    | Annotated[SoundParams, Tag(f"source {SOUNDS}")]
+    | Annotated[PythonParams, Tag(f"source {PYTHON}")],
     Discriminator(_schema),
 ]
 """The section `data`, by its source; the tags are no keys, so that no mistake's place has them."""
 
-AnyData = PrepareParams | TableParams | FolderParams
+AnyData = PrepareParams | TableParams | TextParams | FolderParams | SoundParams | PythonParams

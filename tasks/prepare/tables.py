@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from decant.examples import Examples, Rows
 from decant.lazy import torch
 from decant.outputs import replacing
-from decant.targets import CLASSES, Target
+from decant.targets import CLASSES, Target, Tokens
 from tasks.pipeline.seals import BLANK, seal_
 from tasks.prepare.splits import Split
 
@@ -68,6 +68,8 @@ def write_rows(
     drawn: Mapping[str, Any],
     source: str = "arrays",
     words: Mapping[str, Sequence[str]] | None = None,
+    sizes: Mapping[str, Tensor] | None = None,
+    code: str = "",
 ) -> None:
     """Write rows of any tensors in the same way: a column for each tensor, as bytes, and one of labels.
 
@@ -77,23 +79,34 @@ def write_rows(
         drawn: What params.yaml said when the splits were drawn.
         source: What params.yaml calls where they come from.
         words: Of inputs that are codes, the words that 1, 2, ... stand for: for whoever has to code new rows.
+        sizes: Of texts whose next tokens are predicted, by split: bytes of each [N], int64.
+        code: The sum of the code that made them, where some did.
     """
-    more = {"words": words} if words else {}
+    more = ({"words": words} if words else {}) | ({"code": code} if code else {})
     with ExitStack() as stack:
         for name, split in splits.items():
             path = stack.enter_context(replacing(folder / f"{name}.parquet"))
-            _write(_rows_table(split, {"split": name, "source": source, "drawn": drawn} | more), path)
+            table = _rows_table(split, {"split": name, "source": source, "drawn": drawn} | more)
+            _write(table if not sizes else _with_sizes(table, sizes[name]), path)
             seal_(path)
+
+
+def _with_sizes(table: pa.Table, sizes: Tensor) -> pa.Table:
+    return table.append_column(pa.field("bytes", pa.int64(), nullable=False), pa.array(sizes.numpy()))
 
 
 def _rows_table(split: Examples, of: Mapping[str, Any]) -> pa.Table:
     """Return a column of bytes for each tensor, and `label` where there are labels."""
     assert isinstance(split.images, Rows)
-    columns, described = {}, {}
+    columns, described, known = {}, {}, split.images.inputs or {}
     for name, tensor in split.images.tensors.items():
         described[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": [*tensor.shape[1:]]}
+        if name in known:
+            described[name] = known[name].model_dump(mode="json")
         columns[f"input.{name}"] = _bytes(tensor)
-    if split.labels is not None:
+    if split.labels is not None and not isinstance(
+        split.target, Tokens
+    ):  # which are the inputs, one place on
         columns["label"] = _labels(split.labels)
     metadata = {"inputs": described, "classes": split.classes, **_told(split.target), **of}
     texts = {key: json.dumps(value) for key, value in metadata.items()}

@@ -115,7 +115,8 @@ def _metrics(name: str) -> dict[str, float]:
     path = METRICS / f"{name}.json"
     with reading(path, _reevaluate(name)):
         content = parsed(read_bytes(path))
-    metrics = set_of(content if isinstance(content, dict) else {}).metrics
+    found = content if isinstance(content, dict) else {}
+    metrics = set_of(found).of(found)
     wrong = [
         m.key for m in metrics if not (isinstance(content, dict) and _is_possible(m, content.get(m.key)))
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 from collections.abc import Iterator
@@ -10,13 +11,16 @@ from pathlib import Path
 from decant.errors import DecantError, Message
 from decant.networks.architectures import ForeignArchitecture
 from decant.networks.packages import Packaged, Transformers, installed
-from decant.networks.python import Python, code_of, missing, sum_of_code
+from decant.networks.python import Python, code_of, missing, parsed, sum_of_code
 from decant.outputs import replacing
 from tasks.pipeline.networks import check_tracked, trusted
-from tasks.prepare.params import AnyData, FolderParams
+from tasks.pipeline.record import ROOT
+from tasks.prepare.params import AnyData, FilesParams, PythonParams
 from tasks.teacher.params import TeacherParams
 
 FILES = Path("data/files")
+LAYERS = ROOT / "decant" / "networks" / "sound.py"
+"""Layers that networks of one's own may have; no stage imports them, so no record of code has their sum."""
 TITLE = "sums of the files of one's own that this stage reads\n"
 """DVC warns of empty files, and mostly none is named."""
 
@@ -60,8 +64,10 @@ def _unbuildable_code(architecture: Python, pinned: bool) -> Iterator[str]:
 
 def absent(data: AnyData, teacher: TeacherParams) -> Iterator[str]:
     """Yield each file of one's own that is named and not there."""
-    if isinstance(data, FolderParams) and not Path(data.folder).is_dir():
+    if isinstance(data, FilesParams) and not Path(data.folder).is_dir():
         yield f"data.folder: there is no folder {data.folder}"
+    if isinstance(data, PythonParams):
+        yield from (f"data: {line}" for line in unbuildable(data.named, pinned=False))
     for place, file in (*(("data", file) for file in data.files), *_files_of(teacher)):
         if not Path(file).is_file():
             yield f"{place}: {_no_file(file)}"
@@ -97,12 +103,27 @@ def write_sums(data: AnyData, teacher: TeacherParams) -> None:
     if isinstance(own, Python):
         files += code_of(Path(own.file), Path())
     packages = [f"{own.kind} {installed(own.kind)}\n"] if isinstance(own, Packaged) else []
+    if any(map(imports_layers, files)):
+        packages.append(f"{_sum(LAYERS)}  {LAYERS.relative_to(ROOT).as_posix()}\n")
+    read = [Path(file) for file in data.files]
+    if isinstance(data, PythonParams):
+        read += code_of(Path(data.file), Path())
     with replacing(FILES) as folder:
         folder.mkdir()
-        for stage, named in {"prepare": [Path(file) for file in data.files], "teacher": files}.items():
+        for stage, named in {"prepare": read, "teacher": files}.items():
             lines = (f"{_sum(file)}  {file.as_posix()}\n" for file in sorted(named))
             more = packages if stage == "teacher" else []
             (folder / stage).write_text("".join([TITLE, *lines, *more]), encoding="utf-8")
+
+
+def imports_layers(file: Path) -> bool:
+    """Say whether a file of Python imports anything of Decant's."""
+    if file.suffix != ".py":
+        return False
+    nodes = [*ast.walk(parsed(file))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return any(name.partition(".")[0] == "decant" for name in names)
 
 
 def _sum(file: Path) -> str:

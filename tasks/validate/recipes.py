@@ -94,7 +94,7 @@ def _impossible(recipes: Recipes) -> list[str]:
 
 
 def _data(recipes: Recipes) -> Data:
-    if isinstance(recipes.data, FolderParams):
+    if isinstance(recipes.data, FolderParams) and recipes.data.plain:
         return Data(recipes.data.shape, max(len(recipes.data.files), 1))
     if (known := _known(recipes.data)) is None:
         return Data(None, 1)
@@ -113,9 +113,19 @@ def _known(data: AnyData) -> tuple[Source, int] | None:
 def _pictures(data: AnyData) -> tuple[Shape, int] | None:
     """Return the form of one picture and the number of classes; None where no pictures come in."""
     if isinstance(data, FolderParams):
-        return data.shape, len(data.names)
+        known = data.plain and (data.table is None or data.names)
+        return (data.shape, len(data.names)) if known else None
     source = SOURCES.get(data.source)
     return None if source is None else (source.shape, len(source.classes))
+
+
+def _other(data: AnyData) -> str:
+    """Say what else than pictures of known classes there is."""
+    if not isinstance(data, FolderParams):
+        return f", and data.source is {data.source}"
+    if data.plain:
+        return " of classes that are known before the table is read: name them in data.target.names"
+    return " and answers with classes, and the data have other columns or another target"
 
 
 def _too_many_images(recipes: Recipes) -> list[str]:
@@ -149,9 +159,7 @@ def _roots(recipes: Recipes) -> tuple[dict[str, Known], list[str]]:
             known[name] = Known(name, architecture, {}, epochs)
             continue
         if pictures is None:
-            wrong.append(
-                f"{place}: {architecture.kind} takes pictures, and data.source is {recipes.data.source}"
-            )
+            wrong.append(f"{place}: {architecture.kind} takes pictures{_other(recipes.data)}")
             continue
         try:
             check_size(architecture, *pictures)
