@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.training import WAYS, Clock, Setting, Way, peak, resident_batch, targets
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints
 from decant.examples import Examples, Splits, pixels
@@ -62,7 +63,7 @@ def main() -> None:
     device, splits = find(chosen.device), drawn(chosen.images)
     found: dict[str, Any] = {"card": there()[str(device)], "torch": torch.__version__}
     found["tests"] = "not run" if chosen.no_tests else tested()
-    for name, measure in {"images": images, "products": products}.items():
+    for name, measure in {"images": images, "loop": loop, "memory": memory, "products": products}.items():
         print(f"{time.perf_counter() - begin:.0f} s: {name}", flush=True)
         found[name] = measure(device, splits)
     found["seconds"] = round(time.perf_counter() - begin)
@@ -198,6 +199,59 @@ def attempt(what: str, measure: Callable[[], float]) -> dict[str, float]:
         return {}
 
 
+# --- the loop beside its own step
+
+
+def loop(device: torch.device, _: Splits, setting: Setting | None = None) -> dict[str, float]:
+    """Return the images a second of the ways of `benchmarks.training`, and of a replayed bare step."""
+    setting = setting or Setting(steps=100, device=str(device))
+    found = {}
+    for name, way in WAYS.items():
+        found |= attempt(name, lambda way=way: timed(way, setting))  # type: ignore[misc]
+    if device.type == "cuda":
+        found |= attempt("bare step, CUDA graph", lambda: replayed(setting, device))
+    return {what: round(value) for what, value in found.items()}
+
+
+def timed(way: Way, setting: Setting) -> float:
+    """Return the images a second of one way."""
+    way(setting, clock := Clock(setting))
+    return clock.rate
+
+
+def replayed(setting: Setting, device: torch.device) -> float:
+    """Return the images a second of a bare step whose kernels were recorded once."""
+    made = setting.built()
+    lay_out_(made.module, form := layout(made.module))
+    with training_on(made.module, device, setting.batch):
+        optimizer = setting.recipe().optimizer.build([{"params": list(made.module.train().parameters())}])
+        inputs, labels = resident_batch(setting, form)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(made.module(inputs), labels).backward()
+            optimizer.step()
+
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream(device).wait_stream(side)
+        with torch.cuda.graph(recorded := torch.cuda.CUDAGraph()):
+            step()
+        return rate(recorded.replay, device, setting.steps)
+
+
+def memory(device: torch.device, _: Splits) -> dict[str, int]:
+    """Return the most bytes of the device that the bare step and the loop had; none on the processor."""
+    found = {}
+    for name in ("bare step", "the loop") if device.type == "cuda" else ():
+        torch.cuda.reset_peak_memory_stats(device)
+        found[name] = peak(Setting(device=str(device)), name)
+    return found
+
+
 # --- products
 
 
@@ -248,6 +302,8 @@ def page(found: dict[str, Any]) -> str:
         batch=BATCH,
         side=SIDE,
         rates="\n".join(f"| {what} | {value:,} | {value / step:.2f} |" for what, value in shown),
+        ways="\n".join(f"| {what} | {value:,} |" for what, value in found["loop"].items()),
+        asked="\n".join(each.row for each in targets(found["loop"], found["memory"])),
         speeds="\n".join(f"| {what} | {value:,} |" for what, value in found["products"].items()),
     )
 
@@ -263,6 +319,16 @@ the device. Fine-tuning and training on levels learn from a teacher, which answe
 | what | images/s | of the bare step |
 |---|---:|---:|
 {rates}
+
+The loop beside a plain one, as `python -m benchmarks.training` measures them: one round of 100 steps.
+
+| what | asked | measured | reached |
+|---|---:|---:|---|
+{asked}
+
+| what | images/s |
+|---|---:|
+{ways}
 
 Products of two matrices of {side} x {side}, in 10^12 operations a second; of 2:4 zeros count as computed.
 
