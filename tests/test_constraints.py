@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decant.checkpoints.activations import DynamicGrid, InputGrid
+from decant.checkpoints.activations import DynamicGrid, InputGrid, on_grid
 from decant.checkpoints.constraints import FREE, Constraints, Levels, Range, nearest_integers
 from decant.checkpoints.gradients import passed, straight_through, within
 from decant.quantize.schemes import Binary, Integer
@@ -263,3 +263,11 @@ def test_a_grid_in_training_is_torchs_own_operator(grid: InputGrid) -> None:
     assert one.grad is not None
     assert other.grad is not None
     assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_learned_step_rounds_as_the_grid_does(dtype: torch.dtype) -> None:
+    inputs, grid = torch.randn(4, 3, 5, 5).to(dtype) * 3, InputGrid(8, 0.021, 40)
+    found = on_grid(inputs, torch.tensor(0.021), -40, 215)
+    assert found.dtype == dtype
+    assert torch.equal(found, grid(inputs))

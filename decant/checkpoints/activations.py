@@ -63,11 +63,13 @@ def on_grid(inputs: Tensor, step: Tensor, first: int, last: int) -> Tensor:
     """Return what `InputGrid` gives, to the bit, without gradients and without reading the step.
 
     Args:
-        inputs: Of any shape, float32.
+        inputs: Of any shape.
         step: The scale [], float32, where the inputs lie.
         first: The least multiple of it, `-zero_point`.
         last: The largest one.
     """
+    if inputs.dtype != torch.float32:  # bfloat16 cannot count the steps of 8 bits
+        return torch.empty_like(inputs).copy_(on_grid(inputs.float(), step, first, last))
     return _steps(inputs, step).clamp_(first, last).mul_(step)
 
 

@@ -33,11 +33,11 @@ def within(numbers: Tensor, inputs: Tensor, low: Tensor, high: Tensor) -> Tensor
 
     Args:
         numbers: Of any shape; the result lies in memory as they do.
-        inputs: Of that shape, float32 where they are on the processor.
+        inputs: Of that shape.
         low: [], where the inputs lie; a number that they can have.
         high: The like.
     """
-    if numbers.device.type != CPU:  # there it would wait for the bounds
+    if inputs.device.type != CPU or inputs.dtype != torch.float32:  # on a GPU it would wait for the bounds
         return torch.where((inputs >= low).logical_and_(inputs <= high), numbers, 0.0)
     # torch's gradient of a clamp excludes the bounds, and takes a fraction of the time of `where`.
     below, above = (torch.nextafter(each, each.new_tensor(end)) for each, end in _outwards(low, high))
