@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.training import WAYS, Clock, Setting, Way, peak, resident_batch, targets
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints
 from decant.examples import Examples, Splits, pixels
@@ -104,7 +105,8 @@ def main() -> None:
     bench = Bench(find(chosen.device), drawn(chosen.images), begin + chosen.seconds)
     found: dict[str, Any] = {"card": there()[str(bench.device)], "torch": torch.__version__}
     found["tests"] = "not run" if chosen.no_tests else tested(0.5 * chosen.seconds)
-    for name, measure in {"images": images, "products": products, "layers": layers}.items():
+    parts = {"images": images, "loop": loop, "memory": memory, "products": products, "layers": layers}
+    for name, measure in parts.items():
         print(f"{time.perf_counter() - begin:.0f} s: {name}", flush=True)
         found[name] = measure(bench)
         found["seconds"] = round(time.perf_counter() - begin)
@@ -266,6 +268,59 @@ def rate(step: Callable[[], object], device: torch.device, steps: int) -> float:
     return steps * BATCH / seconds(lambda: [step() for _ in range(steps)], device)
 
 
+# --- the loop beside its own step
+
+
+def loop(bench: Bench, setting: Setting | None = None) -> Rates:
+    """Return the images a second of the ways of `benchmarks.training`, and of a replayed bare step."""
+    setting = setting or Setting(steps=100, device=str(bench.device))
+    found: Rates = {}
+    for name, way in WAYS.items():
+        found |= bench.attempt(name, lambda way=way: timed(way, setting))  # type: ignore[misc]
+    if bench.device.type == "cuda":
+        found |= bench.attempt("bare step, CUDA graph", lambda: replayed(setting, bench.device))
+    return {what: round(value) for what, value in found.items()}
+
+
+def timed(way: Way, setting: Setting) -> float:
+    """Return the images a second of one way."""
+    way(setting, clock := Clock(setting))
+    return clock.rate
+
+
+def replayed(setting: Setting, device: torch.device) -> float:
+    """Return the images a second of a bare step whose kernels were recorded once."""
+    made = setting.built()
+    lay_out_(made.module, form := layout(made.module))
+    with training_on(made.module, device, setting.batch):
+        optimizer = setting.recipe().optimizer.build([{"params": list(made.module.train().parameters())}])
+        inputs, labels = resident_batch(setting, form)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(made.module(inputs), labels).backward()
+            optimizer.step()
+
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream(device).wait_stream(side)
+        with torch.cuda.graph(recorded := torch.cuda.CUDAGraph()):
+            step()
+        return rate(recorded.replay, device, setting.steps)
+
+
+def memory(bench: Bench) -> dict[str, int]:
+    """Return the most bytes of the device that the bare step and the loop had; none on the processor."""
+    found = {}
+    for name in ("bare step", "the loop") if bench.device.type == "cuda" else ():
+        torch.cuda.reset_peak_memory_stats(bench.device)
+        found[name] = peak(Setting(device=str(bench.device)), name)
+    return found
+
+
 # --- products
 
 
@@ -412,6 +467,8 @@ def page(found: dict[str, Any]) -> str:
         batch=BATCH,
         side=SIDE,
         rates="\n".join(f"| {what} | {value:,} | {value / step:.2f} |" for what, value in shown),
+        ways="\n".join(f"| {what} | {value:,} |" for what, value in found["loop"].items()),
+        asked="\n".join(each.row for each in targets(found["loop"], found["memory"])),
         speeds="\n".join(f"| {what} | {value:,} |" for what, value in found["products"].items()),
         solved="\n".join(f"| {what} | {value:,} |" for what, value in found["layers"].items()),
     )
@@ -429,6 +486,16 @@ answers each batch too.
 | what | images/s | of the bare step |
 |---|---:|---:|
 {rates}
+
+The loop beside a plain one, as `python -m benchmarks.training` measures them: one round of 100 steps.
+
+| what | asked | measured | reached |
+|---|---:|---:|---|
+{asked}
+
+| what | images/s |
+|---|---:|
+{ways}
 
 Products of two matrices of {side} x {side}, in 10^12 operations a second; of 2:4 zeros count as computed.
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decant.checkpoints.activations import DynamicGrid, InputGrid
-from decant.checkpoints.constraints import FREE, Constraints, Levels, Range
-from decant.checkpoints.gradients import passed, straight_through
+from decant.checkpoints.activations import DynamicGrid, InputGrid, on_grid
+from decant.checkpoints.constraints import FREE, Constraints, Levels, Range, nearest_integers
+from decant.checkpoints.gradients import passed, straight_through, within
 from decant.quantize.schemes import Binary, Integer
 
 WEIGHT = torch.tensor([[0.6, -0.2, 0.05, -1.0], [0.0, 0.3, -0.35, 0.1]])
@@ -205,3 +205,69 @@ def test_what_passes_has_one_value_and_the_other_s_gradient() -> None:
 def test_descriptions_name_each_constraint() -> None:
     held = Constraints(Range(-1, 1), Integer(bits=4, per_channel=False).levels(WEIGHT), WEIGHT != 0)
     assert held.describe() == "range [-1, 1], 15 levels per tensor, mask 12.50% zero"
+
+
+def test_whole_levels_are_found_as_a_search_finds_them() -> None:
+    """Also beside the middles, where adding a half would round up what is below it."""
+    middles = torch.arange(-9.5, 10)
+    near = [middles, middles.nextafter(torch.tensor(-math.inf)), middles.nextafter(torch.tensor(math.inf))]
+    numbers = torch.cat([*near, torch.randn(1000) * 5, torch.tensor([0.0, -0.0, math.inf, -math.inf, 1e30])])
+    levels = Levels(torch.arange(-8.0, 8), torch.tensor(1.0))
+    searched = levels.values[levels.codes(numbers)]
+    assert torch.equal(nearest_integers(numbers, -8, 7), searched)
+    assert torch.equal(levels.project(numbers), searched)
+
+
+def test_whole_levels_with_scales_and_zero_points_are_projected_as_decoded_codes() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(4, 6, generator=generator)
+    for levels in (
+        Levels(torch.arange(-7.0, 8), torch.rand(4, 1, generator=generator)),
+        Levels(
+            torch.arange(0.0, 16),
+            torch.rand(4, 1, generator=generator),
+            torch.tensor([[7.0], [0], [15], [3]]),
+        ),
+        Levels(torch.arange(-8.0, 8), torch.rand(4, 2, generator=generator), group=4),
+    ):
+        assert torch.equal(levels.project(weight), levels.decode(levels.codes(weight)))
+        assert levels.project(weight.double()).dtype == torch.float32
+
+
+def test_within_has_both_bounds_inside_and_keeps_the_layout() -> None:
+    low, high = torch.tensor(-0.3), torch.tensor(0.7)
+    inputs = torch.cat(
+        [torch.stack([low, high, low.nextafter(-high), high.nextafter(2 * high)]), torch.randn(60)]
+    )
+    numbers = torch.randn(1, 4, 4, 4).contiguous(memory_format=torch.channels_last)
+    inputs = inputs.reshape(1, 4, 4, 4)
+    expected = [
+        n if low <= x <= high else 0.0 for n, x in zip(numbers.flatten(), inputs.flatten(), strict=True)
+    ]
+    found = within(numbers, inputs, low, high)
+    assert torch.equal(found.flatten(), torch.tensor([float(each) for each in expected]))
+    assert found.stride() == numbers.stride()
+
+
+@pytest.mark.parametrize("grid", [InputGrid(8, 0.01, 0), InputGrid(4, 0.2, 7), InputGrid(8, 0.013, 128)])
+def test_a_grid_in_training_is_torchs_own_operator(grid: InputGrid) -> None:
+    inputs = torch.randn(5, 1, 8, 8).contiguous(memory_format=torch.channels_last)
+    one, other = (inputs.clone().requires_grad_() for _ in range(2))
+    gradient = torch.randn(5, 1, 8, 8)
+    found = grid(one)
+    expected = torch.fake_quantize_per_tensor_affine(other, grid.scale, grid.zero_point, 0, 2**grid.bits - 1)
+    found.backward(gradient)
+    expected.backward(gradient)
+    assert torch.equal(found, expected)
+    assert found.stride() == expected.stride()
+    assert one.grad is not None
+    assert other.grad is not None
+    assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_learned_step_rounds_as_the_grid_does(dtype: torch.dtype) -> None:
+    inputs, grid = torch.randn(4, 3, 5, 5).to(dtype) * 3, InputGrid(8, 0.021, 40)
+    found = on_grid(inputs, torch.tensor(0.021), -40, 215)
+    assert found.dtype == dtype
+    assert torch.equal(found, grid(inputs))

@@ -22,17 +22,18 @@ from decant.compression.finish import Result
 from decant.distill.operation import distill
 from decant.distill.params import DistillParams
 from decant.errors import DecantError
-from decant.examples import Splits
+from decant.examples import Rows, Splits
 from decant.finetune.operation import finetune
 from decant.finetune.params import FinetuneParams
 from decant.networks import devices
 from decant.networks.architectures import Resnet, build
-from decant.networks.devices import find, moved, place_, pooled
+from decant.networks.devices import find, moved, place_, pooled, sent
 from decant.prune.operation import prune
 from decant.prune.params import PruneParams
 from decant.quantize.operation import quantize
 from decant.quantize.params import QuantizeParams
 from decant.schema import mistakes
+from decant.training import fit
 from decant.training.fit import fit_
 from decant.training.fresh import train
 from decant.training.recipe import Training
@@ -462,6 +463,11 @@ def test_what_is_there_already_is_not_copied() -> None:
     assert moved(held, "cpu") is held
 
 
+def test_what_is_sent_within_the_processor_is_not_copied() -> None:
+    batch = (torch.ones(3), None)
+    assert sent(batch, torch.device("cpu")) is batch
+
+
 # --- on a GPU
 
 GPU = "cuda"
@@ -563,6 +569,35 @@ def test_what_layers_draw_on_the_gpu_is_the_seeds() -> None:
         return hashlib.sha256(b"".join(t.numpy().tobytes() for t in state(module).values())).hexdigest()
 
     assert digest(1) == digest(2)
+
+
+@gpu_test
+def test_what_is_sent_arrives_although_the_source_is_used_again() -> None:
+    device = find(GPU)
+    for number in range(50):
+        source = torch.full((1000, 1000), float(number))
+        there, nothing, rows = sent((source, None, Rows({"x": source})), device)
+        source.fill_(-1)
+        assert nothing is None
+        assert there.device == rows.tensors["x"].device == device
+        assert there.min().item() == there.max().item() == number
+
+
+@gpu_test
+def test_a_gpu_waits_for_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch, teacher: Checkpoint) -> None:
+    """torch refuses here whatever would wait for the device."""
+    original = fit._step_
+
+    def watched(*arguments: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return original(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(fit, "_step_", watched)
+    for case in ("teacher", "masks", "rigl", "steps", "clips"):
+        CASES[case](teacher, GPU, Run(seed=3))
 
 
 @gpu_test

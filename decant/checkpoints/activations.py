@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decant.checkpoints.constraints import Range
-from decant.checkpoints.gradients import passed
+from decant.checkpoints.gradients import passed, within
 from decant.networks.devices import CPU
 from decant.networks.layer_inputs import Arguments, first_of, with_first
 from decant.networks.recurrence import steppable, stepped
@@ -63,11 +63,13 @@ def on_grid(inputs: Tensor, step: Tensor, first: int, last: int) -> Tensor:
     """Return what `InputGrid` gives, to the bit, without gradients and without reading the step.
 
     Args:
-        inputs: Of any shape, float32.
+        inputs: Of any shape.
         step: The scale [], float32, where the inputs lie.
         first: The least multiple of it, `-zero_point`.
         last: The largest one.
     """
+    if inputs.dtype != torch.float32:  # bfloat16 cannot count the steps of 8 bits
+        return torch.empty_like(inputs).copy_(on_grid(inputs.float(), step, first, last))
     return _steps(inputs, step).clamp_(first, last).mul_(step)
 
 
@@ -84,14 +86,14 @@ class _Rounded(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, grid: InputGrid) -> Tensor:
         step, first, last = torch.tensor(grid.scale), -grid.zero_point, 2**grid.bits - 1 - grid.zero_point
         steps = _steps(inputs, step)
-        inside = (steps >= first).logical_and_(steps <= last)
-        ctx.save_for_backward(inside)
-        return steps.clamp_(first, last).mul_(step)
+        ctx.save_for_backward(steps)
+        ctx.ends = torch.tensor(float(first)), torch.tensor(float(last))
+        return steps.clamp(first, last).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return torch.where(inside, gradients[0], 0.0), None
+        (steps,) = ctx.saved_tensors
+        return within(gradients[0], steps, *ctx.ends), None
 
 
 @dataclass(frozen=True)

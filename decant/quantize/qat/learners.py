@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from decant.checkpoints.activations import InputGrid, on_grid
 from decant.checkpoints.constraints import Constraints, Levels, nearest_integers
-from decant.checkpoints.gradients import passed, straight_through
+from decant.checkpoints.gradients import passed, straight_through, within
 from decant.networks.layer_inputs import Arguments, first_of, with_first
 from decant.networks.record import same_record
 from decant.quantize.schemes import Scheme
@@ -339,10 +339,13 @@ class _InputStep(torch.autograd.Function):
         (gradient,) = gradients
         inputs, step, value = ctx.saved_tensors
         first, last = ctx.ends
-        inside = (inputs >= first * step).logical_and_(inputs <= last * step)
-        slope = torch.where(inside, inputs, 0.0)  # a product with what is True or False takes twice as long
-        torch.sub(value, slope, out=slope)
-        return torch.where(inside, gradient, 0.0), slope.div_(step).mul_(gradient).sum(), None, None
+        ends = first * step, last * step
+        slope = within(inputs, inputs, *ends)
+        torch.sub(value, slope, out=slope).div_(step)
+        # In place where that leaves the order of the sum as it is: fresh memory costs as much as the product.
+        alike = gradient.stride() == slope.stride()
+        slope = slope.mul_(gradient) if alike else gradient * slope
+        return within(gradient, inputs, *ends), slope.sum(), None, None
 
 
 class InputClip(InputLearner):
@@ -380,8 +383,8 @@ class _InputClip(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (gradient,) = gradients
         inputs, clip = ctx.saved_tensors
-        above = torch.where(inputs >= clip, gradient, 0.0).sum()
-        return torch.where((inputs >= 0).logical_and_(inputs < clip), gradient, 0.0), above, None
+        passed = torch.where((inputs >= 0).logical_and_(inputs < clip), gradient, 0.0)
+        return passed, (gradient * (inputs >= clip)).sum(), None
 
 
 def insert_(
