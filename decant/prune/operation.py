@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from decant.calibration.batch_norms import with_statistics
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, finished
 from decant.examples import Splits
@@ -15,6 +13,7 @@ from decant.prune.channels.structure import Channels
 from decant.prune.mask_pruning import MaskPruning
 from decant.prune.params import PruneParams
 from decant.prune.schedule_runs import run_schedule
+from decant.prune.stage_runs import run_stages, with_norms
 from decant.recipes import recipe_of
 from decant.training.run import Run
 
@@ -47,10 +46,10 @@ def prune(
     block, run, teacher = recipe_of(PruneParams, recipe, splits.sizes), run or Run(), teacher or parent
     kind = ChannelPruning if isinstance(block.structure, Channels) else MaskPruning
     pruning = kind(block, parent, teacher, splits, run.seed)
-    result = run_schedule(pruning, run)
-    if block.statistics:
-        model, images = with_statistics(result.model, splits.train)
-        result = replace(result, model=model, facts={**result.facts, **images})
+    if block.logits is not None:
+        result = run_stages(pruning, block.logits)
+    else:
+        result = with_norms(pruning, run_schedule(pruning, run))
     return finished(
         parent,
         result.model,

@@ -1,0 +1,44 @@
+"""Pruning one stage after another, each of which ends with answers as near to the parent's as can be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from decant.calibration.batch_norms import with_statistics
+from decant.compression.surgery import composed
+from decant.prune.mask_pruning import MaskPruning, Pruned
+from decant.prune.stages import StagedLogits
+from decant.reconstruction.logits import Matched, facts_of, matched, within
+
+
+def run_stages(pruning: MaskPruning, logits: StagedLogits) -> Pruned:
+    """Prune a part and bring the answers near to the parent's, in stages; the last meets the budget."""
+    result, done = Pruned(pruning.parent), list[Matched]()
+    budgets = pruning.budgets(logits) if logits.stages > 1 else [pruning.block.budget]
+    for budget in budgets:
+        block = pruning.block.model_copy(update={"budget": budget})
+        part = with_norms(pruning, replace(pruning, parent=result.model, block=block).pruned())
+        done.append(_matched(pruning, logits, part))
+        result = replace(part, model=done[-1].model, kept=composed(result.kept, part.kept))
+    return replace(result, facts={**result.facts, **facts_of(done)})
+
+
+def with_norms(pruning: MaskPruning, result: Pruned) -> Pruned:
+    """Return the result with the statistics of its batch norms estimated anew, where that is asked."""
+    if not pruning.block.statistics:
+        return result
+    model, images = with_statistics(result.model, pruning.train)
+    return replace(result, model=model, facts={**result.facts, **images})
+
+
+def _matched(pruning: MaskPruning, logits: StagedLogits, part: Pruned) -> Matched:
+    """Bring the answers near to those of the parent of all stages; what is skipped is left alone."""
+    return matched(
+        part.model,
+        pruning.parent.module,
+        pruning.train.first(logits.images).images,
+        logits.iterations,
+        temperature=logits.temperature,
+        fixed=within(part.model.module, pruning.block.skip),
+        settled=[name for name, held in pruning.parent.constraints.items() if held.levels is not None],
+    )
