@@ -17,7 +17,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -126,20 +126,18 @@ def made(shop: Workshop, name: str, block: Block, seed: int) -> Row:
 
 def recipe_rows(
     shop: Workshop, network: str, recipe: str, blocks: Mapping[str, Block], seed: int
-) -> list[Row]:
-    """Return a row for each way to make a recipe, and one for fine-tuning the first of them with labels."""
-    found = list[Row]()
+) -> Iterator[Row]:
+    """Yield a row for each way to make a recipe, and one for fine-tuning the first of them with labels."""
+    most, of = 0, {"network": network, "recipe": recipe, "seed": seed}
     for number, (way, block) in enumerate(blocks.items()):
         row = made(shop, f"model-{number}", block, seed)
-        found.append({"network": network, "recipe": recipe, "way": way, "seed": seed, **row})
+        most = max(most, row["passes"])
+        yield {**of, "way": way, **row}
     if blocks[PLAIN]["op"] == "prune":
         with shop.inside({}, 1):
-            images = len(splits.read(splits.TRAIN))
-        epochs = max(1, round(max(row["passes"] for row in found) / images))
+            epochs = max(1, round(most / len(splits.read(splits.TRAIN))))
         tuning = {"op": "finetune", "from": "model-0", "training": {"epochs": epochs, **TUNING[network]}}
-        row = made(shop, "tuned", tuning, seed) | {"epochs": epochs}
-        found.append({"network": network, "recipe": recipe, "way": LABELS, "seed": seed, **row})
-    return found
+        yield {**of, "way": LABELS, "epochs": epochs, **made(shop, "tuned", tuning, seed)}
 
 
 def run(
@@ -152,7 +150,7 @@ def run(
     quick: bool,
     keep: Path,
 ) -> list[Row]:
-    """Return all rows; those that are there already stay, and each recipe is kept as soon as it is done."""
+    """Return all rows; those that are there already stay, and each is kept as soon as it is known."""
     rows: list[Row] = json.loads(keep.read_text(encoding="utf-8")) if keep.exists() else []
     for network in networks:
         # The default teacher is one, and no chance is in what is made of it: only its fine-tuning differs.
@@ -163,8 +161,9 @@ def run(
             for recipe, blocks in ways(network, images, 3 if quick else 40).items():
                 if recipes and recipe not in recipes:
                     continue
-                rows = merged(rows, recipe_rows(shop, network, recipe, blocks, seed))
-                write_json(keep, rows)
+                for row in recipe_rows(shop, network, recipe, blocks, seed):
+                    rows = merged(rows, [row])
+                    write_json(keep, rows)
     return rows
 
 
