@@ -6,7 +6,7 @@
 LeNet-300-100 on MNIST at 95 % zeros, a network for each seed; and the default teacher of models/ with the
 recipes obs-80, thin, and 2 bits. Each is made as it is, and with `logits`. Beside it stands the first one
 fine-tuned with labels, for as many epochs as its `logits` took passes over images: both go forward and back
-once for an image. Choices (temperature, stages) are made by the validation images; shown are these and the
+once for an image. Choices (temperature, rounds) are made by the validation images; shown are these and the
 test split. Results are kept in benchmarks/logits.json, case by case, and --write makes the page of all that
 is there. --quick goes through all of it on small images, with numbers that mean nothing.
 """
@@ -79,17 +79,17 @@ def ways(network: str, images: int, iterations: int = 40) -> dict[str, dict[str,
             "budget": {"sparsity": 0.95},
         }
         costs: Block = {"criterion": {"kind": "obs", "costs": "logits"}}
-        staged = {"logits": {**logits["logits"], "stages": 3}}
+        in_rounds = {"logits": {**logits["logits"], "rounds": 3}}
         return {
             "95 % zeros": {
                 PLAIN: plain,
                 "costs: logits": plain | costs,
                 "logits": plain | logits,
-                "logits, 3 stages": plain | staged,
-                "costs: logits, logits, 3 stages": plain | costs | staged,
-                "costs: logits, logits, 3 stages, T = 4": plain
+                "logits, 3 rounds": plain | in_rounds,
+                "costs: logits, logits, 3 rounds": plain | costs | in_rounds,
+                "costs: logits, logits, 3 rounds, T = 4": plain
                 | costs
-                | {"logits": {**staged["logits"], "temperature": 4.0}},
+                | {"logits": {**in_rounds["logits"], "temperature": 4.0}},
             }
         }
     models = read_yaml(ROOT / "params.yaml")["models"]

@@ -19,9 +19,9 @@ from decant.errors import DecantError
 from decant.examples import Examples, Splits, pixels
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.execution import predict
+from decant.prune.logit_rounds import LogitRounds
 from decant.prune.operation import prune
 from decant.prune.params import PruneParams
-from decant.prune.stages import StagedLogits
 from decant.prune.structures import NOfM
 from decant.quantize.operation import quantize
 from decant.quantize.params import QuantizeParams
@@ -187,7 +187,7 @@ def test_the_same_bytes_twice_and_no_state_of_an_interrupted_run_is_looked_for()
         raise AssertionError("a reconstruction keeps no state")
 
     parent = net(NETS["residual"])
-    block = {**MAGNITUDE, "logits": {**FEW, "stages": 2}, "statistics": True}
+    block = {**MAGNITUDE, "logits": {**FEW, "rounds": 2}, "statistics": True}
     one, other = (prune(parent, block, splits(), run=Run(place=never)) for _ in range(2))
     assert one.facts == other.facts
     first, second = state(one.model.module), state(other.model.module)
@@ -375,18 +375,18 @@ def test_scores_of_obs_are_multiplied_by_what_each_row_counts() -> None:
 # --- recipes
 
 
-def test_what_is_left_halves_from_stage_to_stage() -> None:
-    three = StagedLogits(stages=3)
+def test_what_is_left_halves_from_round_to_round() -> None:
+    three = LogitRounds(rounds=3)
     assert [round(1 - three.part(n, 1.0, 0.05), 9) for n in (1, 2, 3)] == [0.8, 0.9, 0.95]
     assert [round(three.part(n, 1.0, 0.5), 6) for n in (1, 2, 3)] == [
         round(0.5 ** (n / 3), 6) for n in (1, 2, 3)
     ]
 
 
-def test_stages_meet_the_budget_and_masks_only_shrink() -> None:
+def test_rounds_meet_the_budget_and_masks_only_shrink() -> None:
     parent = net(NETS["joined"])
     block = {"criterion": {"kind": "obs", "images": 48, "costs": "logits"}, "budget": {"sparsity": 0.7}}
-    result = prune(parent, {**block, "logits": {**FEW, "stages": 3}}, splits())
+    result = prune(parent, {**block, "logits": {**FEW, "rounds": 3}}, splits())
     weights = {n: result.model.module.get_parameter(n) for n in result.model.constraints}
     zeros = sum(int((~held.mask).sum()) for held in result.model.constraints.values())
     assert zeros == round(0.7 * sum(weight.numel() for weight in weights.values()))
@@ -396,7 +396,7 @@ def test_stages_meet_the_budget_and_masks_only_shrink() -> None:
     )
 
 
-def test_channels_go_in_stages_as_well() -> None:
+def test_channels_go_in_rounds_as_well() -> None:
     parent = net(NETS["residual"])
     block = {
         "criterion": {"kind": "reconstruction", "images": 48},
@@ -404,7 +404,7 @@ def test_channels_go_in_stages_as_well() -> None:
         "budget": {"macs": 0.5},
     }
     plain, result = (
-        prune(parent, {**block, **more}, splits()) for more in ({}, {"logits": {**FEW, "stages": 2}})
+        prune(parent, {**block, **more}, splits()) for more in ({}, {"logits": {**FEW, "rounds": 2}})
     )
     drift = drift_from(parent, images(48))
     assert len(result.facts["logits_loss"]) == 2
@@ -421,16 +421,16 @@ def test_channels_go_in_stages_as_well() -> None:
         ({"budget": {"drift": 0.1}}, "budget drift is measured before logits"),
         (
             {"structure": {"kind": "n-of-m", "n": 2, "m": 4}, "budget": None},
-            "logits.stages come nearer to a budget, n-of-m has none",
+            "logits.rounds come nearer to a budget, n-of-m has none",
         ),
         ({"structure": {"kind": "channels"}}, "budget sparsity of channels is met at once"),
-        ({"logits": {"stages": 0}}, "greater than or equal to 1"),
-        ({"logits": {"stage": 2}}, "stages"),
+        ({"logits": {"rounds": 0}}, "greater than or equal to 1"),
+        ({"logits": {"round": 2}}, "rounds"),
         ({"criterion": {"kind": "obs", "costs": "logit"}}, "'outputs' or 'logits'"),
     ],
 )
 def test_what_cannot_be_is_refused(more: dict[str, Any], words: str) -> None:
-    block = {**MAGNITUDE, "logits": {"stages": 2}, **more}
+    block = {**MAGNITUDE, "logits": {"rounds": 2}, **more}
     with pytest.raises(DecantError, match=words):
         prune(net(NETS["joined"]), {n: value for n, value in block.items() if value is not None}, splits())
 
@@ -453,7 +453,7 @@ def test_a_recipe_without_it_is_written_as_before() -> None:
     assert "logits" not in pruned.model_dump(mode="json")
     assert "costs" not in pruned.model_dump(mode="json")["criterion"]
     assert "logits" not in rounded.model_dump(mode="json")
-    asked = pruned.model_copy(update={"logits": StagedLogits()})
+    asked = pruned.model_copy(update={"logits": LogitRounds()})
     assert asked.model_dump(mode="json")["logits"]["iterations"] == 40
 
 

@@ -325,7 +325,7 @@ class Obs(OfInputs):
 
     With `costs: logits` weights of all rows and layers compete by what their errors cost the answers, not by
     the errors: each is multiplied by the diagonal of the answers' Gauss-Newton matrix at its output. Helps
-    where weights go in several stages. Does not help at once at high sparsity: errors are no longer small.
+    where weights go in several rounds. Does not help at once at high sparsity: errors are no longer small.
 
     References:
         Hassibi and Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, 1992.

@@ -10,10 +10,10 @@ from decant.compression.finish import Result, finished
 from decant.examples import Splits
 from decant.prune.channels.channel_pruning import ChannelPruning
 from decant.prune.channels.structure import Channels
+from decant.prune.logit_runs import run_logit_rounds, with_norms
 from decant.prune.mask_pruning import MaskPruning
 from decant.prune.params import PruneParams
 from decant.prune.schedule_runs import run_schedule
-from decant.prune.stage_runs import run_stages, with_norms
 from decant.recipes import recipe_of
 from decant.training.run import Run
 
@@ -47,7 +47,7 @@ def prune(
     kind = ChannelPruning if isinstance(block.structure, Channels) else MaskPruning
     pruning = kind(block, parent, teacher, splits, run.seed)
     if block.logits is not None:
-        result = run_stages(pruning, block.logits)
+        result = run_logit_rounds(pruning, block.logits)
     else:
         result = with_norms(pruning, run_schedule(pruning, run))
     return finished(

@@ -11,8 +11,8 @@ from decant.prune.allocations import Allocation, Global
 from decant.prune.budgets import PruningBudget
 from decant.prune.channels.structure import Channels
 from decant.prune.criteria import Criterion
+from decant.prune.logit_rounds import LogitRounds
 from decant.prune.schedules import During, Gradual, Iterative, OneShot, Rewind, Rigl, Schedule, Surgery
-from decant.prune.stages import StagedLogits
 from decant.prune.structures import NOfM, Structure, Weights
 from decant.schema import Block
 
@@ -30,7 +30,7 @@ class PruneParams(Block):
         embeddings: Whether tables are pruned too, by the size of their numbers; `blocks` of one row and as
             many columns as a table has remove whole rows.
         statistics: Estimate the statistics of batch norms anew on training images, once all is pruned.
-        logits: Bring the answers near to the parent's once all is pruned, or after each of several stages.
+        logits: Bring the answers near to the parent's once all is pruned, or after each of several rounds.
         device: Where a schedule trains; scores are computed on the processor.
     """
 
@@ -43,7 +43,7 @@ class PruneParams(Block):
     skip: tuple[str, ...] = ()
     embeddings: bool = False
     statistics: bool = False
-    logits: Annotated[StagedLogits | None, Field(exclude_if=lambda given: given is None)] = None
+    logits: Annotated[LogitRounds | None, Field(exclude_if=lambda given: given is None)] = None
     device: Device = "cpu"
 
     @model_validator(mode="after")
@@ -79,15 +79,15 @@ class PruneParams(Block):
     def _logits(self) -> str:
         if self.logits is None:
             return ""
-        measure, several = self.budget.measure if self.budget else None, self.logits.stages > 1
+        measure, several = self.budget.measure if self.budget else None, self.logits.rounds > 1
         if not isinstance(self.schedule, OneShot):
             return f"schedule {self.schedule.kind} trains, which comes further: leave out logits"
         if measure == "drift":
             return "budget drift is measured before logits brings answers nearer: take another budget"
         if several and measure is None:
-            return "logits.stages come nearer to a budget, n-of-m has none: leave out stages"
+            return "logits.rounds come nearer to a budget, n-of-m has none: leave out rounds"
         if several and isinstance(self.structure, Channels) and measure in ("sparsity", "latency"):
-            return f"budget {measure} of channels is met at once: in logits.stages take macs"
+            return f"budget {measure} of channels is met at once: in logits.rounds take macs"
         return ""
 
     def _schedule(self) -> str:

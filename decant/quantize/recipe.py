@@ -38,7 +38,7 @@ from decant.quantize.recurrent import recurrent_grids
 from decant.quantize.rounding.layers import round_layers
 from decant.quantize.schemes import Scheme
 from decant.recipes import counted
-from decant.reconstruction.logits import facts_of, matched
+from decant.reconstruction.logits import facts_of, matched, rounded_in
 from decant.training.fit import EpochMetrics, epochs_run
 from decant.training.losses import loss_of, warning
 from decant.training.run import Run
@@ -133,7 +133,7 @@ class Recipe:
             self._train.first(logits.images).images,
             logits.iterations,
             temperature=logits.temperature,
-            settled=[name for name, held in self.parent.constraints.items() if held.levels is not None],
+            fixed=rounded_in(self.parent),
         )
         self._facts |= facts_of([done])
         return done.model

@@ -179,15 +179,12 @@ def _room(weight: Tensor, held: Constraints) -> float:
     return max(0.0, math.log(max(1.0, ratios.min().item())))
 
 
-def variables(
-    model: Checkpoint, fixed: Collection[str] = (), settled: Collection[str] = ()
-) -> dict[str, Variable]:
+def variables(model: Checkpoint, fixed: Collection[str] = ()) -> dict[str, Variable]:
     """Return what may move in a model, by the parameter.
 
     Args:
         model: The model; what its network keeps from training stays.
         fixed: Parameters that stay as they are.
-        settled: Weights whose levels an earlier operation chose, so that they stay too.
     """
     found = dict[str, Variable]()
     for name, parameter in model.module.named_parameters():
@@ -196,7 +193,7 @@ def variables(
             continue
         if held.levels is None:
             found[name] = free(parameter, held)
-        elif name not in settled:
+        else:
             found[name] = scales(parameter, held)
     return found
 
@@ -219,14 +216,19 @@ class Matched:
     images: int
 
 
-def facts_of(stages: Sequence[Matched]) -> dict[str, Any]:
-    """Return what a lineage says of it: images, and each stage's iterations and losses."""
+def facts_of(rounds: Sequence[Matched]) -> dict[str, Any]:
+    """Return what a lineage says of it: images, and each round's iterations, passes and losses."""
     return {
-        "logits_images": stages[-1].images,
-        "logits_iterations": [stage.minimum.iterations for stage in stages],
-        "logits_passes": [stage.minimum.evaluations for stage in stages],
-        "logits_loss": [[float(f"{x:.4g}") for x in (s.minimum.before, s.minimum.loss)] for s in stages],
+        "logits_images": rounds[-1].images,
+        "logits_iterations": [each.minimum.iterations for each in rounds],
+        "logits_passes": [each.minimum.evaluations for each in rounds],
+        "logits_loss": [[float(f"{x:.4g}") for x in (s.minimum.before, s.minimum.loss)] for s in rounds],
     }
+
+
+def rounded_in(model: Checkpoint) -> set[str]:
+    """Return the weights whose levels were chosen already, and hold."""
+    return {name for name, held in model.constraints.items() if held.levels is not None}
 
 
 def within(module: nn.Module, places: Sequence[str]) -> set[str]:
@@ -246,7 +248,6 @@ def matched(
     *,
     temperature: float = 1.0,
     fixed: Collection[str] = (),
-    settled: Collection[str] = (),
 ) -> Matched:
     """Return the model with all that may move where its answers come nearest to the reference's.
 
@@ -263,7 +264,6 @@ def matched(
         iterations: Of L-BFGS, at most.
         temperature: T > 0, by which both logits are divided.
         fixed: Parameters that stay as they are.
-        settled: Weights with levels that stay as they are.
 
     Raises:
         DecantError: There are no images, nothing may move, or answers are NaN or infinite.
@@ -271,7 +271,7 @@ def matched(
     if not len(images):
         raise DecantError("logits: answers are compared on training images, and there are none")
     work = replace(model, module=copy.deepcopy(model.module))
-    moving = variables(work, fixed, settled)
+    moving = variables(work, fixed)
     if not moving:
         raise DecantError("logits: nothing of the model may move; leave logits out")
     expected = predict(reference, images)

@@ -1,4 +1,4 @@
-"""Pruning one stage after another, each of which ends with answers as near to the parent's as can be."""
+"""Pruning in rounds, each of which ends with answers as near to the parent's as can be."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from decant.calibration.batch_norms import with_statistics
 from decant.compression.surgery import composed
+from decant.prune.logit_rounds import LogitRounds
 from decant.prune.mask_pruning import MaskPruning, Pruned
-from decant.prune.stages import StagedLogits
-from decant.reconstruction.logits import Matched, facts_of, matched, within
+from decant.reconstruction.logits import Matched, facts_of, matched, rounded_in, within
 
 
-def run_stages(pruning: MaskPruning, logits: StagedLogits) -> Pruned:
-    """Prune a part and bring the answers near to the parent's, in stages; the last meets the budget."""
+def run_logit_rounds(pruning: MaskPruning, logits: LogitRounds) -> Pruned:
+    """Prune a part and bring the answers near to the parent's, in rounds; the last meets the budget."""
     result, done = Pruned(pruning.parent), list[Matched]()
-    budgets = pruning.budgets(logits) if logits.stages > 1 else [pruning.block.budget]
+    budgets = pruning.budgets(logits) if logits.rounds > 1 else [pruning.block.budget]
     for budget in budgets:
         block = pruning.block.model_copy(update={"budget": budget})
         part = with_norms(pruning, replace(pruning, parent=result.model, block=block).pruned())
@@ -31,14 +31,13 @@ def with_norms(pruning: MaskPruning, result: Pruned) -> Pruned:
     return replace(result, model=model, facts={**result.facts, **images})
 
 
-def _matched(pruning: MaskPruning, logits: StagedLogits, part: Pruned) -> Matched:
-    """Bring the answers near to those of the parent of all stages; what is skipped is left alone."""
+def _matched(pruning: MaskPruning, logits: LogitRounds, part: Pruned) -> Matched:
+    """Bring the answers near to those of the parent of all rounds; what is skipped, or has levels, stays."""
     return matched(
         part.model,
         pruning.parent.module,
         pruning.train.first(logits.images).images,
         logits.iterations,
         temperature=logits.temperature,
-        fixed=within(part.model.module, pruning.block.skip),
-        settled=[name for name, held in pruning.parent.constraints.items() if held.levels is not None],
+        fixed=within(part.model.module, pruning.block.skip) | rounded_in(pruning.parent),
     )
