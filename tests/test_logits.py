@@ -28,8 +28,12 @@ from decant.quantize.params import QuantizeParams
 from decant.reconstruction import logits
 from decant.reconstruction.logits import apart, matched, minimize, sensitivities
 from decant.training.run import Run
+from tests import conformance
+from tests.conformance import adopted
 from tests.drawn import drawn
 from tests.nets import NETS, SHAPE, images, net
+from tests.slow import slow_but
+from tests.zoo import ZOO
 
 CLASSES = ("a", "b", "c")
 MAGNITUDE = {"criterion": {"kind": "magnitude"}, "allocation": {"kind": "layer"}, "budget": {"sparsity": 0.5}}
@@ -193,6 +197,19 @@ def test_the_same_bytes_twice_and_no_state_of_an_interrupted_run_is_looked_for()
     first, second = state(one.model.module), state(other.model.module)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [len(one.facts[f"logits_{each}"]) for each in ("loss", "iterations", "passes")] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", slow_but(("encoder", "sound", "tagger", "bag"), ZOO))
+@pytest.mark.parametrize("operation", ["prune", "quantize"])
+def test_networks_of_other_people_come_nearer_too(name: str, operation: str) -> None:
+    parent, shown = adopted(name), conformance.splits(name)
+    run: Any = {"prune": prune, "quantize": quantize}[operation]
+    block = MAGNITUDE if operation == "prune" else {"scheme": {"kind": "integer", "bits": 3}}
+    result = run(parent, {**block, "logits": {"iterations": 3}}, shown)
+    ((before, after),) = result.facts["logits_loss"]
+    assert after < before
+    before_it = drift_from(parent, shown.train.images)(result.model)
+    assert before_it == pytest.approx(after, rel=1e-3)
 
 
 def test_ranges_and_n_of_m_hold() -> None:

@@ -160,7 +160,8 @@ def scales(weight: Tensor, held: Constraints) -> Variable:
 
     def stretched(values: Tensor) -> Levels:
         assert levels is not None
-        return replace(levels, scale=levels.scale * values.clamp(max=most).reshape(levels.scale.shape).exp())
+        factors = values.clamp(max=most).exp().to(levels.scale.dtype)
+        return replace(levels, scale=levels.scale * factors.reshape(levels.scale.shape))
 
     def parameter(values: Tensor) -> Tensor:
         found = stretched(values).decode(codes)
@@ -363,7 +364,8 @@ def _pulled_back(variable: Variable, values: Tensor, slope: Tensor) -> Tensor:
     """Return the slope in the variable's numbers [n], from that in its parameter."""
     values = values.clone().requires_grad_()
     with torch.enable_grad():
-        (found,) = torch.autograd.grad(variable.parameter(values), values, slope)
+        made = variable.parameter(values)
+        (found,) = torch.autograd.grad(made, values, slope.to(made.dtype))
     return found
 
 
