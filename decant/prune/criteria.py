@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 Scores: TypeAlias = "dict[str, Tensor]"
 """Importance of each weight, by name, in the weight's shape; what scores least is removed first."""
 
+SENSED = 1000
+"""Images on which it is seen what outputs count: each takes a backward pass for every class."""
+
+LEAST_COST = 1e-30
+"""What the errors of outputs count that none of these images depends on; a removed weight stays below."""
+
 
 class Scoring(Section):
     """What all criteria have.
@@ -329,6 +335,10 @@ class Obs(OfInputs):
     share one inverse while weights are chosen. Helps most without fine-tuning and at high sparsity. Does not
     help where a long fine-tuning follows, which would have found the same weights.
 
+    With `costs: logits` weights of all rows and layers compete by what their errors cost the answers, not by
+    the errors: each is multiplied by the diagonal of the answers' Gauss-Newton matrix at its output. Helps
+    where weights go in several rounds. Does not help at once at high sparsity: errors are no longer small.
+
     References:
         Hassibi and Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, 1992.
         Frantar and Alistarh, Optimal Brain Compression, 2022. https://arxiv.org/abs/2208.11580
@@ -341,6 +351,9 @@ class Obs(OfInputs):
     images: TrainImages = 2000
     damping: Positive = 0.01
     rounds: Count = 16
+    costs: Annotated[Literal["outputs", "logits"], Field(exclude_if=lambda costs: costs == "outputs")] = (
+        "outputs"
+    )
 
     def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
         """Return w^2 / [H^-1] per weight: the rise of its layer's mean squared output error."""
@@ -358,7 +371,19 @@ class Obs(OfInputs):
         from decant.prune.obs import saliencies
 
         seen = _seen(self.kind, examples, self.images)
-        return saliencies(module, seen.images, self.damping, masks, names)
+        found = saliencies(module, seen.images, self.damping, masks, names)
+        rows = self.row_costs(module, list(found), examples)
+        return {n: each * rows[n].reshape(-1, *[1] * (each.dim() - 1)) for n, each in found.items()}
+
+    def row_costs(self, module: nn.Module, names: Sequence[str], examples: Examples) -> dict[str, Tensor]:
+        """Return by what the errors of each output of the weights' layers are multiplied, float32 [O]."""
+        if self.costs == "outputs":
+            return {name: torch.ones(len(module.get_parameter(name))) for name in names}
+        from decant.reconstruction.logits import sensitivities
+
+        seen = _seen(self.kind, examples, min(self.images, SENSED))
+        found = sensitivities(module, names, seen.images, 1.0 if examples.classes else None)
+        return {name: rows.float().clamp(min=LEAST_COST) for name, rows in found.items()}
 
 
 class OfChannels(Scoring):

@@ -29,7 +29,7 @@ from decant.prune.masks import Candidates, Masks, masked, masks_of, probe_of, ra
 from decant.prune.obs import Choose, reconstruct
 from decant.prune.origins import fresh
 from decant.prune.params import PruneParams
-from decant.prune.schedules import Iterative, OneShot
+from decant.prune.schedules import OneShot, Rounds
 from decant.prune.structures import Masked, Weights, split, zeros_after
 from decant.prune.targets import Target, check_possible, formatted, target_of, unmasked
 from decant.training.fit import EpochMetrics
@@ -142,8 +142,8 @@ class MaskPruning:
         if budget is None or budget.measure == "sparsity":
             return None
         target = target_of(budget, self.parent, self.teacher, self.drift_images)
-        trained = not isinstance(self.block.schedule, OneShot)
-        return replace(target, cost=unmasked) if budget.measure == "nonzeros" and trained else target
+        moving = self.block.logits is not None or not isinstance(self.block.schedule, OneShot)
+        return replace(target, cost=unmasked) if budget.measure == "nonzeros" and moving else target
 
     @cached_property
     def target(self) -> Target | None:
@@ -177,7 +177,7 @@ class MaskPruning:
         )
         return counts.parameters(self.parent.module) - math.floor(self.target.limit) - elsewhere
 
-    def budgets(self, schedule: Iterative) -> list[PruningBudget]:
+    def budgets(self, schedule: Rounds) -> list[PruningBudget]:
         """Return the budget of each round, from what the model has to what is asked, in equal ratios."""
         budget = self.block.budget
         assert budget is not None
@@ -214,7 +214,8 @@ class MaskPruning:
     @property
     def _moves(self) -> bool:
         """Whether survivors get other values, so that only what a mask holds is sure to be zero."""
-        return self.block.criterion.repairs or not isinstance(self.block.schedule, OneShot)
+        moves = self.block.criterion.repairs or self.block.logits is not None
+        return moves or not isinstance(self.block.schedule, OneShot)
 
     @property
     def _alive(self) -> Masks:
@@ -316,9 +317,12 @@ class MaskPruning:
         that are solved later have as many fewer.
         """
         more: dict[str, int] = {}
+        criterion = self.block.criterion
+        assert isinstance(criterion, Obs)
+        costs = criterion.row_costs(self.parent.module, list(shapes), self.train)
 
         def choose(scores: Tensor, zeros: int, name: str) -> Tensor:
-            whole = scores.reshape(shapes[name]).double()
+            whole = (scores * costs[name][:, None]).reshape(shapes[name]).double()
             wanted = zeros - sum(extra for other, extra in more.items() if other != name)
             after = zeros_after(self.structure, whole)
             units = min(int(torch.searchsorted(after, wanted)), len(after) - 1)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from decant.calibration.batch_norms import with_statistics
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, finished
 from decant.examples import Splits
 from decant.prune.channels.channel_pruning import ChannelPruning
 from decant.prune.channels.structure import Channels
+from decant.prune.logit_runs import run_logit_rounds, with_norms
 from decant.prune.mask_pruning import MaskPruning
 from decant.prune.params import PruneParams
 from decant.prune.schedule_runs import run_schedule
@@ -47,10 +46,10 @@ def prune(
     block, run, teacher = recipe_of(PruneParams, recipe, splits.sizes), run or Run(), teacher or parent
     kind = ChannelPruning if isinstance(block.structure, Channels) else MaskPruning
     pruning = kind(block, parent, teacher, splits, run.seed)
-    result = run_schedule(pruning, run)
-    if block.statistics:
-        model, images = with_statistics(result.model, splits.train, block.device)
-        result = replace(result, model=model, facts={**result.facts, **images})
+    if block.logits is not None:
+        result = run_logit_rounds(pruning, block.logits)
+    else:
+        result = with_norms(pruning, run_schedule(pruning, run))
     return finished(
         parent,
         result.model,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from decant.networks.devices import Device, idle, untrue
 from decant.prune.allocations import Allocation, Global
 from decant.prune.budgets import PruningBudget
 from decant.prune.channels.structure import Channels
 from decant.prune.criteria import Criterion
+from decant.prune.logit_rounds import LogitRounds
 from decant.prune.schedules import (
     During,
     Gradual,
@@ -39,7 +40,9 @@ class PruneParams(Block):
         embeddings: Whether tables are pruned too, by the size of their numbers; `blocks` of one row and as
             many columns as a table has remove whole rows.
         statistics: Estimate the statistics of batch norms anew on training images, once all is pruned.
-        device: Where criteria run the network, layers are solved, and a schedule trains.
+        logits: Bring the answers near to the parent's once all is pruned, or after each of several rounds.
+        device: Where criteria run the network, layers are solved, and a schedule trains; not where answers
+            are brought near.
     """
 
     op: Literal["prune"]
@@ -51,12 +54,14 @@ class PruneParams(Block):
     skip: tuple[str, ...] = ()
     embeddings: bool = False
     statistics: bool = False
+    logits: Annotated[LogitRounds | None, Field(exclude_if=lambda given: given is None)] = None
     device: Device = "cpu"
 
     @model_validator(mode="after")
     def _fitting(self) -> PruneParams:
         """Refuse choices that do not go together, each with what to take instead."""
-        if wrong := [message for message in (self._budget(), self._criterion(), self._schedule()) if message]:
+        checks = (self._budget(), self._criterion(), self._schedule(), self._logits())
+        if wrong := [message for message in checks if message]:
             raise ValueError("; ".join(wrong))
         return self
 
@@ -80,6 +85,20 @@ class PruneParams(Block):
         if criterion.structures and structure.kind not in criterion.structures:
             known = " or ".join(criterion.structures)
             return f"criterion {criterion.kind} needs structure {known}, got {structure.kind}"
+        return ""
+
+    def _logits(self) -> str:
+        if self.logits is None:
+            return ""
+        measure, several = self.budget.measure if self.budget else None, self.logits.rounds > 1
+        if not isinstance(self.schedule, OneShot):
+            return f"schedule {self.schedule.kind} trains, which comes further: leave out logits"
+        if measure == "drift":
+            return "budget drift is measured before logits brings answers nearer: take another budget"
+        if several and measure is None:
+            return "logits.rounds come nearer to a budget, n-of-m has none: leave out rounds"
+        if several and isinstance(self.structure, Channels) and measure in ("sparsity", "latency"):
+            return f"budget {measure} of channels is met at once: in logits.rounds take macs"
         return ""
 
     def _schedule(self) -> str:

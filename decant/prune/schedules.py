@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from decant.schema import Count, Fraction, Index, NotNegative, Section
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Training
+
+
+class Rounds(Protocol):
+    """What removes in several rounds, each a part of the way."""
+
+    @property
+    def rounds(self) -> int:
+        """How many there are."""
+
+    def part(self, number: int, start: float, end: float) -> float:
+        """Return how much is left after round `number` of 1 to `rounds`."""
 
 
 class OneShot(Section):

@@ -38,6 +38,7 @@ from decant.quantize.recurrent import recurrent_grids
 from decant.quantize.rounding.layers import round_layers
 from decant.quantize.schemes import Scheme
 from decant.recipes import counted
+from decant.reconstruction.logits import facts_of, matched, rounded_in
 from decant.training.fit import EpochMetrics, epochs_run
 from decant.training.losses import loss_of, warning
 from decant.training.run import Run
@@ -119,8 +120,23 @@ class Recipe:
             self._tell("uncorrected", uncorrected(model.module))
         if self.block.statistics:
             model, _ = with_statistics(model, self._train, self.block.device)
-            return self._with_norms(model, self._untouched)
-        return self._quantized(self.before, model, self._untouched)
+            return self._with_norms(self._matched(model), self._untouched)
+        return self._quantized(self.before, self._matched(model), self._untouched)
+
+    def _matched(self, model: Checkpoint) -> Checkpoint:
+        """Return the model with its answers near to the parent's, where that is asked."""
+        if (logits := self.block.logits) is None:
+            return model
+        done = matched(
+            model,
+            self.parent.module,
+            self._train.first(logits.images).images,
+            logits.iterations,
+            temperature=logits.temperature,
+            fixed=rounded_in(self.parent),
+        )
+        self._facts |= facts_of([done])
+        return done.model
 
     def trained(self, run: Run) -> Quantized:
         """Return the model trained on its levels: batch norms live until the end, and are folded then.

@@ -1,0 +1,277 @@
+"""Answers brought back to the parent's without labels: what it gains, beside as many passes with labels.
+
+    python -m benchmarks.logits [--write] [--only lenet-300-100 default] [--seeds 1 2 3] [--images 10000]
+    python -m benchmarks.logits --quick
+
+LeNet-300-100 on MNIST at 95 % zeros, a network for each seed; and the default teacher of models/ with the
+recipes obs-80, thin, and 2 bits. Each is made as it is, and with `logits`. Beside it stands the first one
+fine-tuned with labels, for as many epochs as its `logits` took passes over images: both go forward and back
+once for an image. Choices (temperature, rounds) are made by the validation images; shown are these and the
+test split. Results are kept in benchmarks/logits.json, case by case, and --write makes the page of all that
+is there. --quick goes through all of it on small images, with numbers that mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.workshop import LENET, Workshop
+from decant.costs.drift import drift_from
+from decant.networks.execution import predict
+from decant.outputs import write_json, write_text
+from tasks.evaluate.accuracy import accuracy
+from tasks.pipeline import splits
+from tasks.pipeline.lineages import MODELS
+from tasks.pipeline.models import load_model
+from tasks.pipeline.params import read_yaml
+from tests.imports import ROOT
+
+RESULTS = ROOT / "benchmarks" / "logits.json"
+PAGE = ROOT / "benchmarks" / "logits.md"
+
+Block = dict[str, Any]
+Row = dict[str, Any]
+
+QUICK: Block = {
+    "data": {"source": "digits", "validation": 100},
+    "teacher": {
+        "architecture": {"kind": "resnet", "widths": [16, 32], "blocks": [0, 1]},
+        "training": {"epochs": 2, "optimizer": {"kind": "sgd", "learning_rate": 0.1}},
+    },
+}
+TUNING: dict[str, Block] = {
+    "lenet-300-100": {"optimizer": {"kind": "sgd", "learning_rate": 0.05}, "schedule": {"kind": "cosine"}},
+    "default": {
+        "optimizer": {"kind": "sgd", "learning_rate": 0.02},
+        "schedule": {"kind": "cosine"},
+        "augmentation": {"flip": True, "shift": 1},
+        "average": 0.99,
+    },
+}
+"""The fine-tuning with labels, but for its epochs: that of benchmarks/pruning.py."""
+
+GOALS: dict[tuple[str, str], float] = {
+    ("lenet-300-100", "95 % zeros"): 0.2,
+    ("default", "obs-80"): 0.2,
+    ("default", "thin"): 0.25,
+    ("default", "2 bits"): 0.4,
+}
+"""Points of the test split that the best way without labels may lose."""
+
+PLAIN, LABELS = "as it is", "as it is, then labels"
+
+
+def ways(network: str, images: int, iterations: int = 40) -> dict[str, dict[str, Block]]:
+    """Return the blocks of each recipe by the way it is made, the way without `logits` first."""
+    logits: Block = {"logits": {"images": images, "iterations": iterations}}
+    if network == "lenet-300-100":
+        plain: Block = {
+            "op": "prune",
+            "from": "teacher",
+            "criterion": {"kind": "obs"},
+            "budget": {"sparsity": 0.95},
+        }
+        costs: Block = {"criterion": {"kind": "obs", "costs": "logits"}}
+        in_rounds = {"logits": {**logits["logits"], "rounds": 3}}
+        return {
+            "95 % zeros": {
+                PLAIN: plain,
+                "costs: logits": plain | costs,
+                "logits": plain | logits,
+                "logits, 3 rounds": plain | in_rounds,
+                "costs: logits, logits, 3 rounds": plain | costs | in_rounds,
+                "costs: logits, logits, 3 rounds, T = 4": plain
+                | costs
+                | {"logits": {**in_rounds["logits"], "temperature": 4.0}},
+            }
+        }
+    models = read_yaml(ROOT / "params.yaml")["models"]
+    bits: Block = {
+        "op": "quantize",
+        "from": "teacher",
+        "scheme": {"kind": "integer", "bits": 2},
+        "rounding": {"kind": "gptq", "search": 8},
+    }
+    plain_blocks = {"obs-80": models["obs-80"], "thin": models["thin"], "2 bits": bits}
+    return {recipe: {PLAIN: block, "logits": block | logits} for recipe, block in plain_blocks.items()}
+
+
+def measured(shop: Workshop, name: str) -> Row:
+    """Return accuracies in percent, and the KL divergence from the teacher on validation images, in nats."""
+    with shop.inside({}, 1):
+        model, teacher = load_model(name), load_model("teacher")
+        validation, test = splits.read(splits.VALIDATION), splits.read(splits.TEST)
+        return {
+            "validation": 100 * accuracy(predict(model.module, validation.images), validation.labels),
+            "test": 100 * accuracy(predict(model.module, test.images), test.labels),
+            "drift": drift_from(teacher, validation.images)(model),
+        }
+
+
+def made(shop: Workshop, name: str, block: Block, seed: int) -> Row:
+    """Return what one model comes to, and what it took."""
+    begin = time.perf_counter()
+    model = shop.make(name, block, seed)
+    seconds, lineage = time.perf_counter() - begin, model.lineage[-1]
+    passes = sum(lineage.get("logits_passes", ())) * lineage.get("logits_images", 0)
+    return {"seconds": seconds, "passes": passes, **measured(shop, name)}
+
+
+def recipe_rows(
+    shop: Workshop, network: str, recipe: str, blocks: Mapping[str, Block], seed: int
+) -> Iterator[Row]:
+    """Yield a row for each way to make a recipe, and one for fine-tuning the first of them with labels."""
+    most, of = 0, {"network": network, "recipe": recipe, "seed": seed}
+    for number, (way, block) in enumerate(blocks.items()):
+        row = made(shop, f"model-{number}", block, seed)
+        most = max(most, row["passes"])
+        yield {**of, "way": way, **row}
+    if blocks[PLAIN]["op"] == "prune":
+        with shop.inside({}, 1):
+            epochs = max(1, round(most / len(splits.read(splits.TRAIN))))
+        tuning = {"op": "finetune", "from": "model-0", "training": {"epochs": epochs, **TUNING[network]}}
+        yield {**of, "way": LABELS, "epochs": epochs, **made(shop, "tuned", tuning, seed)}
+
+
+def run(
+    folder: Path,
+    networks: Sequence[str],
+    recipes: Sequence[str],
+    seeds: Sequence[int],
+    images: int,
+    *,
+    quick: bool,
+    keep: Path,
+) -> list[Row]:
+    """Return all rows; those that are there already stay, and each is kept as soon as it is known."""
+    rows: list[Row] = json.loads(keep.read_text(encoding="utf-8")) if keep.exists() else []
+    for network in networks:
+        # The default teacher is one, and no chance is in what is made of it: only its fine-tuning differs.
+        for seed in seeds if network == "lenet-300-100" else seeds[:1]:
+            shop = opened(folder / f"{network}-{seed}", network, seed, quick=quick)
+            whole = {"network": network, "recipe": "", "way": "teacher", "seed": seed}
+            rows = merged(rows, [whole | measured(shop, "teacher")])
+            for recipe, blocks in ways(network, images, 3 if quick else 40).items():
+                if recipes and recipe not in recipes:
+                    continue
+                for row in recipe_rows(shop, network, recipe, blocks, seed):
+                    rows = merged(rows, [row])
+                    write_json(keep, rows)
+    return rows
+
+
+def opened(folder: Path, network: str, seed: int, *, quick: bool) -> Workshop:
+    """Return the folder in which models of a network are made."""
+    if quick:
+        return Workshop(network, folder, QUICK, seed=seed)
+    if network == "default":
+        return Workshop(network, folder, {}, ROOT / MODELS / "teacher", threads=2)
+    return Workshop(network, folder, LENET, seed=seed, threads=2)
+
+
+def merged(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Return the rows with new ones in the place of those of the same model."""
+    key = ("network", "recipe", "way", "seed")
+    after = {tuple(row[part] for part in key): row for row in (*rows, *new)}
+    return list(after.values())
+
+
+# --- the page
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Return what was measured, as a page."""
+    lines = [
+        "# Answers brought back to the parent's, without labels",
+        "",
+        "Written by `python -m benchmarks.logits --write`.",
+        "",
+        "Change of the accuracy from the parent's in points, mean over seeds and deviation, on validation",
+        "images and on the test split; KL divergence of the logits from the parent's on validation images;",
+        "passes, forward and back, over images in thousands; seconds with two threads, on a machine that did",
+        "other work beside it. What has labels is the model as it is, fine-tuned for as many epochs as the",
+        "longest `logits` took passes. What is not there was not measured.",
+        "",
+    ]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        lines += [f"## {network}", "", *table([row for row in rows if row["network"] == network]), ""]
+    return "\n".join([*lines, "## Goals", "", *goals(rows), ""])
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of one network's table."""
+    lines = [
+        "| recipe | way | validation | test | KL, nats | passes | seconds |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    whole = {row["seed"]: row for row in rows if row["way"] == "teacher"}
+    for recipe, way in dict.fromkeys((row["recipe"], row["way"]) for row in rows if row["recipe"]):
+        same = [row for row in rows if (row["recipe"], row["way"]) == (recipe, way)]
+        changes = [spread([row[s] - whole[row["seed"]][s] for row in same]) for s in ("validation", "test")]
+        epochs = f", {same[0]['epochs']} epochs" if "epochs" in same[0] else ""
+        numbers = [f"{fmean(row['drift'] for row in same):.4f}", f"{same[0]['passes'] / 1000:,.0f}"]
+        numbers.append(f"{fmean(row['seconds'] for row in same):.0f}")
+        lines.append(f"| {recipe} | {way}{epochs} | {' | '.join([*changes, *numbers])} |")
+    return lines
+
+
+def spread(changes: Sequence[float]) -> str:
+    """Return mean and, of several, deviation."""
+    return f"{fmean(changes):+.2f}" + (f" ± {stdev(changes):.2f}" if len(changes) > 1 else "")
+
+
+def goals(rows: Sequence[Row]) -> list[str]:
+    """Return what was to be reached, by the way without labels that is best on validation images."""
+    lines = [
+        "| network | recipe | may lose | best way on validation | loses | reached |",
+        "|---|---|---:|---|---:|---|",
+    ]
+    for (network, recipe), most in GOALS.items():
+        same = [row for row in rows if (row["network"], row["recipe"]) == (network, recipe)]
+        if not same:
+            continue
+        whole = {r["seed"]: r["test"] for r in rows if (r["network"], r["way"]) == (network, "teacher")}
+        by_way = {
+            way: [row for row in same if row["way"] == way] for way in dict.fromkeys(r["way"] for r in same)
+        }
+        by_way.pop(LABELS, None)
+        best = max(by_way, key=lambda way: fmean(row["validation"] for row in by_way[way]))
+        lost = fmean(whole[row["seed"]] - row["test"] for row in by_way[best])
+        reached = "yes" if lost <= most else "no"
+        lines.append(f"| {network} | {recipe} | {most:.2f} | {best} | {lost:.2f} | {reached} |")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, and write the page or print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=list(TUNING), choices=list(TUNING))
+    parser.add_argument("--recipes", nargs="*", default=[], help="some of them, by name; all otherwise")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--images", type=int, default=10_000, help="for logits")
+    parser.add_argument("--quick", action="store_true", help="small images, to see that it runs")
+    parser.add_argument("--write", action="store_true", help="the page, of all that is kept")
+    chosen = parser.parse_args(arguments)
+    if chosen.quick and chosen.write:
+        parser.error("--quick measures nothing worth writing; leave out one of the two")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, images = Path(temporary), 200 if chosen.quick else chosen.images
+        keep = folder / RESULTS.name if chosen.quick else RESULTS
+        rows = run(folder, chosen.only, chosen.recipes, chosen.seeds, images, quick=chosen.quick, keep=keep)
+    text = page(rows)
+    if chosen.write:
+        write_text(PAGE, text)
+    else:
+        print(text)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
