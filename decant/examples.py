@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from decant.errors import DecantError
 from decant.inputs import Inputs, inputs_of
 from decant.lazy import torch
+from decant.row_groups import RowGroups
 from decant.targets import CLASSES, Target
 
 if TYPE_CHECKING:
@@ -20,13 +21,14 @@ class Rows:
     """Inputs of a network that are no pictures: named tensors of one length.
 
     Attributes:
-        tensors: By name, [N, ...] each, of any type; a network is called with them in this order.
+        tensors: By name, [N, ...] each, of any type; a network is called with them in this order. Such as
+            are larger than memory are in row groups; what is taken from them is not.
 
     Raises:
         DecantError: There are none, or their lengths differ.
     """
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor | RowGroups]
 
     def __post_init__(self) -> None:
         """Refuse tensors that are no rows of one table."""
@@ -47,11 +49,11 @@ class Rows:
         return (self[start : start + size] for start in range(0, len(self), size))
 
 
-Batch: TypeAlias = "Tensor | Rows"
-"""Inputs: pixels [N, C, H, W], uint8 in [0, 255], or rows of any tensors."""
+Batch: TypeAlias = "Tensor | RowGroups | Rows"
+"""Inputs: pixels [N, C, H, W], uint8 in [0, 255], or rows of any tensors; either may lie in mapped files."""
 
 
-def tensors_in(batch: Batch) -> tuple[Tensor, ...]:
+def tensors_in(batch: Batch) -> tuple[Tensor | RowGroups, ...]:
     """Return the tensors of a batch as they lie there, in order."""
     return tuple(batch.tensors.values()) if isinstance(batch, Rows) else (batch,)
 
@@ -98,6 +100,16 @@ class Examples:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the inputs take."""
+        return sum(tensor.nbytes for tensor in tensors_in(self.images))
+
+    @property
+    def width(self) -> int:
+        """How many bytes the inputs of one example take."""
+        return self.nbytes // max(len(self), 1)
+
     def first(self, count: int) -> Examples:
         """Return the first `count` examples; they are a fair sample only where the order is random.
 
@@ -110,6 +122,8 @@ class Examples:
 
     def at_most(self, count: int) -> Examples:
         """Return the first `count` examples, or all where there are fewer."""
+        if count >= len(self):
+            return self
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, images=self.images[:count], labels=labels)
 
@@ -144,5 +158,8 @@ def arguments(batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, .
         batch: Pictures, or rows; rows go in as they are, in order.
         dtype: Of all that are fractions, such as torch.float64; None keeps each one's own.
     """
-    found = tuple(t.clone() for t in batch.tensors.values()) if isinstance(batch, Rows) else (pixels(batch),)
+    if isinstance(batch, Rows):
+        found = tuple(t[:] if isinstance(t, RowGroups) else t.clone() for t in batch.tensors.values())
+    else:
+        found = (pixels(batch[:] if isinstance(batch, RowGroups) else batch),)
     return found if dtype is None else tuple(t.to(dtype) if t.is_floating_point() else t for t in found)

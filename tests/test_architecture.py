@@ -20,7 +20,7 @@ from tests.imports import OPERATIONS, ROOT, closure, file_of, imported_by, modul
 
 LAYERS = (
     ("errors", "lazy", "progress", "seeds"),  # no torch; lazy imports it at its first use
-    ("outputs", "schema"),
+    ("outputs", "row_groups", "schema"),
     ("inputs", "sealed", "targets"),
     ("examples",),
     ("recipes", "networks"),

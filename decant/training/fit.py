@@ -31,6 +31,7 @@ from decant.networks.execution import as_rows, predict
 from decant.networks.record import give_example_, has_example
 from decant.networks.structure import compressible, filters
 from decant.progress import progress_bar
+from decant.row_groups import cut, order
 from decant.seeds import derive_seed
 from decant.targets import Classes
 from decant.training.goals import Goal, goal_of
@@ -285,7 +286,7 @@ def fit_(
             goal.columns,
             there,
         )
-        train, validation = (resident(each, _size(each), there) for each in (train, validation))
+        train, validation = (resident(each, each.nbytes, there) for each in (train, validation))
         _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
     lay_out_(module, torch.contiguous_format)
     return progress.curve
@@ -323,11 +324,6 @@ def _train_(
     progress.end_(training)
     measured = _best(rows) if training.patience else progress.curve[-1]
     _check_measured(goal, _answers(progress.module, validation.images, seed, place), measured)
-
-
-def _size(examples: Examples) -> int:
-    """Return how many bytes the inputs of examples take."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(examples.images))
 
 
 def _check_choice(sparsifier: Sparsifier, steps: int, epochs: int) -> None:
@@ -386,9 +382,9 @@ def batches(
 ) -> Iterator[tuple[Batch, Tensor | None]]:
     """Yield augmented batches, on a device, in a random order; the last is left out where it is not full."""
     generator = torch.Generator().manual_seed(seed)
-    order = moved(torch.randperm(len(train), generator=generator), tensors_in(train.images)[0].device)
-    size = min(training.batch_size, len(train))
-    for chosen in order[: _steps(train, training) * size].split(size):
+    place, size = tensors_in(train.images)[0].device, min(training.batch_size, len(train))
+    windows = (moved(rows, place) for rows in order(len(train), train.width, generator))
+    for chosen in cut(windows, size):
         labels = None if train.labels is None else train.labels[chosen]
         images, labels = moved((train.images[chosen], labels), device)
         if not isinstance(images, Rows):

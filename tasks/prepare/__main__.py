@@ -36,9 +36,12 @@ def _write(params: AnyData, seed: int, drawn: Mapping[str, Any]) -> None:
     elif isinstance(params, FolderParams):
         from tasks.prepare import own_pictures
 
-        pictures, notes = own_pictures.draw(params, seed)
+        pictures = own_pictures.draw(params, seed)
         origin, target = own_pictures.Origin(params.source, params.names), Classes(balanced=params.balanced)
-        tables.write(pictures, DATA, origin, drawn, target)
+        notes = list[str]()
+        tables.write(
+            pictures.splits, DATA, origin, drawn, target, check=lambda: notes.extend(pictures.check())
+        )
         _tell(notes)
     elif params.source == ARRAYS:
         from tasks.prepare import arrays  # which imports torch

@@ -59,7 +59,7 @@ def _read(params: PrepareParams, file: str) -> Examples:
         inputs_of(rows.tensors)
     except (DecantError, ValueError) as error:
         raise DecantError(f"{file}: {error}") from None
-    for name, tensor in rows.tensors.items():
+    for name, tensor in ((name, tensors[name]) for name in names):
         if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
             row = int(torch.isnan(tensor).flatten(1).any(1).nonzero()[0]) if tensor.dim() > 1 else 0
             raise DecantError(f"{file}: {name} holds NaN, as in row {row}; leave such rows out")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from decant.errors import DecantError
-from decant.progress import progress_bar
 from decant.sealed import one_line
 from tasks.prepare import parts
 from tasks.prepare.params import SPLITS, ByShares, FolderParams
@@ -19,8 +21,8 @@ from tasks.prepare.splits import Split
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LISTED = 20
-MOST_BYTES = 1 << 36
-"""Of all pictures once they are read: they lie in memory together."""
+AHEAD = 64
+"""Pictures that are decoded at a time, by as many threads as there are cores."""
 
 
 @dataclass(frozen=True)
@@ -46,32 +48,118 @@ class File:
     split: str
 
 
-def draw(params: FolderParams, seed: int) -> tuple[dict[str, Split], list[str]]:
-    """Return the splits `train`, `validation` and `test`, the first two shuffled; and what to tell of them.
+@dataclass
+class Pictures:
+    """The pictures of a split, decoded when they are asked for; those that cannot be are left out.
+
+    Attributes:
+        params: How they are made alike.
+        files: In the split's order.
+        labels: Of those that were decoded.
+        sums: Of their pixels, SHA-256.
+        broken: The others, each with the reason.
+    """
+
+    params: FolderParams
+    files: Sequence[File]
+    labels: list[int] = field(default_factory=list)
+    sums: list[bytes] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """One picture [C, H, W]."""
+        return self.params.shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def parts(self, rows: int) -> Iterator[Split]:
+        """Yield the pictures in order, `rows` at a time; once, as it is noted what was decoded."""
+        images, labels = self._room(rows), list[int]()
+        for file, pixels in self._decoded():
+            images[len(labels)] = pixels
+            labels.append(file.label)
+            if len(labels) == rows:
+                yield Split(images, np.array(labels))
+                images, labels = self._room(rows), []
+        if labels:
+            yield Split(images[: len(labels)], np.array(labels))
+
+    def _room(self, rows: int) -> NDArray[np.uint8]:
+        return np.empty((min(rows, len(self)), *self.shape), np.uint8)
+
+    def _decoded(self) -> Iterator[tuple[File, NDArray[np.uint8]]]:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for start in range(0, len(self), AHEAD):
+                some = self.files[start : start + AHEAD]
+                for file, found in zip(some, pool.map(self._decode, some), strict=True):
+                    if isinstance(found, str):
+                        self.broken.append(f"{file.path}: {found}")
+                        continue
+                    self.labels.append(file.label)
+                    self.sums.append(sha256(found.tobytes()).digest())
+                    yield file, found
+
+    def _decode(self, file: File) -> NDArray[np.uint8] | str:
+        """Return the pixels of a picture; or why there are none."""
+        try:
+            return picture(file.path, self.params)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return one_line(error)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The three splits of a folder, of which no picture has been decoded yet.
+
+    Attributes:
+        params: What they were drawn by.
+        splits: By name, the first two shuffled.
+    """
+
+    params: FolderParams
+    splits: dict[str, Pictures]
+
+    def check(self) -> list[str]:
+        """Return what to tell of the pictures, once all were decoded.
+
+        Raises:
+            DecantError: One cannot be read, and that is an error; a split or a class has none left to learn
+                from; or the same picture is in two splits, and that is an error.
+        """
+        params, splits = self.params, self.splits
+        broken = sorted(each for split in splits.values() for each in split.broken)
+        told = _told(broken, sum(map(len, splits.values())), params.bad == "fail")
+        if empty := [name for name, split in splits.items() if not split.labels]:
+            raise DecantError(f"{params.folder}: no picture of {', '.join(empty)} can be read; repair them")
+        parts.check_learned(splits["train"].labels, params.names, params.folder, "picture")
+        leak = parts.check_sums({name: split.sums for name, split in splits.items()}, params.leak == "fail")
+        shares = (
+            parts.shares(name, len(splits[name].labels), splits[name].labels, params.names, "pictures")
+            for name in SPLITS
+        )
+        return [*told, *filter(None, [leak]), *shares]
+
+
+def draw(params: FolderParams, seed: int) -> Drawn:
+    """Return the splits `train`, `validation` and `test`, the first two shuffled.
+
+    Pictures that turn out not to be readable are left out of the split that they were drawn for.
 
     Raises:
-        DecantError: There is no such folder, fewer than two classes, or an empty one; a picture cannot be
-            read; or a split would be empty.
+        DecantError: There is no such folder, fewer than two classes, or an empty one; or a split would be
+            empty.
     """
     files = list_files(params)
-    images, read, broken = _pictures(params, files)
-    labels = np.array([file.label for file in read])
     if isinstance(params.split, ByShares):
-        groups = labels.tolist() if params.split.stratified else None
-        rows = parts.by_shares(params.split, len(read), seed, groups)
+        groups = [file.label for file in files] if params.split.stratified else None
+        rows = parts.by_shares(params.split, len(files), seed, groups)
     else:
-        rows = parts.by_words([file.split for file in read], "the folder", params.folder, seed)
-    found = {name: Split(images[chosen], labels[chosen]) for name, chosen in rows.items()}
-    parts.check_learned(found["train"].labels.tolist(), params.names, params.folder, "picture")
-    leak = parts.check_leaks(
-        {name: (picture.tobytes() for picture in each.images) for name, each in found.items()},
-        params.leak == "fail",
+        rows = parts.by_words([file.split for file in files], "the folder", params.folder, seed)
+    return Drawn(
+        params, {name: Pictures(params, [files[row] for row in chosen]) for name, chosen in rows.items()}
     )
-    shares = (
-        parts.shares(name, len(found[name]), found[name].labels.tolist(), params.names, "pictures")
-        for name in SPLITS
-    )
-    return found, [*broken, *filter(None, [leak]), *shares]
 
 
 def list_files(params: FolderParams) -> list[File]:
@@ -109,26 +197,6 @@ def _in_place(params: FolderParams, place: Path, names: Sequence[str]) -> Iterat
         for path in sorted((place / name).rglob("*")):
             if path.suffix.lower() in ENDINGS and path.is_file():
                 yield File(path, label, split)
-
-
-def _pictures(params: FolderParams, files: Sequence[File]) -> tuple[NDArray[np.uint8], list[File], list[str]]:
-    """Return the pictures [N, C, H, W] that can be read, their files, and what to tell of the others."""
-    channels, height, width = params.shape
-    if (size := len(files) * channels * height * width) > MOST_BYTES:
-        raise DecantError(
-            f"{len(files):,} pictures take {size:,} bytes, at most {MOST_BYTES:,}; make size less"
-        )
-    images = np.empty((len(files), channels, height, width), np.uint8)
-    read, broken = list[File](), list[str]()
-    with progress_bar(None, "pictures", "pictures", total=len(files)) as bar:
-        for file in files:
-            try:
-                images[len(read)] = picture(file.path, params)
-                read.append(file)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                broken.append(f"{file.path}: {one_line(error)}")
-            bar.update()
-    return images[: len(read)], read, _told(broken, len(files), params.bad == "fail")
 
 
 def picture(path: Path, params: FolderParams) -> NDArray[np.uint8]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,12 +17,18 @@ import pyarrow.parquet as pq
 from decant.examples import Examples, Rows
 from decant.lazy import torch
 from decant.outputs import replacing
+from decant.progress import progress_bar
+from decant.row_groups import group_rows, is_large
 from decant.targets import CLASSES, Target
 from tasks.pipeline.seals import BLANK, seal_
 from tasks.prepare.splits import Split
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+PAGE = (1 << 31) - 1
+"""Bytes, and rows, that a page never has: a row group of a mapped file is one."""
 
 
 class Named(Protocol):
@@ -36,16 +43,33 @@ class Named(Protocol):
         """The classes' names, in the order of their labels."""
 
 
+class Pictures(Protocol):
+    """Pictures that need not be in memory together: a `Split`, or what is decoded as it is written."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One picture [C, H, W]."""
+
+    def __len__(self) -> int:
+        """How many there are, or at most: what cannot be decoded is left out."""
+
+    def parts(self, rows: int) -> Iterator[Split]:
+        """Yield the pictures in order, `rows` at a time; the last part may have fewer."""
+
+
 def write(
-    splits: Mapping[str, Split],
+    splits: Mapping[str, Pictures],
     folder: Path,
     source: Named,
     drawn: Mapping[str, Any] | None = None,
     target: Target = CLASSES,
+    check: Callable[[], object] = lambda: None,
 ) -> None:
     """Write `<split>.parquet` for each split: the same bytes for the same arguments, and sealed.
 
-    No file is moved into its place before all of them are written.
+    What is larger than a window of row groups is written in such, each column of each as one page that can be
+    mapped, and never is more than a group of it in memory; anything else in one row group. No file is moved
+    into its place before all of them are written.
 
     Args:
         splits: By name.
@@ -53,13 +77,18 @@ def write(
         source: Where the images come from.
         drawn: What params.yaml said when the splits were drawn; None where it did not say how to.
         target: What the labels are.
+        check: Raises where what was written must not be used after all; called once all of it was decoded.
     """
     with ExitStack() as stack:
         for name, split in splits.items():
             path = stack.enter_context(replacing(folder / f"{name}.parquet"))
             of = {"split": name, "source": source.name, "classes": source.classes, "drawn": drawn}
-            _write(_table(split, of | _told(target)), path)
+            schema = _pictures_schema(split.shape, of | _told(target))
+            rows = _rows(len(split), math.prod(split.shape))
+            tables = (_pictures_table(part, schema) for part in split.parts(rows or len(split)))
+            _write(tables, schema, path, title=f"writing {name}", count=len(split), mapped=bool(rows))
             seal_(path)
+        check()
 
 
 def write_rows(
@@ -82,23 +111,45 @@ def write_rows(
     with ExitStack() as stack:
         for name, split in splits.items():
             path = stack.enter_context(replacing(folder / f"{name}.parquet"))
-            _write(_rows_table(split, {"split": name, "source": source, "drawn": drawn} | more), path)
+            schema = _rows_schema(split, {"split": name, "source": source, "drawn": drawn} | more)
+            rows = _rows(len(split), split.width)
+            tables = (_rows_table(part, schema) for part in _parts(split, rows or len(split)))
+            _write(tables, schema, path, title=f"writing {name}", count=len(split), mapped=bool(rows))
             seal_(path)
 
 
-def _rows_table(split: Examples, of: Mapping[str, Any]) -> pa.Table:
+def _rows(count: int, width: int) -> int:
+    """Return how many rows of so many bytes a row group has; 0 where all of them lie in one, as they did."""
+    return group_rows(width) if is_large(count, width) else 0
+
+
+def _parts(split: Examples, rows: int) -> Iterator[Examples]:
+    """Yield examples in order, `rows` at a time."""
+    labels = None if split.labels is None else split.labels.split(rows)
+    for place, images in enumerate(split.images.split(rows)):
+        yield replace(split, images=images, labels=None if labels is None else labels[place])
+
+
+def _rows_schema(split: Examples, of: Mapping[str, Any]) -> pa.Schema:
     """Return a column of bytes for each tensor, and `label` where there are labels."""
     assert isinstance(split.images, Rows)
-    columns, described = {}, {}
+    kinds, described = {}, {}
     for name, tensor in split.images.tensors.items():
         described[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": [*tensor.shape[1:]]}
-        columns[f"input.{name}"] = _bytes(tensor)
+        kinds[f"input.{name}"] = pa.binary(tensor.nbytes // len(tensor))
     if split.labels is not None:
-        columns["label"] = _labels(split.labels)
-    metadata = {"inputs": described, "classes": split.classes, **_told(split.target), **of}
-    texts = {key: json.dumps(value) for key, value in metadata.items()}
-    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
-    return pa.Table.from_arrays([*columns.values()], schema=pa.schema(fields, {**texts, "seal": BLANK}))
+        plain = split.labels.dim() == 1
+        kinds["label"] = pa.int64() if plain else pa.binary(split.labels.nbytes // len(split.labels))
+    return _schema(kinds, {"inputs": described, "classes": split.classes, **_told(split.target), **of})
+
+
+def _rows_table(split: Examples, schema: pa.Schema) -> pa.Table:
+    """Return a part of the rows as the schema says."""
+    assert isinstance(split.images, Rows)
+    columns = [_bytes(tensor[:]) for tensor in split.images.tensors.values()]
+    if split.labels is not None:
+        columns.append(_labels(split.labels))
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _told(target: Target) -> dict[str, Any]:
@@ -118,25 +169,42 @@ def _bytes(tensor: Tensor) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(content.shape[1]), len(tensor), [None, pa.py_buffer(content)])
 
 
-def _table(split: Split, of: Mapping[str, Any]) -> pa.Table:
-    """Return the columns `image` and `label`; what they are of is the schema's metadata, in JSON."""
-    shape = split.images.shape[1:]
-    image = pa.Array.from_buffers(
-        pa.binary(math.prod(shape)), len(split), [None, pa.py_buffer(np.ascontiguousarray(split.images))]
-    )
-    columns = {"image": image, "label": pa.array(split.labels.astype(np.int64))}
-    metadata = {key: json.dumps(value) for key, value in {"shape": shape, **of}.items()}
-    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
-    return pa.Table.from_arrays([*columns.values()], schema=pa.schema(fields, {**metadata, "seal": BLANK}))
+def _pictures_schema(shape: Sequence[int], of: Mapping[str, Any]) -> pa.Schema:
+    """Return the columns `image` and `label`; what they are of is the metadata, in JSON."""
+    return _schema({"image": pa.binary(math.prod(shape)), "label": pa.int64()}, {"shape": shape, **of})
 
 
-def _write(table: pa.Table, path: Path) -> None:
-    """Write plain values, in one row group: what a memory map can serve and what never differs."""
-    pq.write_table(
-        table,
-        path,
-        row_group_size=len(table),
-        compression="NONE",
-        use_dictionary=False,
-        write_statistics=False,
-    )
+def _schema(kinds: Mapping[str, pa.DataType], metadata: Mapping[str, Any]) -> pa.Schema:
+    fields = [pa.field(name, kind, nullable=False) for name, kind in kinds.items()]
+    return pa.schema(fields, {**{key: json.dumps(value) for key, value in metadata.items()}, "seal": BLANK})
+
+
+def _pictures_table(split: Split, schema: pa.Schema) -> pa.Table:
+    """Return a part of the pictures as the schema says."""
+    content = pa.py_buffer(np.ascontiguousarray(split.images))
+    image = pa.Array.from_buffers(schema.field("image").type, len(split), [None, content])
+    return pa.Table.from_arrays([image, pa.array(split.labels.astype(np.int64))], schema=schema)
+
+
+def _write(
+    tables: Iterable[pa.Table], schema: pa.Schema, path: Path, *, title: str, count: int, mapped: bool
+) -> None:
+    """Write plain values, each table as a row group: what a memory map can serve and what never differs.
+
+    Args:
+        tables: The parts, in order.
+        schema: Of each.
+        path: Where to.
+        title: What the bar says.
+        count: How many rows there are, for the bar.
+        mapped: Whether the values of a column lie in one page, as what is mapped needs.
+    """
+    whole = {"data_page_size": PAGE, "max_rows_per_page": PAGE} if mapped else {}
+    plain = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
+    with (
+        progress_bar(None, title, "rows", total=count) as bar,
+        pq.ParquetWriter(path, schema, **plain, **whole) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table, row_group_size=max(len(table), 1))
+            bar.update(len(table))
