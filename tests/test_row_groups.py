@@ -1,6 +1,7 @@
 """Data larger than memory: rows in groups, their order, what is written of them, mapped and learned from."""
 
 import math
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ from decant.seeds import derive_seed
 from decant.targets import Numbers
 from decant.training.fit import batches
 from decant.training.fresh import train
+from decant.training.loading import LOADERS, loaded, loaders
 from decant.training.recipe import Training
 from tasks.pipeline.seals import seal_
 from tasks.pipeline.splits import TEST, TRAIN, VALIDATION, read
@@ -153,6 +155,39 @@ def test_batches_are_the_same_wherever_the_rows_lie() -> None:
     for found in both[1:]:
         for (one, one_label), (other, other_label) in zip(both[0], found, strict=True):
             assert torch.equal(one, other) and torch.equal(one_label, other_label)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_batches_are_the_same_with_any_number_of_processes_that_read_ahead(
+    processes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = torch.randn(700, 16, generator=torch.Generator().manual_seed(0))
+    examples = Examples(Rows({"numbers": grouped(numbers), "codes": torch.arange(700)}), None, ())
+    recipe, place = Training(epochs=1, batch_size=30), torch.device("cpu")
+    state = torch.get_rng_state()
+    expected = [*batches(examples, recipe, 7, place)]
+    monkeypatch.setenv(LOADERS, processes)
+    found = [*batches(examples, recipe, 7, place)]
+    assert len(found) == len(expected) == 23
+    for (one, _), (other, labels) in zip(expected, found, strict=True):
+        assert isinstance(one, Rows) and isinstance(other, Rows) and labels is None
+        assert all(torch.equal(one.tensors[name][:], other.tensors[name][:]) for name in one.tensors)
+    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from the global generator"
+
+
+@pytest.mark.parametrize("wrong", ["-1", "two", "1.5", "65", "²"])
+def test_a_number_of_loaders_that_is_none_is_refused(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOADERS, wrong)
+    with pytest.raises(DecantError, match=r"DECANT_LOADERS is .* expected a whole number from 0 to 64"):
+        loaders()
+
+
+def test_a_loader_that_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel ends one that finds no shared memory; the others must not be waited for for ever."""
+    images = grouped(torch.zeros(700, 64, dtype=torch.uint8))
+    monkeypatch.setattr(RowGroups, "__getitem__", lambda self, rows: os._exit(1))
+    with pytest.raises(DecantError, match=r"A process that reads examples ended \(.*set DECANT_LOADERS to 0"):
+        next(loaded(Examples(images, None, ()), iter([torch.arange(9)]), 1))
 
 
 # --- statistics

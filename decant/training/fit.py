@@ -36,6 +36,7 @@ from decant.seeds import derive_seed
 from decant.targets import Classes
 from decant.training.goals import Goal, goal_of
 from decant.training.layout import laid_out, lay_out_, layout
+from decant.training.loading import loaded, loaders
 from decant.training.recipe import Loss, Training
 from decant.training.resume import Scratch, check_form, resume_
 
@@ -384,10 +385,10 @@ def batches(
     generator = torch.Generator().manual_seed(seed)
     place, size = tensors_in(train.images)[0].device, min(training.batch_size, len(train))
     windows = (moved(rows, place) for rows in order(len(train), train.width, generator))
-    for chosen in cut(windows, size):
-        labels = None if train.labels is None else train.labels[chosen]
-        images, labels = moved((train.images[chosen], labels), device)
-        if not isinstance(images, Rows):
+    processes = loaders() if place.type == CPU else 0
+    for images, labels in loaded(train, cut(windows, size), processes):
+        images, labels = moved((images, labels), device)
+        if isinstance(images, Tensor):
             images = training.augmentation.apply(images, generator)
         yield images, labels
 
