@@ -24,7 +24,7 @@ from decant.checkpoints.checkpoint import state
 from decant.checkpoints.constraints import FREE, Constraints, project_
 from decant.checkpoints.gradients import straight_through
 from decant.errors import DecantError
-from decant.examples import Batch, Examples, Rows, arguments, tensors_in
+from decant.examples import Batch, Examples, arguments, tensors_in
 from decant.networks.devices import CPU, autocast, fed, find, moved, resident, training_on
 from decant.networks.draws import drawing
 from decant.networks.execution import as_rows, predict
