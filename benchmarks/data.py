@@ -2,17 +2,19 @@
 
     python -m benchmarks.data [--out benchmarks] [--bytes 10e9] [--work .scratch/data-benchmark]
 
-JPEG files are drawn from a seed, prepared by the stage `prepare`, and trained on for an epoch by a small network
-of convolutions: mapped, with the file in the system's cache and with a cold one; read ahead by two processes;
-and all in memory. Each is a process of its own, whose own memory is looked at ten times a second: RssAnon and
-RssShmem of it and its children, without the mapped pages, which the system takes back when it needs them. All
-files are deleted at the end.
+JPEG files are drawn from a seed, prepared by the stage `prepare`, and trained on for an epoch by a small
+network of convolutions: mapped, with the file in the system's cache and with a cold one; read ahead by two
+processes; and all in memory. Each is a process of its own, whose own memory is looked at ten times a second:
+RssAnon and RssShmem of it and its children, without the mapped pages, which the system takes back when it
+needs them. All files are deleted at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -113,6 +115,7 @@ def measured(count: int) -> dict[str, Any]:
             forget(TRAIN)
         own, text = watched([sys.executable, "-m", "benchmarks.data", "--run", run], environment)
         found["runs"][what] = own | json.loads(text.splitlines()[-1])
+        Path("found.json").write_text(json.dumps(found), encoding="utf-8")
         print(f"{what}: {found['runs'][what]}", flush=True)
     return found
 
@@ -152,8 +155,15 @@ def digits_come_back() -> bool:
     )
 
 
-def forget(path: Path) -> None:
-    """Ask the system to drop its cache of a file."""
+def forget(path: Path, examples: Examples | None = None) -> None:
+    """Ask the system to drop its cache of a file, also of what examples have mapped of it."""
+    if examples is not None:
+        assert isinstance(examples.images, RowGroups)
+        first, last = examples.images.groups[0], examples.images.groups[-1]
+        start = first.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        size = last.data_ptr() + last.nbytes - start
+        if ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED):
+            raise OSError("madvise failed")
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -216,35 +226,23 @@ class Net(nn.Module):
 
 
 def trained(run: str) -> dict[str, Any]:
-    """Return the seconds of an epoch, and of what comes before it; and the sum of the weights it ends with."""
+    """Return the seconds of an epoch and of what comes before it, and a sum over the weights it ends with."""
     make_deterministic(1)
     train, reading = timed(partial(read, TRAIN))
     validation = read(VALIDATION)
     if run == "memory":
         train = in_memory(train)
     elif run == "cold":
-        forget(TRAIN)
+        forget(TRAIN, train)
     torch.manual_seed(1)
     module = Net()
     (mean, deviation), summing = timed(partial(channels, train.images))
     module.mean.copy_(mean.reshape(3, 1, 1))
     module.deviation.copy_(deviation.reshape(3, 1, 1))
     if run == "cold":
-        forget(TRAIN)
+        forget(TRAIN, train)
     busy = time.process_time()
-    curve, epoch = timed(
-        lambda: fit_(
-            module,
-            RECIPE,
-            RECIPE.hard_loss(),
-            train,
-            validation,
-            scratch=None,
-            seed=1,
-            constraints={},
-            title=run,
-        )  # fmt: skip
-    )
+    curve, epoch = timed(partial(learned, module, train, validation, run))
     busy = time.process_time() - busy
     weights = b"".join(each.numpy().tobytes() for each in module.state_dict().values())
     return {
@@ -258,9 +256,23 @@ def trained(run: str) -> dict[str, Any]:
     }
 
 
+def learned(module: nn.Module, train: Examples, validation: Examples, run: str) -> list[dict[str, float]]:
+    """Train for an epoch, in place; return its curve."""
+    return fit_(
+        module,
+        RECIPE,
+        RECIPE.hard_loss(),
+        train,
+        validation,
+        scratch=None,
+        seed=1,
+        constraints={},
+        title=run,
+    )
+
+
 def in_memory(examples: Examples) -> Examples:
     """Return the same examples as one tensor."""
-    assert isinstance(examples.images, RowGroups)
     return replace(examples, images=examples.images[:])
 
 
@@ -276,16 +288,13 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def page(found: dict[str, Any]) -> str:
     """Return what was found as a page."""
-    own = found["runs"]["in memory"]
-    rows = "\n".join(
-        f"| {what} | {each['epoch']:.0f} | {each['rate']:,} | {own['epoch'] / each['epoch']:.2f} | "
-        f"{each['busy']:.0f} | {each['own_bytes'] / 1e9:.2f} | {each['reading']:.0f} | {each['statistics']:.0f} | "
-        f"{each['accuracy']:.1%} |"
-        for what, each in found["runs"].items()
-    )
-    same = len({each["weights"] for each in found["runs"].values()}) == 1
+    runs, bound = found["runs"], len(COLUMNS) - 1
+    head = f"| {' | '.join(COLUMNS)} |\n|---|{'---:|' * bound}"
+    rows = "\n".join(f"| {' | '.join(row(what, each, runs['in memory']))} |" for what, each in runs.items())
+    same = len({each["weights"] for each in runs.values()}) == 1
     return PAGE.format(
         **found,
+        head=head,
         rows=rows,
         side=SIDE,
         batch=BATCH,
@@ -298,25 +307,45 @@ def page(found: dict[str, Any]) -> str:
     )
 
 
+def row(what: str, run: dict[str, Any], memory: dict[str, Any]) -> list[str]:
+    """Return the cells of a run beside that in memory."""
+    return [
+        what,
+        f"{run['epoch']:.0f}",
+        f"{run['rate']:,}",
+        f"{memory['epoch'] / run['epoch']:.2f}",
+        f"{run['busy']:.0f}",
+        f"{memory['busy'] / run['busy']:.2f}",
+        f"{run['own_bytes'] / 1e9:.2f}",
+        f"{run['reading']:.0f}",
+        f"{run['statistics']:.0f}",
+        f"{run['accuracy']:.1%}",
+    ]
+
+
 PAGE = """# Data larger than memory
 
 `python -m benchmarks.data` with torch {torch} on {cores} cores, in {seconds} s: {pictures:,} pictures of
-{side} x {side} in colour, a table of {size:.2f} GB in row groups of {group} MiB, {window} of which are shuffled
-together. `prepare` decodes and writes them in {prepare[seconds]:.0f} s ({prepared:,.0f} pictures a second) with
-{own:.2f} GB of memory of its own. scikit-learn's digits come back from Parquet {digits}.
+{side} x {side} in colour, a table of {size:.2f} GB in row groups of {group} MiB, {window} of which are
+shuffled together. `prepare` decodes and writes them in {prepare[seconds]:.0f} s ({prepared:,.0f} pictures a
+second) with {own:.2f} GB of memory of its own. scikit-learn's digits come back from Parquet {digits}.
 
-One epoch of a small network of convolutions, in batches of {batch}, on one thread. Own memory is what the process
-and its children have beside the pages of mapped files. Seconds of the processor are those of the training's own
-process, and count less what else runs on the machine. Before the epoch the sum over the file is checked and the
-channels' mean and deviation are computed; a cold cache is one that the system was asked to drop before each of
-these.
+One epoch of a small network of convolutions, in batches of {batch}, on one thread. Own memory is what the
+process and its children have beside the pages of mapped files. The processor's seconds are those of the
+training's own process; they count where other work on the machine makes an epoch take longer. Before it the
+sum over the file is checked, and the channels' mean and deviation are computed; a cold cache is one that the
+system was asked to drop before each of these.
 
-| pictures | epoch, s | pictures/s | speed in memory = 1 | processor, s | own memory, GB | sum, s | mean, s | accuracy |
-|---|---:|---:|---:|---:|---:|---:|---:|---:|
+{head}
 {rows}
 
 All of them end with {weights}.
 """
+
+COLUMNS = (
+    "pictures", "epoch, s", "pictures/s", "speed in memory = 1", "processor, s", "the same, in memory = 1",
+    "own memory, GB", "sum, s", "mean, s", "accuracy",
+)  # fmt: skip
 
 
 if __name__ == "__main__":
