@@ -43,9 +43,8 @@ from decant.networks.statistics import channels
 from decant.progress import progress_bar
 from decant.row_groups import GROUP, WINDOW, RowGroups
 from decant.training.fit import fit_
-from decant.training.loading import LOADERS
 from decant.training.recipe import Sgd, Training
-from tasks.pipeline.splits import TEST, TRAIN, VALIDATION, read
+from tasks.pipeline.splits import LOADERS, TEST, TRAIN, VALIDATION, read
 from tasks.prepare import splits, tables
 from tasks.prepare.sources import SOURCES
 from tests.imports import ROOT

@@ -69,12 +69,14 @@ class Examples:
             target; None where nothing is known but what a teacher answers.
         classes: The classes' names; empty where there are none.
         target: What the labels are.
+        loaders: How many processes read batches ahead of a training; the batches are the same with any.
     """
 
     images: Batch
     labels: Tensor | None
     classes: tuple[str, ...]
     target: Target = CLASSES
+    loaders: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int] | Inputs:

@@ -59,6 +59,7 @@ RAISED_LATER = {
     "decant/adoption/weights.py": "all that does not fit in a file of weights, at once",
     "decant/networks/devices.py": "asked whether a kernel does not repeat its bits, then raised",
     "decant/networks/python.py": "what a file lacks, raised or told with all that is wrong with params.yaml",
+    "decant/training/loading.py": "asked whether a process that reads ended, then raised",
     "tasks/teacher/adopted.py": "printed: why a network has no ONNX file",
     "tasks/validate/networks.py": "mistakes in params.yaml, all at once",
     "decant/schema.py": "mistakes of a section, all at once",

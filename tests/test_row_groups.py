@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -27,10 +28,10 @@ from decant.seeds import derive_seed
 from decant.targets import Numbers
 from decant.training.fit import batches
 from decant.training.fresh import train
-from decant.training.loading import LOADERS, loaded, loaders
+from decant.training.loading import loaded
 from decant.training.recipe import Training
 from tasks.pipeline.seals import seal_
-from tasks.pipeline.splits import TEST, TRAIN, VALIDATION, read
+from tasks.pipeline.splits import LOADERS, TEST, TRAIN, VALIDATION, read
 from tasks.prepare import own_pictures, splits, tables
 from tasks.prepare.__main__ import main as prepare
 from tasks.prepare.sources import SOURCES
@@ -157,17 +158,16 @@ def test_batches_are_the_same_wherever_the_rows_lie() -> None:
             assert torch.equal(one, other) and torch.equal(one_label, other_label)
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_batches_are_the_same_with_any_number_of_processes_that_read_ahead(
-    processes: str, monkeypatch: pytest.MonkeyPatch
+    processes: int,
 ) -> None:
     numbers = torch.randn(700, 16, generator=torch.Generator().manual_seed(0))
     examples = Examples(Rows({"numbers": grouped(numbers), "codes": torch.arange(700)}), None, ())
     recipe, place = Training(epochs=1, batch_size=30), torch.device("cpu")
     state = torch.get_rng_state()
     expected = [*batches(examples, recipe, 7, place)]
-    monkeypatch.setenv(LOADERS, processes)
-    found = [*batches(examples, recipe, 7, place)]
+    found = [*batches(replace(examples, loaders=processes), recipe, 7, place)]
     assert len(found) == len(expected) == 23
     for (one, _), (other, labels) in zip(expected, found, strict=True):
         assert isinstance(one, Rows) and isinstance(other, Rows) and labels is None
@@ -176,18 +176,26 @@ def test_batches_are_the_same_with_any_number_of_processes_that_read_ahead(
 
 
 @pytest.mark.parametrize("wrong", ["-1", "two", "1.5", "65", "²"])
-def test_a_number_of_loaders_that_is_none_is_refused(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_says_how_many_processes_read_ahead(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.write(splits.draw(DIGITS, 300, seed=0), Path("data"), DIGITS)
+    assert read(TRAIN).loaders == 0
+    monkeypatch.setenv(LOADERS, "3")
+    assert read(TRAIN).loaders == 3
     monkeypatch.setenv(LOADERS, wrong)
     with pytest.raises(DecantError, match=r"DECANT_LOADERS is .* expected a whole number from 0 to 64"):
-        loaders()
+        read(TRAIN)
 
 
 def test_a_loader_that_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the kernel ends one that finds no shared memory; the others must not be waited for for ever."""
     images = grouped(torch.zeros(700, 64, dtype=torch.uint8))
     monkeypatch.setattr(RowGroups, "__getitem__", lambda self, rows: os._exit(1))
-    with pytest.raises(DecantError, match=r"A process that reads examples ended \(.*set DECANT_LOADERS to 0"):
-        next(loaded(Examples(images, None, ()), iter([torch.arange(9)]), 1))
+    with pytest.raises(
+        DecantError, match=r"A process that reads examples ended \(.*give it more of that, or"
+    ):
+        next(loaded(Examples(images, None, (), loaders=1), iter([torch.arange(9)])))
 
 
 # --- statistics

@@ -36,7 +36,7 @@ from decant.seeds import derive_seed
 from decant.targets import Classes
 from decant.training.goals import Goal, goal_of
 from decant.training.layout import laid_out, lay_out_, layout
-from decant.training.loading import loaded, loaders
+from decant.training.loading import loaded
 from decant.training.recipe import Loss, Training
 from decant.training.resume import Scratch, check_form, resume_
 
@@ -385,8 +385,7 @@ def batches(
     generator = torch.Generator().manual_seed(seed)
     place, size = tensors_in(train.images)[0].device, min(training.batch_size, len(train))
     windows = (moved(rows, place) for rows in order(len(train), train.width, generator))
-    processes = loaders() if place.type == CPU else 0
-    for images, labels in loaded(train, cut(windows, size), processes):
+    for images, labels in loaded(train, cut(windows, size)):
         images, labels = moved((images, labels), device)
         if isinstance(images, Tensor):
             images = training.augmentation.apply(images, generator)

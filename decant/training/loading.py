@@ -5,7 +5,6 @@ Which rows come is settled before, and nothing is drawn here: the batches are th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -15,12 +14,9 @@ from torch import Generator, Tensor, from_numpy
 from torch.utils.data import DataLoader, Dataset
 
 from decant.errors import DecantError
-from decant.examples import Batch, Examples
+from decant.examples import Batch, Examples, tensors_in
+from decant.networks.devices import CPU
 
-LOADERS = "DECANT_LOADERS"
-"""The variable that says how many processes read ahead; without it the training reads by itself."""
-
-MOST = 64
 AHEAD = 2
 """Batches that each process has ready."""
 
@@ -28,38 +24,26 @@ Loaded: TypeAlias = tuple[Batch, Tensor | None]
 """Inputs [B, ...] and labels [B], or None where there are none."""
 
 
-def loaders() -> int:
-    """Return how many processes read ahead, as the environment says; 0 where it says nothing.
-
-    Raises:
-        DecantError: It says something else than a whole number in [0, 64].
-    """
-    found = os.environ.get(LOADERS, "").strip() or "0"
-    if not (found.isdecimal() and found.isascii() and int(found) <= MOST):
-        raise DecantError(f"{LOADERS} is {found!r}, expected a whole number from 0 to {MOST}; set it to one")
-    return int(found)
-
-
-def loaded(examples: Examples, rows: Iterable[Tensor], processes: int) -> Iterator[Loaded]:
+def loaded(examples: Examples, rows: Iterable[Tensor]) -> Iterator[Loaded]:
     """Yield inputs and labels of rows, in the order of `rows`.
 
     Args:
-        examples: On the processor, where other processes read.
+        examples: These say how many processes read ahead. What lies on another device than the processor is
+            read when it is asked for, as it is with none.
         rows: Indices [B], int64, of each batch.
-        processes: How many read ahead; 0 reads when it is asked.
 
     Raises:
         DecantError: One of the processes ended, such as for want of shared memory.
     """
     reader = _Reader(examples)
-    if not processes:
+    if not examples.loaders or tensors_in(examples.images)[0].device.type != CPU:
         yield from map(reader.read, rows)
         return
     batches = DataLoader(
         reader,
         batch_size=None,
         sampler=(each.numpy() for each in rows),  # by value, where a tensor would take a file of its own
-        num_workers=processes,
+        num_workers=examples.loaders,
         prefetch_factor=AHEAD,
         collate_fn=_as_it_is,
         generator=Generator(),  # torch draws from the global one where there is none
@@ -72,7 +56,7 @@ def loaded(examples: Examples, rows: Iterable[Tensor], processes: int) -> Iterat
             raise
         raise DecantError(
             f"A process that reads examples ended ({str(error).splitlines()[0]}); each keeps {AHEAD} batches "
-            f"in shared memory: give it more of that, or set {LOADERS} to 0"
+            f"in shared memory: give it more of that, or have no such processes"
         ) from None
 
 

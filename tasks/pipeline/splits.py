@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ from tasks.pipeline.seals import check_seal
 
 TRAIN, VALIDATION, TEST = (Path("data") / f"{split}.parquet" for split in ("train", "validation", "test"))
 
+
+LOADERS = "DECANT_LOADERS"
+"""The variable that says how many processes read batches of mapped tables ahead; none where it is not set."""
+
+MOST_LOADERS = 64
 
 LABEL = ["label"]
 """The column that is read into memory, also where all others are mapped."""
@@ -103,7 +109,22 @@ def read(path: Path) -> Examples:
             images = _mapped(content, file, header)
     if path in (TRAIN, VALIDATION, TEST) and header.drawn is not None:
         _check_drawn(path, header.drawn)
-    return Examples(images, labels, header.classes, header.target or CLASSES)
+    loaders = 0 if file.metadata.num_row_groups == 1 else _loaders()
+    return Examples(images, labels, header.classes, header.target or CLASSES, loaders)
+
+
+def _loaders() -> int:
+    """Return how many processes read ahead, as the environment says.
+
+    Raises:
+        DecantError: It says something else than a whole number in [0, 64].
+    """
+    found = os.environ.get(LOADERS, "").strip() or "0"
+    if not (found.isdecimal() and found.isascii() and int(found) <= MOST_LOADERS):
+        raise DecantError(
+            f"{LOADERS} is {found!r}, expected a whole number from 0 to {MOST_LOADERS}; set it to one"
+        )
+    return int(found)
 
 
 def _labels(table: pa.Table, header: _Header) -> Tensor | None:
