@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from decant.errors import DecantError
 from decant.examples import Examples, Rows, arguments
 from decant.networks.layers import fit_normalization_, set_normalization_
-from decant.row_groups import RowGroups, in_groups, is_large
+from decant.progress import progress_bar
+from decant.row_groups import RowGroups, group_rows, in_groups, is_large
 
 TARGET = "target"
 
@@ -49,7 +52,7 @@ def channels(images: Tensor | RowGroups) -> tuple[Tensor, Tensor]:
     count, pixels = len(images), images.shape[2] * images.shape[3]
     levels = torch.arange(256, dtype=torch.int64)
     total = torch.zeros(images.shape[1], 256, dtype=torch.int64)
-    for group in in_groups(images):
+    for group in _groups(images):
         for place, plane in enumerate(group.unbind(1)):
             total[place] += torch.bincount(plane.reshape(-1), minlength=256)
     number = count * pixels
@@ -57,6 +60,12 @@ def channels(images: Tensor | RowGroups) -> tuple[Tensor, Tensor]:
     mean = torch.tensor([first / number / 255 for first, _ in sums], dtype=torch.float64)
     spread = [(number * second - first**2) / (number * (number - 1)) / 255**2 for first, second in sums]
     return mean, torch.tensor(spread, dtype=torch.float64).sqrt()
+
+
+def _groups(rows: Tensor | RowGroups) -> Iterator[Tensor]:
+    """Yield rows group by group, and show how far that is."""
+    count = -(-len(rows) // group_rows(rows.nbytes // max(len(rows), 1)))
+    return iter(progress_bar(in_groups(rows), "statistics", "row groups", total=count))
 
 
 def means(rows: Tensor | RowGroups) -> Tensor:
@@ -78,7 +87,7 @@ def _moments(rows: Tensor | RowGroups) -> tuple[Tensor, Tensor]:
         Chan et al., Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979. Stanford
         University, STAN-CS-79-773.
     """
-    groups = map(_of_group, in_groups(rows))
+    groups = map(_of_group, _groups(rows))
     count, mean, variance = next(groups)
     for number, other, spread in groups:
         whole = (count + number).clamp(min=1)
