@@ -93,7 +93,7 @@ class RowGroups:
             start, stop, step = rows.indices(len(self))
             if step == 1:
                 return self._typed(self._between(start, max(start, stop)))
-            rows = torch.arange(start, stop, step, device=self.device)
+            rows = torch.arange(start, stop, step)
         if rows.dtype == torch.bool:
             rows = rows.nonzero().flatten()
         return self._typed(self._at(torch.where(rows < 0, rows + len(self), rows)))
@@ -111,18 +111,20 @@ class RowGroups:
 
     def _at(self, rows: Tensor) -> Tensor:
         """Return the bytes of rows at indices: group after group, then in the order asked for."""
-        starts = torch.tensor(self._starts, device=rows.device)
+        rows, place, starts = rows.cpu(), self.device, torch.tensor(self._starts)
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(self)):
             raise IndexError(f"rows from {int(rows.min())} to {int(rows.max())} of {len(self)}")
         groups, places = torch.sort(torch.bucketize(rows, starts[1:], right=True), stable=True)
         found, counts = torch.unique_consecutive(groups, return_counts=True)
         inside = (rows[places] - starts[groups]).split(counts.tolist())
-        parts = [self.groups[n].index_select(0, at) for n, at in zip(found.tolist(), inside, strict=True)]
+        parts = [
+            self.groups[n].index_select(0, at.to(place)) for n, at in zip(found.tolist(), inside, strict=True)
+        ]
         if not parts:
             return self.groups[0][:0].clone()
         back = torch.empty_like(places)
-        back[places] = torch.arange(len(places), device=places.device)
-        return torch.cat(parts).index_select(0, back)
+        back[places] = torch.arange(len(places))
+        return torch.cat(parts).index_select(0, back.to(place))
 
     def _typed(self, content: Tensor) -> Tensor:
         """Return bytes [n, M] as rows; such as lie where their type may not are copied."""
