@@ -24,6 +24,7 @@ from .networks.execution import predict as predict
 from .networks.packages import Timm as Timm
 from .networks.packages import Transformers as Transformers
 from .networks.python import Python as Python
+from .row_groups import RowGroups as RowGroups
 from .training.fresh import train as train
 from .training.recipe import Training as Training
 from .training.run import Run as Run
