@@ -18,20 +18,20 @@ from decant import row_groups
 from decant.adoption.adopting import _some
 from decant.errors import DecantError
 from decant.examples import Examples, Rows, Splits
-from decant.inputs import inputs_of
+from decant.inputs import IDS, LENGTH, MASK, TensorInput, inputs_of
 from decant.networks.architectures import Mlp, build
 from decant.networks.execution import predict
 from decant.networks.layers import Normalize
 from decant.networks.statistics import channels, deviations, fit_statistics_, means
 from decant.row_groups import RowGroups, full, in_groups, order
 from decant.seeds import derive_seed
-from decant.targets import Numbers
+from decant.targets import Numbers, Tokens, next_tokens
 from decant.training.fit import batches
 from decant.training.fresh import train
 from decant.training.loading import loaded
 from decant.training.recipe import Training
 from tasks.pipeline.seals import seal_
-from tasks.pipeline.splits import LOADERS, TEST, TRAIN, VALIDATION, read
+from tasks.pipeline.splits import LOADERS, TEST, TRAIN, VALIDATION, bytes_of, read
 from tasks.prepare import own_files, splits, tables
 from tasks.prepare.__main__ import main as prepare
 from tasks.prepare.sources import SOURCES
@@ -292,6 +292,58 @@ def test_a_page_holds_a_whole_group_of_many_narrow_rows(monkeypatch: pytest.Monk
     assert TRAIN.read_bytes() == before, "what is mapped is written as what is in memory"
 
 
+def texts(count: int = 300) -> tuple[Examples, Tensor]:
+    """Return texts of 2 to 8 of 9 tokens, whose next tokens are predicted, and the bytes of each."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 9, (count,), generator=generator)
+    mask = (torch.arange(8) < lengths[:, None]).long()
+    ids = torch.randint(1, 9, (count, 8), generator=generator) * mask
+    form = {"dtype": "int64", "at_least": 0, "shape": [LENGTH], "example": [8]}
+    inputs = {
+        name: TensorInput.model_validate(form | {"below": below}) for name, below in ((IDS, 9), (MASK, 2))
+    }
+    rows = Rows({IDS: ids, MASK: mask}, inputs)
+    return Examples(rows, next_tokens(ids, mask), (), Tokens(vocabulary=9)), 3 * lengths
+
+
+def test_texts_come_back_from_groups_with_their_next_tokens() -> None:
+    examples, sizes = texts()
+    tables.write_rows({"train": examples}, Path("data"), {"seed": 3}, "text", sizes={"train": sizes})
+    found = read(TRAIN)
+    assert pq.ParquetFile(TRAIN).metadata.num_row_groups == -(-300 // (IN_A_GROUP // 2))
+    assert isinstance(examples.images, Rows) and isinstance(found.images, Rows)
+    for name, tensor in examples.images.tensors.items():
+        mapped = found.images.tensors[name]
+        assert isinstance(mapped, RowGroups) and torch.equal(mapped[:], tensor[:])
+    assert found.images.inputs == examples.images.inputs and found.target == examples.target
+    assert torch.equal(found.known_labels, examples.known_labels)
+    assert torch.equal(found.images.lengths, examples.images.lengths)
+    assert torch.equal(bytes_of(TRAIN), sizes)
+
+
+def test_batches_of_large_texts_hold_like_lengths_and_each_text_once() -> None:
+    examples, _ = texts()
+    assert isinstance(examples.images, Rows)
+    tensors = {name: grouped(tensor[:]) for name, tensor in examples.images.tensors.items()}
+    mapped = replace(examples, images=Rows(tensors, examples.images.inputs))
+    recipe, place = Training(epochs=1, batch_size=5, accumulate=2), torch.device("cpu")
+    found = [[*batches(each, recipe, 7, place)] for each in (examples, mapped, replace(mapped, loaders=1))]
+    assert len(found[0]) == 30
+    seen, spread = list[bytes](), list[int]()
+    for one, *others in zip(*found, strict=True):
+        for (images, labels), (other, told) in ((one, each) for each in others):
+            assert isinstance(images, Rows) and isinstance(other, Rows)
+            assert torch.equal(images.tensors[IDS][:], other.tensors[IDS][:]) and torch.equal(labels, told)
+        images, labels = one
+        own = images.lengths
+        assert len(images) == 10 and images.tensors[IDS].shape[1] == int(own.max()) == labels.shape[1]
+        spread.append(int(own.max() - own.min()))
+        seen += [row[:end].numpy().tobytes() for row, end in zip(images.tensors[IDS], own, strict=True)]
+    rows = zip(examples.images.tensors[IDS], examples.images.lengths, strict=True)
+    assert sorted(seen) == sorted(row[:end].numpy().tobytes() for row, end in rows)
+    assert sum(spread) / len(spread) < 3, "of a batch drawn from all, it would be nearly 6"
+
+
 @pytest.mark.parametrize(
     ("size", "page", "sentence"),
     [
@@ -362,6 +414,40 @@ def test_pictures_are_decoded_group_by_group_in_the_order_drawn(
         prepare()
         whole = torch.cat([read(path).images[:] for path in (TRAIN, VALIDATION, TEST)])
         assert torch.equal(whole, pixels) and TRAIN.read_bytes() != content
+
+
+def test_sounds_in_folders_are_read_group_by_group_in_the_order_drawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile = pytest.importorskip("soundfile", reason="the extra `sound` is not installed")
+    for number in range(100):
+        path = Path("data/own/calls", ("high", "low")[number % 2], f"{number:02}.wav")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.full(16 + number % 2, number / 128), 8000, subtype="FLOAT")
+    Path("data/own/calls/low/07.wav").write_text("no sound")
+    sounds = {"source": "sound", "folder": "data/own/calls", "rate": 8000, "length": 16}
+    sounds |= {name: DATA[name] for name in ("bad", "split")}
+    room, seen = own_files.Files._room, list[int]()
+    monkeypatch.setattr(own_files.Files, "_room", lambda self, rows: seen.append(rows) or room(self, rows))
+    monkeypatch.setattr(row_groups, "WINDOW", 2)
+    with home(Path(), params={"seed": 3, "data": sounds}):
+        prepare()
+        assert max(seen) == IN_A_GROUP
+        found = [read(path) for path in (TRAIN, VALIDATION, TEST)]
+        told = capsys.readouterr().out
+        assert "1 of 100 sounds cannot be read: they are skipped" in told
+        assert "sounds longer than 16 samples, cropped: 49" in told
+        whole = []
+        for each in found:
+            assert isinstance(each.images, Rows) and each.classes == ("high", "low")
+            samples = each.images.tensors["sound"][:]
+            assert bool((samples == samples[:, :, :1]).all())
+            numbers = (samples[:, 0, 0] * 128).long()
+            assert torch.equal(numbers % 2, each.known_labels)
+            whole += numbers.tolist()
+        assert isinstance(found[0].images, Rows)
+        assert isinstance(found[0].images.tensors["sound"], RowGroups)
+        assert sorted(whole) == [number for number in range(100) if number != 7]
 
 
 def test_pictures_that_must_not_be_used_leave_the_old_tables() -> None:
