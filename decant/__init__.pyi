@@ -25,6 +25,7 @@ from .networks.packages import Timm as Timm
 from .networks.packages import Transformers as Transformers
 from .networks.python import Python as Python
 from .networks.sound import LogMel as LogMel
+from .row_groups import RowGroups as RowGroups
 from .training.fresh import train as train
 from .training.recipe import Training as Training
 from .training.run import Run as Run

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 from decant.errors import DecantError
 from decant.inputs import LENGTH, MASK, Inputs, inputs_of
 from decant.lazy import torch
+from decant.row_groups import RowGroups, in_groups
 from decant.targets import CLASSES, Target
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ class Rows:
     """Inputs of a network that are no pictures: named tensors of one length.
 
     Attributes:
-        tensors: By name, [N, ...] each, of any type; a network is called with them in this order.
+        tensors: By name, [N, ...] each, of any type; a network is called with them in this order. Such as
+            are larger than memory are in row groups; what is taken from them is not.
         inputs: What a network takes of them, where that is more than they show: free lengths, whole numbers
             that none of them holds.
 
@@ -28,7 +31,7 @@ class Rows:
         DecantError: There are none, or their lengths differ.
     """
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor | RowGroups]
     inputs: Inputs | None = None
 
     def __post_init__(self) -> None:
@@ -45,11 +48,11 @@ class Rows:
         """Return some of the rows: of a slice, or at the indices [M], int64, or where a mask [N] is True."""
         return replace(self, tensors={name: tensor[rows] for name, tensor in self.tensors.items()})
 
-    @property
+    @cached_property
     def lengths(self) -> Tensor | None:
         """How many tokens each row has [N], int64; None where rows are no texts of free length."""
         free = self.inputs is not None and MASK in self.inputs and LENGTH in self.inputs[MASK].shape
-        return self.tensors[MASK].sum(1) if free else None
+        return torch.cat([group.sum(1) for group in in_groups(self.tensors[MASK])]) if free else None
 
     def cut(self, length: int) -> Rows:
         """Return the first `length` places of texts, of each tensor that has a place for each token."""
@@ -59,7 +62,7 @@ class Rows:
         return replace(
             self,
             tensors={
-                name: tensor.narrow(1 + shapes[name].index(LENGTH), 0, length)
+                name: tensor[:].narrow(1 + shapes[name].index(LENGTH), 0, length)
                 if LENGTH in shapes[name]
                 else tensor
                 for name, tensor in self.tensors.items()
@@ -71,11 +74,11 @@ class Rows:
         return (self[start : start + size] for start in range(0, len(self), size))
 
 
-Batch: TypeAlias = "Tensor | Rows"
-"""Inputs: pixels [N, C, H, W], uint8 in [0, 255], or rows of any tensors."""
+Batch: TypeAlias = "Tensor | RowGroups | Rows"
+"""Inputs: pixels [N, C, H, W], uint8 in [0, 255], or rows of any tensors; either may lie in mapped files."""
 
 
-def tensors_in(batch: Batch) -> tuple[Tensor, ...]:
+def tensors_in(batch: Batch) -> tuple[Tensor | RowGroups, ...]:
     """Return the tensors of a batch as they lie there, in order."""
     return tuple(batch.tensors.values()) if isinstance(batch, Rows) else (batch,)
 
@@ -91,12 +94,14 @@ class Examples:
             target; None where nothing is known but what a teacher answers.
         classes: The classes' names; empty where there are none.
         target: What the labels are.
+        loaders: How many processes read batches ahead of a training; the batches are the same with any.
     """
 
     images: Batch
     labels: Tensor | None
     classes: tuple[str, ...]
     target: Target = CLASSES
+    loaders: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int] | Inputs:
@@ -122,6 +127,16 @@ class Examples:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the inputs take."""
+        return sum(tensor.nbytes for tensor in tensors_in(self.images))
+
+    @property
+    def width(self) -> int:
+        """How many bytes the inputs of one example take."""
+        return self.nbytes // max(len(self), 1)
+
     def first(self, count: int) -> Examples:
         """Return the first `count` examples; they are a fair sample only where the order is random.
 
@@ -134,6 +149,8 @@ class Examples:
 
     def at_most(self, count: int) -> Examples:
         """Return the first `count` examples, or all where there are fewer."""
+        if count >= len(self):
+            return self
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, images=self.images[:count], labels=labels)
 
@@ -168,5 +185,8 @@ def arguments(batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, .
         batch: Pictures, or rows; rows go in as they are, in order.
         dtype: Of all that are fractions, such as torch.float64; None keeps each one's own.
     """
-    found = tuple(t.clone() for t in batch.tensors.values()) if isinstance(batch, Rows) else (pixels(batch),)
+    if isinstance(batch, Rows):
+        found = tuple(t[:] if isinstance(t, RowGroups) else t.clone() for t in batch.tensors.values())
+    else:
+        found = (pixels(batch[:] if isinstance(batch, RowGroups) else batch),)
     return found if dtype is None else tuple(t.to(dtype) if t.is_floating_point() else t for t in found)

@@ -13,6 +13,8 @@ from decant.schema import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from decant.row_groups import RowGroups
+
 WHOLE = ("int64", "int32", "int16", "int8", "uint8")
 FREE_LENGTH = 32
 """How long a free dimension is in an example, where nothing says it."""
@@ -102,7 +104,7 @@ def drawn(inputs: Mapping[str, TensorInput], rows: int = 1, seed: int = 0) -> tu
         return tuple(each.drawn(rows, generator) for each in inputs.values())
 
 
-def inputs_of(tensors: Mapping[str, Tensor]) -> Inputs:
+def inputs_of(tensors: Mapping[str, Tensor | RowGroups]) -> Inputs:
     """Return what takes these tensors [N, ...]: their shapes, types, and the whole numbers that they hold."""
     found: Inputs = {}
     for name, tensor in tensors.items():

@@ -20,7 +20,7 @@ from tests.imports import OPERATIONS, ROOT, closure, file_of, imported_by, modul
 
 LAYERS = (
     ("errors", "lazy", "progress", "seeds"),  # no torch; lazy imports it at its first use
-    ("outputs", "schema"),
+    ("outputs", "row_groups", "schema"),
     ("inputs", "sealed", "targets"),
     ("examples",),
     ("recipes", "networks"),
@@ -60,6 +60,7 @@ RAISED_LATER = {
     "decant/networks/devices.py": "asked whether a kernel does not repeat its bits, then raised",
     "decant/networks/faults.py": "asked whether it is told already, then raised",
     "decant/networks/python.py": "what a file lacks, raised or told with all that is wrong with params.yaml",
+    "decant/training/loading.py": "asked whether a process that reads ended, then raised",
     "tasks/teacher/adopted.py": "printed: why a network has no ONNX file",
     "tasks/validate/hardware.py": "mistakes in params.yaml, all at once",
     "tasks/validate/networks.py": "mistakes in params.yaml, all at once",

@@ -22,7 +22,7 @@ from decant.compression.finish import Result
 from decant.distill.operation import distill
 from decant.distill.params import DistillParams
 from decant.errors import DecantError
-from decant.examples import Rows, Splits
+from decant.examples import Examples, Rows, Splits
 from decant.finetune.operation import finetune
 from decant.finetune.params import FinetuneParams
 from decant.networks import devices
@@ -32,6 +32,7 @@ from decant.prune.operation import prune
 from decant.prune.params import PruneParams
 from decant.quantize.operation import quantize
 from decant.quantize.params import QuantizeParams
+from decant.row_groups import RowGroups
 from decant.schema import mistakes
 from decant.training import fit
 from decant.training.fit import fit_
@@ -216,6 +217,25 @@ def test_nothing_lies_in_the_wrong_place(
         assert Elsewhere.made > 100
     assert all(tensor.device.type == "cpu" for tensor in numbers(there).values())
     assert same(here, there)
+
+
+def in_row_groups(examples: Examples) -> Examples:
+    """Return the same pictures in row groups, as a mapped file has them."""
+    images = examples.images
+    assert isinstance(images, Tensor)
+    content = images.reshape(len(images), -1)
+    return replace(examples, images=RowGroups(content.split(20), tuple(images.shape[1:]), images.dtype))
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+def test_rows_in_groups_are_learned_from_wherever_they_lie(elsewhere: str) -> None:
+    grouped = Splits(in_row_groups(SPLITS.train), in_row_groups(SPLITS.validation))
+    recipe = Training.model_validate(TRAINING)
+    here, *others = (
+        train(NET, recipe, each, Run(seed=3), device=device)
+        for each, device in ((SPLITS, "cpu"), (grouped, "cpu"), (grouped, elsewhere))
+    )
+    assert all(same(here, each) for each in others)
 
 
 def test_the_device_of_the_tests_refuses_what_a_gpu_refuses(elsewhere: str) -> None:
@@ -481,6 +501,14 @@ def gpu_test(test: Callable[..., None]) -> Callable[..., None]:
     for mark in needs_gpu:
         test = mark(test)
     return test
+
+
+@gpu_test
+def test_rows_in_groups_are_learned_from_on_the_gpu() -> None:
+    grouped = Splits(in_row_groups(SPLITS.train), in_row_groups(SPLITS.validation))
+    recipe = Training.model_validate(TRAINING)
+    one, other = (train(NET, recipe, each, Run(seed=3), device=GPU) for each in (SPLITS, grouped))
+    assert same(one, other)
 
 
 @gpu_test

@@ -213,14 +213,15 @@ def test_a_failing_stage_leaves_the_old_tables() -> None:
 def test_tables_change_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables.write(splits.draw(DIGITS, 300, seed=0), tmp_path / "data", DIGITS)
     before = read_tables()
-    write = pq.write_table
+    write, written = pq.ParquetWriter.write_table, list[int]()
 
-    def write_until_the_disk_is_full(table: object, path: Path, **options: object) -> None:
-        write(table, path, **options)
-        if "test" in path.name:
+    def write_until_the_disk_is_full(writer: object, table: pa.Table, **options: object) -> None:
+        write(writer, table, **options)
+        written.append(len(table))
+        if len(written) == len(SPLITS):
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", write_until_the_disk_is_full)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_until_the_disk_is_full)
     with pytest.raises(OSError, match="No space"):
         tables.write(splits.draw(DIGITS, 300, seed=9), tmp_path / "data", DIGITS)
     assert read_tables() == before

@@ -18,6 +18,7 @@ from decant.examples import Examples, Rows
 from decant.networks.sound import LogMel
 from tasks.pipeline.params import validate
 from tasks.prepare import own_sounds
+from tasks.prepare.own_tables import Drawn
 from tasks.prepare.params import DataParams, SoundParams
 from tests.homes import home
 
@@ -69,22 +70,30 @@ def sounds(examples: Examples) -> Tensor:
     return examples.images.tensors["sound"]
 
 
+def drawn(params: SoundParams, seed: int) -> Drawn:
+    """Return the splits of sounds in folders, read as a whole, and what is told of them."""
+    stream, reader = own_sounds.stream(params, seed)
+    parts = {name: [*each.parts(len(each))] for name, each in stream.rows.items()}
+    notes = stream.check()
+    return Drawn({name: part for name, (part,) in parts.items()}, [*reader.notes, *notes], {})
+
+
 # --- what is read
 
 
 def test_sounds_in_folders_are_read_by_class() -> None:
     calls()
-    drawn = own_sounds.draw(params(), 1)
-    assert [len(drawn.splits[name]) for name in SPLITS] == [10, 4, 6]
+    found = drawn(params(), 1)
+    assert [len(found.splits[name]) for name in SPLITS] == [10, 4, 6]
     loudest = set()
-    for each in drawn.splits.values():
+    for each in found.splits.values():
         assert each.classes == ("high", "low") and sounds(each).shape[1:] == (1, 400)
         for sound, label in zip(sounds(each), each.known_labels.tolist(), strict=True):
             crossings = int((sound[0, 1:].sign() != sound[0, :-1].sign()).sum())
             assert (crossings > 150) == (label == 0)  # a tone crosses zero twice a period
             loudest.add((label, round(float(sound.max()) / 0.5, 1)))
     assert len(loudest) == 20
-    assert [line.partition(" (")[0] for line in drawn.notes] == [
+    assert [line.partition(" (")[0] for line in found.notes] == [
         "train: 10 sounds",
         "validation: 4 sounds",
         "test: 6 sounds",
@@ -142,7 +151,7 @@ def test_without_what_resamples_another_rate_is_refused(monkeypatch: pytest.Monk
 def test_without_soundfile_the_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(DecantError, match=r"needs the package soundfile: pip install 'decant\[sound\]'"):
-        own_sounds.draw(params(), 1)
+        drawn(params(), 1)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +174,7 @@ def test_what_was_done_to_sounds_is_counted() -> None:
     calls()
     write("low/long.wav", tone(500, 900), 8000)
     write("low/stereo.wav", np.stack([tone(500, 200), 0 * tone(500, 200)], 1), 16_000)
-    notes = own_sounds.draw(params(), 1).notes
+    notes = drawn(params(), 1).notes
     assert notes[:4] == [
         "sounds longer than 400 samples, cropped: 1",
         "sounds mixed to one channel: 1",
@@ -230,25 +239,25 @@ def test_broken_sounds_are_listed_and_refused_or_skipped() -> None:
     calls()
     said = broken()
     with pytest.raises(DecantError) as error:
-        own_sounds.draw(params(), 1)
+        drawn(params(), 1)
     lines = {line.split(": ")[0].rpartition("/")[2]: line for line in str(error.value).splitlines()[1:-1]}
     assert {*lines} == {*said} and all(said[name] in line for name, line in lines.items())
     assert str(error.value).startswith("8 of 28 sounds cannot be read:") and "`bad: skip`" in str(error.value)
-    drawn = own_sounds.draw(params(bad="skip"), 1)
-    assert sum(map(len, drawn.splits.values())) == 20
-    assert "8 of 28 sounds cannot be read: they are skipped" in drawn.notes
-    assert all(bool(sounds(each).isfinite().all()) for each in drawn.splits.values())
+    found = drawn(params(bad="skip"), 1)
+    assert sum(map(len, found.splits.values())) == 20
+    assert "8 of 28 sounds cannot be read: they are skipped" in found.notes
+    assert all(bool(sounds(each).isfinite().all()) for each in found.splits.values())
 
 
 def test_mistakes_in_a_folder_are_told() -> None:
     with pytest.raises(DecantError, match="No folder data/own/calls here; put the sounds there"):
-        own_sounds.draw(params(), 1)
+        drawn(params(), 1)
     write("low/a.wav", tone(500, 400))
     with pytest.raises(DecantError, match="has 1 class, expected two or more folders with sounds"):
-        own_sounds.draw(params(), 1)
+        drawn(params(), 1)
     Path(FOLDER, "high").mkdir()
     with pytest.raises(DecantError, match=r"no sounds \(.wav, .flac, .ogg\) of high; give the class some"):
-        own_sounds.draw(params(), 1)
+        drawn(params(), 1)
 
 
 @pytest.mark.parametrize(

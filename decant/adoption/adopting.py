@@ -24,6 +24,7 @@ from decant.networks.architectures import ForeignArchitecture, Takes
 from decant.networks.packages import Transformers
 from decant.networks.parametrizations import without_parametrizations_
 from decant.networks.record import give_example_
+from decant.row_groups import in_groups
 from decant.targets import Tokens
 
 
@@ -154,7 +155,8 @@ def _some(images: Batch) -> Batch:
     gaps = torch.zeros(len(images), dtype=torch.bool)
     for tensor in images.tensors.values():
         if tensor.is_floating_point():
-            gaps |= torch.isnan(tensor).reshape(len(tensor), -1).any(1)
+            found = [torch.isnan(group).reshape(len(group), -1).any(1) for group in in_groups(tensor)]
+            gaps |= torch.cat(found)
     rows = torch.arange(ROWS)
     if bool(gaps.any()):
         rows[-1] = int(gaps.nonzero()[0])

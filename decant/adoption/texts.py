@@ -41,7 +41,7 @@ def check_texts(module: nn.Module, rows: Rows, file: str) -> None:
 
 
 def _check_vocabulary(module: nn.Module, rows: Rows, tokens: int, file: str) -> None:
-    watch = _Lookups(rows[:1].tensors[IDS])
+    watch = _Lookups(rows[:1].tensors[IDS][:])
     with torch.no_grad(), watch, blaming(file, "the network fails on a text", forward_of(module, file)):
         try:
             module(*arguments(rows[:1]))

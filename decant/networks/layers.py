@@ -60,8 +60,14 @@ def fit_normalization_(module: nn.Module, inputs: Tensor) -> None:
 
     A network of someone else, which knows its inputs by itself, stays as it is.
     """
+    if isinstance(getattr(module, "normalize", None), Normalize):
+        set_normalization_(module, inputs.mean((0, 2, 3)), inputs.std((0, 2, 3)))
+
+
+def set_normalization_(module: nn.Module, mean: Tensor, deviation: Tensor) -> None:
+    """Set the mean and deviation [C] of each channel that the network knows, in place, where it does."""
     normalize = getattr(module, "normalize", None)
     if isinstance(normalize, Normalize):
-        normalize.mean.copy_(inputs.mean((0, 2, 3)).reshape(-1, 1, 1))
+        normalize.mean.copy_(mean.reshape(-1, 1, 1))
         # A constant channel has deviation 0; dividing by it would make every logit NaN.
-        normalize.deviation.copy_(inputs.std((0, 2, 3)).clamp(min=1e-6).reshape(-1, 1, 1))
+        normalize.deviation.copy_(deviation.clamp(min=1e-6).reshape(-1, 1, 1))

@@ -26,7 +26,6 @@ from decant.checkpoints.checkpoint import state
 from decant.checkpoints.constraints import Constraints, project_
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, Rows, arguments, tensors_in
-from decant.inputs import MASK
 from decant.networks.devices import (
     CPU,
     autocast,
@@ -47,12 +46,14 @@ from decant.networks.record import give_example_, has_example
 from decant.networks.structure import compressible, filters
 from decant.networks.ties import places
 from decant.progress import progress_bar
+from decant.row_groups import full, order
 from decant.seeds import derive_seed
 from decant.targets import Classes
 from decant.training.averages import reader
 from decant.training.goals import Goal, goal_of
 from decant.training.held import Held
 from decant.training.layout import laid_out, lay_out_, layout
+from decant.training.loading import loaded
 from decant.training.recipe import Loss, Training
 from decant.training.resume import Scratch, check_form, resume_
 from decant.training.scaling import Scaler
@@ -339,7 +340,7 @@ def fit_(
             there,
             scaler,
         )
-        train, validation = (resident(each, _size(each), there) for each in (train, validation))
+        train, validation = (resident(each, each.nbytes, there) for each in (train, validation))
         _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
     lay_out_(module, torch.contiguous_format)
     return progress.curve
@@ -384,14 +385,9 @@ def _train_(
 
 def _width(module: nn.Module, images: Batch, seed: int, device: torch.device) -> int | None:
     """Return how many numbers a network gives for a row; None of texts, which are cut to their lengths."""
-    if isinstance(images, Rows) and images.lengths is not None:
+    if _lengths(images) is not None:
         return None
     return _answers(module.eval(), images[:1], seed, device).shape[1]
-
-
-def _size(examples: Examples) -> int:
-    """Return how many bytes the inputs of examples take."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(examples.images))
 
 
 def _check_choice(sparsifier: Sparsifier, steps: int, epochs: int) -> None:
@@ -466,20 +462,24 @@ def batches(
     A batch of texts has as many places as the longest of its own, and holds texts of like lengths.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = _taken(train, training)
-    order = torch.randperm(len(train), generator=generator)[: _steps(train, training) * size]
-    lengths = train.images.lengths if isinstance(train.images, Rows) else None
-    if lengths is not None:
-        order = bucketed(order, lengths.cpu(), size, generator)
-    for chosen in moved(order, tensors_in(train.images)[0].device).split(size):
-        labels = None if train.labels is None else train.labels[chosen]
-        images, labels = sent((train.images[chosen], labels), device)
-        if not isinstance(images, Rows):
+    place, size = tensors_in(train.images)[0].device, _taken(train, training)
+    windows = full(order(len(train), train.width, generator), size)
+    if (lengths := _lengths(train.images)) is not None:
+        windows = (bucketed(rows, lengths.cpu(), size, generator) for rows in windows)
+    chosen = (moved(rows, place) for window in windows for rows in window.split(size))
+    for images, labels in loaded(train, chosen):
+        images, labels = sent((images, labels), device)
+        if isinstance(images, Tensor):
             images = training.augmentation.apply(images, generator)
-        elif lengths is not None:
-            longest = max(1, int(images.tensors[MASK].sum(1).max()))
+        elif isinstance(images, Rows) and (own := images.lengths) is not None:
+            longest = max(1, int(own.max()))
             images, labels = images.cut(longest), _first_places(labels, longest)
         yield images, labels
+
+
+def _lengths(images: Batch) -> Tensor | None:
+    """Return how many tokens each text has [N]; None of what is no text of free length."""
+    return images.lengths if isinstance(images, Rows) else None
 
 
 def bucketed(order: Tensor, lengths: Tensor, size: int, generator: torch.Generator) -> Tensor:

@@ -32,9 +32,9 @@ def features(batch: Batch, reference: Batch) -> dict[str, Column]:
         reference: Of the same form; decides which codes are counted.
     """
     if not isinstance(batch, Rows):
-        return dict(_of_pictures(batch))
+        return dict(_of_pictures(batch[:]))
     assert isinstance(reference, Rows)
-    named = ((name, tensor, reference.tensors[name]) for name, tensor in batch.tensors.items())
+    named = ((name, tensor[:], reference.tensors[name][:]) for name, tensor in batch.tensors.items())
     return {key: column for each in named for key, column in _of_tensor(*each)}
 
 

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+
+from decant.progress import progress_bar
 
 MARK = b"decant-sha256:"
 DIGITS = 64
@@ -17,12 +20,17 @@ BLANK = MARK.decode() + "0" * DIGITS
 NEAR = 1 << 20
 """Bytes at the end of a file in which the sum is looked for."""
 
+STEP = 1 << 25
+"""Bytes that are summed up at a time, between which progress is shown."""
+
 
 def seal_(path: Path) -> None:
     """Replace the zeros of a file's last `BLANK` by the sum over the file as it is, in place."""
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
         place = content.rfind(BLANK.encode())
-        content[place : place + len(BLANK)] = MARK + sha256(content).hexdigest().encode()
+        with memoryview(content) as view:
+            found = _sum(view)
+        content[place : place + len(BLANK)] = MARK + found.encode()
 
 
 def check_seal(content: memoryview) -> None:
@@ -39,8 +47,21 @@ def check_seal(content: memoryview) -> None:
     if found < 0:
         raise ValueError("it has no sum over its content")
     start = len(content) - len(last) + found + len(MARK)
-    digest = sha256(content[:start])
-    digest.update(b"0" * DIGITS)
-    digest.update(content[start + DIGITS :])
-    if digest.hexdigest().encode() != content[start : start + DIGITS]:
+    named = bytes(content[start : start + DIGITS]).decode("ascii", "replace")
+    if _sum(content[:start], b"0" * DIGITS, content[start + DIGITS :]) != named:
         raise ValueError("its content has not the sum that it names")
+
+
+def _sum(*parts: memoryview | bytes) -> str:
+    """Return the sum over bytes that follow each other; of what is mapped, no copy is made."""
+    digest = sha256()
+    with progress_bar(None, "summing", "B", total=sum(map(len, parts)), unit_scale=True) as bar:
+        for piece in _pieces(parts):
+            digest.update(piece)
+            bar.update(len(piece))
+    return digest.hexdigest()
+
+
+def _pieces(parts: tuple[memoryview | bytes, ...]) -> Iterator[memoryview | bytes]:
+    for part in parts:
+        yield from (part[at : at + STEP] for at in range(0, len(part), STEP))

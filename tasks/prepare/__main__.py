@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decant.seeds import derive_seed
+from decant.targets import Classes
 from tasks.pipeline.params import read_section, validate
 from tasks.pipeline.stage import run
 from tasks.prepare import splits, tables
@@ -47,6 +48,12 @@ def _write(params: AnyData, seed: int, drawn: Mapping[str, Any]) -> None:
         source = SOURCES[params.source]
         tables.write(splits.draw(source, params.validation, seed), DATA, source, drawn)
         return
+    if isinstance(params, FolderParams) and params.table is None:
+        _write_pictures(params, seed, drawn)
+        return
+    if isinstance(params, SoundParams) and params.table is None:
+        _write_sounds(params, seed, drawn)
+        return
     if isinstance(params, FolderParams) and params.plain:
         from tasks.prepare import own_pictures
 
@@ -66,6 +73,25 @@ def _write(params: AnyData, seed: int, drawn: Mapping[str, Any]) -> None:
     found, code = _drawn(params, seed)
     tables.write_rows(found.splits, DATA, drawn, params.source, found.words, code=code)
     _tell(found.notes)
+
+
+def _write_pictures(params: FolderParams, seed: int, drawn: Mapping[str, Any]) -> None:
+    """Write pictures in folders by class, each decoded when it is written."""
+    from tasks.prepare import own_pictures
+
+    pictures, notes = own_pictures.stream(params, seed), list[str]()
+    origin, target = own_pictures.Origin(params.source, params.names), Classes(balanced=params.balanced)
+    tables.write(pictures.splits, DATA, origin, drawn, target, lambda: notes.extend(pictures.check()))
+    _tell(notes)
+
+
+def _write_sounds(params: SoundParams, seed: int, drawn: Mapping[str, Any]) -> None:
+    """Write sounds in folders by class, each read when it is written."""
+    from tasks.prepare import own_sounds
+
+    (sounds, reader), notes = own_sounds.stream(params, seed), list[str]()
+    tables.write_rows(sounds.rows, DATA, drawn, params.source, check=lambda: notes.extend(sounds.check()))
+    _tell([*reader.notes, *notes])
 
 
 def _drawn(params: AnyData, seed: int) -> tuple[Drawn, str]:

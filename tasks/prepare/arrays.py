@@ -69,8 +69,8 @@ def _read(params: PrepareParams, file: str) -> Examples:
         inputs_of(rows.tensors)
     except (DecantError, ValueError) as error:
         raise DecantError(f"{file}: {error}") from None
-    for name, tensor in rows.tensors.items():
-        _check_finite(tensor, f"{file}: {name}", torch.isnan, "NaN")
+    for name in names:
+        _check_finite(tensors[name], f"{file}: {name}", torch.isnan, "NaN")
     if not len(rows):
         raise DecantError(f"{file} holds no examples")
     if labels is not None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,17 +16,31 @@ import torch
 from numpy.typing import NDArray
 
 from decant.errors import DecantError
-from decant.examples import Rows
+from decant.examples import Examples, Rows
 from decant.progress import progress_bar
 from decant.sealed import one_line
+from decant.targets import Classes
 from tasks.prepare import parts
 from tasks.prepare.columns import Source, table_of
 from tasks.prepare.own_tables import Drawn, columns_of, divided, rows_of, with_target
-from tasks.prepare.params import AnyAnswer, Beside, ByColumn, ByFolder, ByShares, FilesParams, OfClasses
+from tasks.prepare.params import (
+    SPLITS,
+    AnyAnswer,
+    Beside,
+    ByColumn,
+    ByFolder,
+    ByShares,
+    FilesParams,
+    OfClasses,
+)
+from tasks.prepare.splits import Split
 
 LISTED = 20
 MOST_BYTES = 1 << 36
-"""Of all files once they are read: they lie in memory together."""
+"""Of all files once they are read, where they lie in memory together."""
+
+AHEAD = 64
+"""Files that are read at a time, by as many threads as there are cores."""
 
 FOLDER, CLASS = "the folder", "the class"
 """What the columns are called that folders say."""
@@ -65,10 +82,10 @@ class Listed(NamedTuple):
 
 
 def draw(params: FilesParams, seed: int, kind: Kind, read: Callable[[Path], NDArray[Any]]) -> Drawn:
-    """Return the splits `train`, `validation` and `test`, the first two shuffled.
+    """Return the splits `train`, `validation` and `test` of files that a table names, the first two shuffled.
 
     Args:
-        params: Where the files lie, and what is to be predicted.
+        params: Where files and table lie, and what is to be predicted.
         seed: Non-negative; the same one gives the same splits.
         kind: What they hold.
         read: Returns one file as an array of the kind's shape and type.
@@ -77,16 +94,179 @@ def draw(params: FilesParams, seed: int, kind: Kind, read: Callable[[Path], NDAr
         DecantError: There is no such folder or table; a file cannot be read; a class has no file, or none to
             train on; or a split would be empty.
     """
-    files = in_folders(params, kind) if params.table is None else by_table(params, params.table, kind)
+    assert params.table is not None
+    files = by_table(params, params.table, kind)
     content, kept, notes = _content(files.paths, kind, read, params.bad == "fail")
     rows = rows_of(files.split, files.target, files.source, kept, seed)
-    inputs, words = {params.input: torch.from_numpy(content)}, dict[str, list[str]]()
-    if params.table is not None:
-        columns, told, words = columns_of(params.table, files.source, rows)
-        inputs, notes = inputs | columns, [*notes, *told]
+    columns, told, words = columns_of(params.table, files.source, rows)
+    inputs = {params.input: torch.from_numpy(content)} | columns
     examples = with_target(files.target, files.source, Rows(inputs), rows, kind.one)
-    found, told = divided(examples, rows, params.leak == "fail", f"{kind.one}s")
-    return Drawn(found, [*notes, *told], words)
+    found, more = divided(examples, rows, params.leak == "fail", f"{kind.one}s")
+    return Drawn(found, [*notes, *told, *more], words)
+
+
+@dataclass
+class Files:
+    """The files of a split, read when they are asked for; those that cannot be are left out.
+
+    Attributes:
+        kind: What they hold.
+        read: Returns one of them as an array.
+        paths: In the split's order.
+        classes: Of each of them.
+        labels: Of those that were read.
+        sums: Of their content, SHA-256.
+        broken: A line for each of the others.
+    """
+
+    kind: Kind
+    read: Callable[[Path], NDArray[Any]]
+    paths: Sequence[Path]
+    classes: Sequence[int]
+    labels: list[int] = field(default_factory=list)
+    sums: list[bytes] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One of them."""
+        return self.kind.shape
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def parts(self, rows: int) -> Iterator[Split]:
+        """Yield what they hold, in order, `rows` at a time; once, as it is noted what was read."""
+        content, filled = self._room(rows), 0
+        for found in self._whole():
+            content[filled], filled = found, filled + 1
+            if filled == rows:
+                yield Split(content, np.array(self.labels[-filled:]))
+                content, filled = self._room(rows), 0
+        if filled:
+            yield Split(content[:filled], np.array(self.labels[-filled:]))
+
+    def _room(self, rows: int) -> NDArray[Any]:
+        return np.empty((min(rows, len(self)), *self.shape), self.kind.dtype)
+
+    def _whole(self) -> Iterator[NDArray[Any]]:
+        found = _each(self.paths, self.kind, self.read)
+        for label, each in zip(self.classes, found, strict=True):
+            if isinstance(each, str):
+                self.broken.append(each)
+                continue
+            self.labels.append(label)
+            self.sums.append(sha256(each.tobytes()).digest())
+            yield each
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The files of a split as rows of one input, with classes.
+
+    Attributes:
+        files: Them.
+        name: What the input is called.
+        classes: The classes' names.
+        target: What the labels are.
+    """
+
+    files: Files
+    name: str
+    classes: tuple[str, ...]
+    target: Classes
+
+    @property
+    def form(self) -> Examples:
+        """What the parts are like: of no row."""
+        nothing = np.zeros((0, *self.files.shape), self.files.kind.dtype)
+        return self._examples(Split(nothing, np.zeros(0, np.int64)))
+
+    @property
+    def width(self) -> int:
+        """How many bytes the input of a row takes."""
+        return math.prod(self.files.shape) * np.dtype(self.files.kind.dtype).itemsize
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def parts(self, rows: int) -> Iterator[Examples]:
+        """Yield the rows in order, so many at a time; once."""
+        return map(self._examples, self.files.parts(rows))
+
+    def _examples(self, part: Split) -> Examples:
+        images = Rows({self.name: torch.from_numpy(part.images)})
+        return Examples(images, torch.from_numpy(part.labels), self.classes, self.target)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The three splits of files in folders by class, of which none has been read yet.
+
+    Attributes:
+        params: What they were drawn by.
+        splits: By name, the first two shuffled.
+    """
+
+    params: FilesParams
+    splits: dict[str, Files]
+
+    @property
+    def rows(self) -> dict[str, Streamed]:
+        """The splits as rows of one input, for a network of one's own."""
+        params, target = self.params, Classes(balanced=self.params.balanced)
+        return {
+            name: Streamed(files, params.input, params.names, target) for name, files in self.splits.items()
+        }
+
+    def check(self) -> list[str]:
+        """Return what to tell of the files, once all were read.
+
+        Raises:
+            DecantError: One cannot be read, and that is an error; a split or a class has none left to learn
+                from; or the same content is in two splits, and that is an error.
+        """
+        params, splits = self.params, self.splits
+        one = splits["train"].kind.one
+        broken = sorted(each for split in splits.values() for each in split.broken)
+        told = _told(broken, sum(map(len, splits.values())), one, params.bad == "fail")
+        if empty := [name for name, split in splits.items() if not split.labels]:
+            raise DecantError(f"{params.folder}: no {one} of {', '.join(empty)} can be read; repair them")
+        parts.check_learned(splits["train"].labels, params.names, params.folder, one)
+        leak = parts.check_sums({name: split.sums for name, split in splits.items()}, params.leak == "fail")
+        shares = (
+            parts.shares(name, len(splits[name].labels), splits[name].labels, params.names, f"{one}s")
+            for name in SPLITS
+        )
+        return [*told, *filter(None, [leak]), *shares]
+
+
+def stream(params: FilesParams, seed: int, kind: Kind, read: Callable[[Path], NDArray[Any]]) -> Stream:
+    """Return the splits `train`, `validation` and `test` of files in folders by class, none of them read.
+
+    Files that turn out not to be readable are left out of the split that they were drawn for.
+
+    Args:
+        params: Where the files lie.
+        seed: Non-negative; the same one gives the same splits.
+        kind: What they hold.
+        read: Returns one file as an array of the kind's shape and type; called by several threads.
+
+    Raises:
+        DecantError: There is no such folder, fewer than two classes, or an empty one; or a split would be
+            empty.
+    """
+    files = in_folders(params, kind)
+    rows = rows_of(files.split, files.target, files.source, np.arange(len(files.paths)), seed)
+    numbers = {name: number for number, name in enumerate(params.names)}
+    labels = [numbers[str(word)] for word in files.source.words(CLASS)]
+    return Stream(
+        params,
+        {
+            name: Files(kind, read, [files.paths[row] for row in chosen], [labels[row] for row in chosen])
+            for name, chosen in rows.items()
+        },
+    )
 
 
 def in_folders(params: FilesParams, kind: Kind) -> Listed:
@@ -170,14 +350,30 @@ def _content(
     content = np.zeros((len(paths), *kind.shape), kind.dtype)
     kept, broken = list[int](), list[str]()
     with progress_bar(None, f"{kind.one}s", f"{kind.one}s", total=len(paths)) as bar:
-        for place, path in enumerate(paths):
-            try:
-                content[place] = read(path)
+        for place, found in enumerate(_each(paths, kind, read)):
+            if isinstance(found, str):
+                broken.append(found)
+            else:
+                content[place] = found
                 kept.append(place)
-            except kind.errors as error:
-                broken.append(f"{path}: {one_line(error)}")
             bar.update()
     return content, np.array(kept, np.intp), _told(broken, len(paths), kind.one, fail)
+
+
+def _each(
+    paths: Sequence[Path], kind: Kind, read: Callable[[Path], NDArray[Any]]
+) -> Iterator[NDArray[Any] | str]:
+    """Yield each file as an array, in order; or a line that says why it cannot be read."""
+
+    def one(path: Path) -> NDArray[Any] | str:
+        try:
+            return read(path)
+        except kind.errors as error:
+            return f"{path}: {one_line(error)}"
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in range(0, len(paths), AHEAD):
+            yield from pool.map(one, paths[start : start + AHEAD])
 
 
 def _told(broken: Sequence[str], count: int, one: str, fail: bool) -> list[str]:

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from decant.examples import Rows
 from tasks.prepare import own_files
+from tasks.prepare.own_files import Stream
 from tasks.prepare.own_tables import Drawn
 from tasks.prepare.params import FolderParams
 from tasks.prepare.splits import Split
@@ -27,16 +28,28 @@ class Origin:
     classes: tuple[str, ...]
 
 
+def stream(params: FolderParams, seed: int) -> Stream:
+    """Return the splits of pictures in folders by class, which are decoded when they are written.
+
+    Raises:
+        DecantError: As `own_files.stream`.
+    """
+    return own_files.stream(params, seed, _kind(params), lambda path: picture(path, params))
+
+
+def _kind(params: FolderParams) -> own_files.Kind:
+    return own_files.Kind("picture", ENDINGS, ERRORS, params.shape, np.uint8)
+
+
 def draw(params: FolderParams, seed: int) -> Drawn:
-    """Return the splits `train`, `validation` and `test`, the first two shuffled; and what to tell of them.
+    """Return the splits of pictures that a table names, the first two shuffled; and what to tell of them.
 
     The pictures are the input `image`, uint8 [N, C, H, W].
 
     Raises:
         DecantError: As `own_files.draw`.
     """
-    kind = own_files.Kind("picture", ENDINGS, ERRORS, params.shape, np.uint8)
-    return own_files.draw(params, seed, kind, lambda path: picture(path, params))
+    return own_files.draw(params, seed, _kind(params), lambda path: picture(path, params))
 
 
 def alone(drawn: Drawn) -> dict[str, Split]:
@@ -45,7 +58,7 @@ def alone(drawn: Drawn) -> dict[str, Split]:
     for name, each in drawn.splits.items():
         assert isinstance(each.images, Rows)
         (images,) = each.images.tensors.values()
-        found[name] = Split(images.numpy(), each.known_labels.numpy())
+        found[name] = Split(images[:].numpy(), each.known_labels.numpy())
     return found
 
 

@@ -6,12 +6,14 @@ import importlib.util
 import math
 from collections import Counter
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decant.errors import DecantError
 from tasks.prepare import own_files
+from tasks.prepare.own_files import Stream
 from tasks.prepare.own_tables import Drawn
 from tasks.prepare.params import SoundParams
 
@@ -25,24 +27,37 @@ STREAMED = 0xFFFFFFFF
 """What a WAV file says of its size that was written before that was known."""
 
 
+def stream(params: SoundParams, seed: int) -> tuple[Stream, Reader]:
+    """Return the splits of sounds in folders by class, which are read when they are written; and by what.
+
+    Raises:
+        DecantError: As `own_files.stream`; or soundfile is missing.
+    """
+    reader = Reader(params)
+    return own_files.stream(params, seed, _kind(params), reader), reader
+
+
 def draw(params: SoundParams, seed: int) -> Drawn:
-    """Return the splits `train`, `validation` and `test`, the first two shuffled; and what to tell of them.
+    """Return the splits of sounds that a table names, the first two shuffled; and what to tell of them.
 
     The sounds are the input `sound`, float32 [N, C, L], full scale from -1 to 1.
 
     Raises:
         DecantError: As `own_files.draw`; or soundfile is missing.
     """
-    if importlib.util.find_spec("soundfile") is None:
-        raise DecantError("data.source: sound needs the package soundfile: pip install 'decant[sound]'")
     reader = Reader(params)
-    shape = (params.channels, params.length)
-    drawn = own_files.draw(params, seed, own_files.Kind("sound", ENDINGS, ERRORS, shape, np.float32), reader)
+    drawn = own_files.draw(params, seed, _kind(params), reader)
     return drawn._replace(notes=[*reader.notes, *drawn.notes])
 
 
+def _kind(params: SoundParams) -> own_files.Kind:
+    if importlib.util.find_spec("soundfile") is None:
+        raise DecantError("data.source: sound needs the package soundfile: pip install 'decant[sound]'")
+    return own_files.Kind("sound", ENDINGS, ERRORS, (params.channels, params.length), np.float32)
+
+
 class Reader:
-    """Reads sounds at one rate and length, and counts what it had to do for that.
+    """Reads sounds at one rate and length, in any number of threads, and counts what it had to do for that.
 
     Args:
         params: The rate, the length and the number of channels.
@@ -51,6 +66,7 @@ class Reader:
     def __init__(self, params: SoundParams) -> None:
         self._params = params
         self._counts = Counter[str]()
+        self._counting = Lock()
 
     @property
     def notes(self) -> list[str]:
@@ -73,11 +89,15 @@ class Reader:
             raise ValueError("it has samples beyond float32")
         return found
 
+    def _count(self, what: str) -> None:
+        with self._counting:
+            self._counts[what] += 1
+
     def _mixed(self, samples: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return as many channels as are asked for, of samples [C, T]."""
         there, asked = len(samples), self._params.channels
         if asked == 1 and there > 1:
-            self._counts["mixed to one channel"] += 1
+            self._count("mixed to one channel")
             return samples.mean(0, keepdims=True)
         if there != asked:
             raise ValueError(f"it has {there} channels, expected {asked}")
@@ -103,7 +123,7 @@ class Reader:
             )
         from scipy.signal import resample_poly
 
-        self._counts[f"resampled to {asked:,} a second"] += 1
+        self._count(f"resampled to {asked:,} a second")
         common = math.gcd(asked, rate)
         return resample_poly(samples, asked // common, rate // common, axis=1)
 
@@ -116,11 +136,11 @@ class Reader:
                 f"it has {there:,} samples at {params.rate:,} a second, expected {params.length:,}"
             )
         if more < 0:
-            self._counts[f"longer than {params.length:,} samples, cropped"] += 1
+            self._count(f"longer than {params.length:,} samples, cropped")
             start = -more // 2 if params.crop == "middle" else 0
             return samples[:, start : start + params.length]
         if more > 0:
-            self._counts[f"shorter than {params.length:,} samples, padded"] += 1
+            self._count(f"shorter than {params.length:,} samples, padded")
         before = more // 2 if params.pad == "both" else 0
         return np.pad(samples, ((0, 0), (before, more - before)))
 

@@ -241,7 +241,7 @@ def _taken(examples: Examples, rows: Tensor) -> Examples:
 
 def _bytes(examples: Examples) -> Iterator[bytes]:
     """Yield the bytes of each row."""
-    columns = [np.ascontiguousarray(tensor.numpy()) for tensor in tensors_in(examples.images)]
+    columns = [np.ascontiguousarray(tensor[:].numpy()) for tensor in tensors_in(examples.images)]
     return (b"".join(column[row].tobytes() for column in columns) for row in range(len(examples)))
 
 

@@ -140,7 +140,7 @@ def _with_target(
 ) -> Examples:
     if not isinstance(params.target, OfTokens):
         return own_tables.with_target(params.target, source, rows, parts)
-    labels = next_tokens(rows.tensors[IDS], rows.tensors[MASK])
+    labels = next_tokens(rows.tensors[IDS][:], rows.tensors[MASK][:])
     return Examples(rows, labels, (), Tokens(vocabulary=vocabulary))
 
 

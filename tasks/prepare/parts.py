@@ -112,7 +112,15 @@ def check_leaks(rows: Mapping[str, Iterator[bytes]], fail: bool) -> str:
     Raises:
         DecantError: There are some, and they are an error.
     """
-    seen = {name: [sha256(row).digest() for row in each] for name, each in rows.items()}
+    return check_sums({name: [sha256(row).digest() for row in each] for name, each in rows.items()}, fail)
+
+
+def check_sums(seen: Mapping[str, Sequence[bytes]], fail: bool) -> str:
+    """Return the sentence of `check_leaks` for the SHA-256 of each row, by split.
+
+    Raises:
+        DecantError: Two splits have the same rows, and they are an error.
+    """
     sums = {name: set(each) for name, each in seen.items()}
     told = []
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,16 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One image [C, H, W]."""
+        return self.images.shape[1:]
+
+    def parts(self, rows: int) -> Iterator[Split]:
+        """Yield the images in order, `rows` at a time."""
+        for start in range(0, len(self), rows):
+            yield Split(self.images[start : start + rows], self.labels[start : start + rows])
 
     def take(self, rows: NDArray[np.intp]) -> Split:
         """Return these rows, in this order."""
