@@ -37,6 +37,7 @@ from decant.training.goals import Goal, goal_of
 from decant.training.layout import laid_out, lay_out_, layout
 from decant.training.recipe import Loss, Training
 from decant.training.resume import Scratch, check_form, resume_
+from decant.training.teaching import Teaching, listening, of_loss
 
 EpochMetrics = dict[str, float]
 """One epoch of the curve."""
@@ -86,6 +87,7 @@ class _Progress:
         epochs: The first and the last but one.
         columns: Of the curve.
         device: Where all of it lies; what is resumed from is on the processor.
+        teaching: The loss, where it is one on a teacher's answers.
     """
 
     module: nn.Module
@@ -99,6 +101,7 @@ class _Progress:
     epochs: tuple[int, int] = (0, 0)
     columns: tuple[str, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device(CPU))
+    teaching: Teaching | None = None
 
     @property
     def held(self) -> Mapping[str, Constraints]:
@@ -161,6 +164,8 @@ class _Progress:
         }
         if self.sparsifier is not None:
             content |= {"sparsifier": self.sparsifier.content()}
+        if self.teaching is not None and (learned := self.teaching.content()):
+            content |= {"beside": learned}
         return moved(content, CPU)
 
     def restore_(self, content: dict[str, Any]) -> None:
@@ -176,6 +181,8 @@ class _Progress:
         self.curve = content["curve"]
         if self.sparsifier is not None:
             self.sparsifier.restore_(moved(content["sparsifier"], self.device))
+        if self.teaching is not None:
+            self.teaching.restore_(content.get("beside", {}))
 
     def _check(self, content: dict[str, Any]) -> None:
         """Refuse a state of another form, or of other numbers than this training's can be."""
@@ -271,10 +278,13 @@ def fit_(
         give_example_(module, arguments(train.images[:1]))
     goal = _goal(module, train, validation, teacher, seed)
     lay_out_(module, memory := layout(module))
-    with training_on(module, there, training.batch_size):
+    with (
+        training_on(module, there, training.batch_size),
+        listening(loss, module, train, seed) as beside,
+    ):
         progress = _Progress(
             module,
-            training.optimizer.build(_groups(module, training.weight_decay)),
+            training.optimizer.build([*_groups(module, training.weight_decay), *beside]),
             memory,
             _copy(state(module)),
             [],
@@ -284,6 +294,7 @@ def fit_(
             epochs,
             goal.columns,
             there,
+            of_loss(loss),
         )
         train, validation = (resident(each, _size(each), there) for each in (train, validation))
         _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
@@ -358,19 +369,26 @@ def _epoch(
     losses, hits, seen, rate = 0.0, 0, 0, 0.0
     told = train.labels is not None and isinstance(train.target, Classes)
     progress.module.train()
-    steps = _steps(train, training)
+    steps, drawn = _steps(train, training), derive_seed(seed, f"epoch {epoch}")
+    size, order = min(training.batch_size, len(train)), _order(train, torch.Generator().manual_seed(drawn))
     before, whole = (epoch - epochs[0]) * steps, (epochs[1] - epochs[0]) * steps
-    for step, (images, labels) in enumerate(
-        batches(train, training, derive_seed(seed, f"epoch {epoch}"), progress.device)
-    ):
+    for step, (images, labels) in enumerate(batches(train, training, drawn, progress.device)):
         # In the middle of the step, so that neither the first nor the last one has a rate of zero.
-        rate = _set_rate_(progress.optimizer, training, (epoch + (step + 0.5) / steps) / training.epochs)
+        at = (epoch + (step + 0.5) / steps) / training.epochs
+        rate = _set_rate_(progress.optimizer, training, at)
+        if progress.teaching is not None:
+            rows = order[step * size : (step + 1) * size].to(progress.device)
+            progress.teaching.begin_(at, rows, derive_seed(drawn, f"others in step {step}"))
         inputs = tuple(laid_out(each, progress.layout) for each in arguments(images))
         if progress.sparsifier is not None:
             progress.sparsifier.before_(progress.module, before + step, whole)
         value, logits = _step_(progress, training, loss, inputs, labels)
         if not math.isfinite(value):
-            raise DecantError(f"The loss became {value} in epoch {epoch + 1}; lower the learning rate")
+            culprit = "" if progress.teaching is None else progress.teaching.culprit()
+            raise DecantError(
+                f"The loss became {value} in epoch {epoch + 1}, step {step + 1} of {steps}{culprit}; lower the "
+                f"learning rate, {rate:g} there (weights are those before this step)"
+            )
         _average_(progress, training.average, before + step)
         losses += value * len(images)
         hits += int((logits.argmax(1) == labels).sum()) if told and labels is not None else 0
@@ -386,7 +404,7 @@ def batches(
 ) -> Iterator[tuple[Batch, Tensor | None]]:
     """Yield augmented batches, on a device, in a random order; the last is left out where it is not full."""
     generator = torch.Generator().manual_seed(seed)
-    order = moved(torch.randperm(len(train), generator=generator), tensors_in(train.images)[0].device)
+    order = moved(_order(train, generator), tensors_in(train.images)[0].device)
     size = min(training.batch_size, len(train))
     for chosen in order[: _steps(train, training) * size].split(size):
         labels = None if train.labels is None else train.labels[chosen]
@@ -394,6 +412,11 @@ def batches(
         if not isinstance(images, Rows):
             images = training.augmentation.apply(images, generator)
         yield images, labels
+
+
+def _order(train: Examples, generator: torch.Generator) -> Tensor:
+    """Return the examples of an epoch in a random order, [N], on the processor."""
+    return torch.randperm(len(train), generator=generator)
 
 
 def _steps(train: Examples, training: Training) -> int:
@@ -427,10 +450,12 @@ def _step_(
         total = total + training.group_lasso * group_norms(module)
     progress.optimizer.zero_grad()
     total.backward()
+    if not math.isfinite(found := value.item()):
+        return found, logits.detach()  # before the step, so that the weights stay numbers
     if sparsifier is not None:
         sparsifier.after_(module)
     progress.optimizer.step()
-    return value.item(), logits.detach()
+    return found, logits.detach()
 
 
 def _forward(module: nn.Module, satisfying: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
