@@ -409,7 +409,8 @@ def test_the_smoothed_loss_is_torchs() -> None:
 
 
 def test_nan_ends_the_training_in_words(tmp_path: Path) -> None:
-    with pytest.raises(DecantError, match=r"The loss became (nan|inf) in epoch \d+, step \d+ of \d+; lower the "):
+    words = r"The loss became (nan|inf) in epoch \d+, step \d+ of \d+; lower the learning rate, "
+    with pytest.raises(DecantError, match=words):
         train(resnet(), tmp_path, optimizer=Sgd.model_construct(learning_rate=1e30, momentum=0.9))
 
 

@@ -41,7 +41,7 @@ class Features(Soft):
     def soft(self, answers: Answers) -> Tensor:
         """Return `factor` times the mean over pairs of layers, of outputs where none are named; shape []."""
         named = answers.links[0] if answers.links else ()
-        links = named or (Link(answers.student, answers.teacher),)
+        links = named or (Link(answers.student, answers.teacher.detach()),)
         return self.factor * torch.stack([self.between(link, answers) for link in links]).mean()
 
     def between(self, link: Link, answers: Answers) -> Tensor:
