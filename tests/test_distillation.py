@@ -557,8 +557,8 @@ def test_places_of_the_teacher_are_averaged_to_the_student_s() -> None:
             "hints",
             "stem",
             "stages.2",
-            "stem and stages.2: places of the teacher are averaged to fewer, by a whole number; the student's "
-            "has [4, 4, 4] and the teacher's [16, 2, 2] for each example",
+            "stem and stages.2: places of the teacher are averaged to fewer, by a whole number; the "
+            "student's has [4, 4, 4] and the teacher's [16, 2, 2] for each example",
         ),
         ("hints", "flatten", "stages.2", "hints compares place by place"),
         ("attention", "flatten", "flatten", "attention needs features with places"),

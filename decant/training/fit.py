@@ -386,8 +386,8 @@ def _epoch(
         if not math.isfinite(value):
             culprit = "" if progress.teaching is None else progress.teaching.culprit()
             raise DecantError(
-                f"The loss became {value} in epoch {epoch + 1}, step {step + 1} of {steps}{culprit}; lower the "
-                f"learning rate, {rate:g} there (weights are those before this step)"
+                f"The loss became {value} in epoch {epoch + 1}, step {step + 1} of {steps}{culprit}; lower "
+                f"the learning rate, {rate:g} there (weights are those before this step)"
             )
         _average_(progress, training.average, before + step)
         losses += value * len(images)

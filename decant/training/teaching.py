@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from decant.checkpoints.checkpoint import not_a_number
+from decant.checkpoints.checkpoint import Checkpoint, not_a_number
 from decant.errors import DecantError, Message
 from decant.examples import Examples, arguments
 from decant.networks.devices import CPU, find, moved, place_
@@ -266,6 +266,28 @@ def check_finite(teacher: nn.Module) -> None:
             raise DecantError(
                 f"The teacher's {name} holds {wrong}, so nothing can be learned from it; train it again"
             )
+
+
+def check_examples(teacher: Checkpoint, examples: Examples) -> None:
+    """Refuse examples that a teacher does not take, or that have other classes than it.
+
+    Raises:
+        DecantError: They have another shape, or another number of classes.
+    """
+    if (
+        isinstance(teacher.shape, tuple)
+        and isinstance(examples.shape, tuple)
+        and teacher.shape != examples.shape
+    ):
+        raise DecantError(
+            f"The teacher takes pictures of {' x '.join(map(str, teacher.shape))}, and these examples are "
+            f"{' x '.join(map(str, examples.shape))}; take a teacher of this data"
+        )
+    if teacher.classes and examples.classes and len(teacher.classes) != len(examples.classes):
+        raise DecantError(
+            f"The teacher tells {len(teacher.classes)} classes apart, and these examples have "
+            f"{len(examples.classes)}; take a teacher of this data"
+        )
 
 
 def layer_at(module: nn.Module, path: str, who: str) -> nn.Module:
