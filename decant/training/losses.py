@@ -59,6 +59,10 @@ class Part(Section):
     weight: WeightOrRamp = 1.0
 
 
+DEFAULT_MIX = (Part(loss=Temperature()), Part(loss=Dist()))
+"""Both compare outputs, so that they suit any network of classes."""
+
+
 class Mix(Soft):
     """Several losses at once: the sum of each times its weight, and the share `hard` of the labels.
 
@@ -74,7 +78,7 @@ class Mix(Soft):
     """
 
     kind: Literal["mix"] = "mix"
-    parts: Annotated[tuple[Part, ...], Field(min_length=1, max_length=16)]
+    parts: Annotated[tuple[Part, ...], Field(min_length=1, max_length=16)] = DEFAULT_MIX
     hard: FractionOrRamp = 0.1
 
     @field_validator("parts")
