@@ -204,8 +204,8 @@ def page(results: Mapping[str, Any]) -> str:
         "[docs/distillation.md](../docs/distillation.md).",
         "",
         "Accuracy on the test split in percent: mean over seeds, its spread (standard deviation), the gain",
-        "over the same student with labels alone, of the same first weights and batches, and McNemar's p over",
-        "all seeds' test examples together: how likely such a gain would be by chance. Seconds are of one",
+        "over the same student with labels alone, of the same first weights and batches, and McNemar's p",
+        "over all seeds' test examples together: how likely such a gain is by chance. Seconds are of one",
         "training, of the processor. Nothing was tuned for a row: each loss has its default numbers.",
         "",
     ]
@@ -215,8 +215,8 @@ def page(results: Mapping[str, Any]) -> str:
     seeds, minutes = ", ".join(map(str, results["seeds"])), results["seconds"] / 60
     lines += [
         f"Measured with seeds {seeds} on {machine['processor']},",
-        f"threads: {results['threads']}; {minutes:.0f} minutes of processor time in all. Epochs and images are",
-        "few so that it takes no more; with the whole of Fashion-MNIST, labels say more and a teacher less.",
+        f"threads: {results['threads']}; {minutes:.0f} minutes of processor time in all. Epochs and images",
+        "are few so that it takes no more; with all of Fashion-MNIST, labels say more and a teacher less.",
         "",
     ]
     return "\n".join(lines)
