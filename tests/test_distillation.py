@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from decant.costs.divergence import softened_kl
 from decant.errors import DecantError
+from decant.finetune.params import FinetuneParams
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.training.feature_losses import (
     Attention,
@@ -43,6 +44,7 @@ from decant.training.resume import Scratch
 from decant.training.soft import Answers, Link, Soft
 from decant.training.teaching import Teaching, teaching
 from tasks.pipeline.params import validate
+from tasks.validate.labels import _needing
 from tests.nets import striped
 
 KINDS = get_args(get_args(SoftTargets)[0])
@@ -674,3 +676,32 @@ def test_losses_of_classes_are_refused_where_there_are_none(name: str) -> None:
     for wrong in (loss, Mix(parts=(Part(loss=made(name)),), hard=0.0)):  # type: ignore[arg-type]
         with pytest.raises(DecantError, match=f"loss.kind: {name} compares probabilities of classes, and"):
             loss_of(wrong, Training(epochs=1), teacher(), TRAIN, 0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "loss", "lines"),
+    [
+        (True, made("hints"), []),
+        (False, made("hints", hard=0.0), []),
+        (
+            False,
+            made("hints"),
+            ["m.loss.hard: is the share of labels in the loss, and data.labels names none"],
+        ),
+        (
+            True,
+            made("dist"),
+            ["m.loss.kind: dist needs logits of classes, and the target has none; take outputs"],
+        ),
+        (
+            False,
+            Mix(parts=(Part(loss=made("hints", hard=0.5)), Part(loss=Dist())), hard=0.0),  # type: ignore[arg-type]
+            ["m.loss.parts.1.loss.kind: dist needs logits of classes, and data.labels names none"],
+        ),
+    ],
+    ids=str,
+)
+def test_validate_tells_what_needs_classes_or_labels(labels: bool, loss: Soft, lines: list[str]) -> None:
+    block = {"op": "finetune", "from": "teacher", "training": {"epochs": 1}, "loss": loss.model_dump()}
+    found = list(_needing(validate(block, FinetuneParams), "m", labels))
+    assert [line[: len(start)] for line, start in zip(found, lines, strict=True)] == lines

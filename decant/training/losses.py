@@ -177,7 +177,7 @@ def loss_of(
     soft = soft or Outputs()
     for member in soft.members():
         _check_possible(member, bool(classes), examples.labels is not None)
-    if soft.hard and examples.labels is None:
+    if largest(soft.hard) and examples.labels is None:
         raise DecantError(
             f"loss.hard: {largest(soft.hard):g} of the loss is against labels, and these examples have "
             "none; take hard: 0"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from decant.prune.criteria import Taylor
 from decant.prune.schedules import Rewind
 from decant.schema import Section
+from decant.training.ramps import largest
 from decant.training.soft import Soft
 from tasks.pipeline.metrics import BY_TARGET
 from tasks.prepare.params import AnyData
@@ -72,5 +73,5 @@ def _soft(loss: Soft, place: str, labels: bool) -> Iterator[str]:
         here = place if members == (loss,) else f"{place}.parts.{number}.loss"
         if member.of_classes:
             yield f"{here}.kind: {member.kind} needs logits of classes, {why}; take outputs"
-    if loss.hard and not labels and not any(member.of_classes for member in members):
+    if largest(loss.hard) and not labels and not any(member.of_classes for member in members):
         yield f"{place}.hard: is the share of labels in the loss, {NONE}; take hard: 0"
