@@ -2,9 +2,12 @@
 
 import copy
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.costs.counts import macs, parameters
 from decant.costs.divergence import softened_kl
 from decant.distill import distill
+from decant.distill.cache import key_of, remember_
 from decant.distill.params import DistillParams
 from decant.distill.students import Proposed, StudentBudget, inherit_, propose
 from decant.errors import DecantError
@@ -20,6 +24,9 @@ from decant.finetune import finetune
 from decant.networks.architectures import Lenet5, Lenet300100, Mlp, Resnet, build
 from decant.prune import prune
 from decant.quantize import quantize
+from decant.training.logit_losses import Temperature
+from decant.training.losses import against_teacher
+from decant.training.resume import Scratch
 from decant.training.run import Run
 from tasks.pipeline.params import validate
 from tests.nets import striped
@@ -209,6 +216,61 @@ def test_a_teacher_of_other_data_is_refused(shape: Any, classes: int, words: str
         distilled(other)
     with pytest.raises(DecantError, match=words):
         finetune(parent(), {"training": TRAINING, "loss": {"kind": "softmax"}}, SPLITS, teacher=other)
+
+
+# --- answers that are kept
+
+KEPT = {"loss": {"kind": "temperature"}, "training": TRAINING | {"epochs": 3}}
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_answers_are_made_once_and_are_those_of_each_batch(kept: bool, tmp_path: Path) -> None:
+    of, calls = parent(), list[int]()
+    of.module.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    block = {"student": {"kind": "mlp", "hidden": [8]}, **KEPT}
+    run = Run("test", 1, (lambda: Scratch(tmp_path / "test", "id")) if kept else None)
+    without = distill(of, block, SPLITS, run=Run("test", 1))
+    after = len(calls)
+    found = distill(of, block | {"cache": True}, SPLITS, run=run)
+    assert len(calls) - after == after - 3 * 3 + 1, "three batches of three epochs, or one of all"
+    for name, tensor in found.model.module.state_dict().items():
+        assert torch.allclose(tensor, without.model.module.state_dict()[name], atol=1e-4)
+    assert re.fullmatch(
+        r"the teacher answered once in \d+\.\d s, and 2 times fewer: about \d+ s saved", found.notes[-1]
+    )
+    files = [each.stem for each in tmp_path.glob("test/*.npy")]
+    assert files == ([key_of([of.module], SPLITS.train.images)] if kept else [])
+
+
+def test_kept_answers_are_read_and_others_are_not(tmp_path: Path) -> None:
+    first, second = (against_teacher(Temperature(), parent(seed=seed).module) for seed in (2, 3))
+    remember_(first, SPLITS.train, tmp_path)
+    (file,) = tmp_path.glob("*.npy")
+    np.save(file, np.zeros((96, 3), np.float32))
+    again = against_teacher(Temperature(), parent().module)
+    remember_(again, SPLITS.train, tmp_path)
+    remember_(second, SPLITS.train, tmp_path)
+    assert again.known is not None and not again.known.any()
+    assert second.known is not None and second.known.any()
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"training": TRAINING | {"augmentation": {"shift": 1}}},
+            "cache: augmentation changes images in each",
+        ),
+        (
+            {"loss": {"kind": "similarity", "layers": {"stages.1": "stages.1"}}},
+            "cache: keeps outputs, and this",
+        ),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(changes: Mapping[str, Any], words: str) -> None:
+    with pytest.raises(DecantError, match=words):
+        distilled(cache=True, **changes)
 
 
 # --- students that were compressed before

@@ -11,16 +11,18 @@ from torch import nn
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result
+from decant.distill.cache import remember_
 from decant.distill.params import DistillParams
 from decant.distill.students import Proposed, inherit_, propose
 from decant.errors import DecantError
-from decant.examples import Splits
+from decant.examples import Examples, Splits
 from decant.networks.architectures import Architecture, picture
 from decant.recipes import recipe_of
 from decant.training.fresh import train
 from decant.training.losses import loss_of
+from decant.training.recipe import Loss
 from decant.training.run import Run
-from decant.training.teaching import check_examples
+from decant.training.teaching import Teaching, check_examples
 
 
 def distill(
@@ -58,11 +60,22 @@ def distill(
     classes, device = len(parent.classes), block.device
     loss = loss_of(block.loss, block.training, parent.module, splits.train, classes, device, others)
     student, facts = _student(block, parent)
+    notes = [_remembered(loss, block, splits.train, run)] if block.cache else []
     begin = partial(_inherited_, student, parent) if block.start == "teacher" else None
     result = train(
         student, block.training, splits, run, loss=loss, teacher=parent, device=device, begin_=begin
     )
-    return replace(result, facts={**result.facts, **facts})
+    return replace(result, facts={**result.facts, **facts}, notes=[*result.notes, *notes])
+
+
+def _remembered(loss: Loss, block: DistillParams, train: Examples, run: Run | None) -> str:
+    """Let the teachers answer now; return what that took and saves."""
+    assert isinstance(loss, Teaching)
+    scratch = run.scratch if run is not None else None
+    seconds = remember_(loss, train, None if scratch is None else scratch.folder)
+    fewer = block.training.epochs - 1
+    saved = f"{fewer} times fewer: about {fewer * seconds:.0f} s saved"
+    return f"the teacher answered once in {seconds:.1f} s, and {saved}"
 
 
 def _second(parent: Checkpoint, teacher: Checkpoint | None) -> Checkpoint:

@@ -40,6 +40,8 @@ class Teaching:
         label_smoothing: Of the labels' share.
         target: What the labels are.
         learners: What of the loss is trained or remembered, for each pair of layers of each of its parts.
+        known: The mean of the teachers' outputs for all training examples, on the processor, where that was
+            made before; None where teachers answer each batch.
     """
 
     loss: Soft
@@ -47,6 +49,7 @@ class Teaching:
     label_smoothing: float = 0.0
     target: Target = CLASSES
     learners: nn.ModuleList = field(default_factory=nn.ModuleList)
+    known: Tensor | None = None
     _seen: tuple[Seen, Seen] = field(default_factory=lambda: ({}, {}))
     _handles: list[RemovableHandle] = field(default_factory=list)
     _progress: float = 0.0
@@ -76,9 +79,7 @@ class Teaching:
 
     def __call__(self, inputs: tuple[Tensor, ...], outputs: Tensor, labels: Tensor | None) -> Tensor:
         """Return the loss of a batch that the student has just answered; shape []."""
-        with torch.no_grad(), self._every_layer():
-            targets = [as_rows(each(*inputs), len(outputs)).float() for each in self.teachers]
-        mean = targets[0] if len(targets) == 1 else torch.stack(targets).mean(0)
+        mean = self._targets(inputs, len(outputs))
         if outputs.shape != mean.shape:
             raise DecantError(
                 f"The student answers with {outputs.shape[1]} numbers for each example and its teacher with "
@@ -107,6 +108,14 @@ class Teaching:
         return tuple(
             _link(part, students[own], teachers[other], next(learners)) for own, other in part.layers.items()
         )
+
+    def _targets(self, inputs: tuple[Tensor, ...], count: int) -> Tensor:
+        """Return the mean of the teachers' outputs for a batch, [N, M]."""
+        if self.known is not None and self._rows is not None:
+            return self.known[self._rows.cpu()].to(self._rows.device)
+        with torch.no_grad(), self._every_layer():
+            targets = [as_rows(each(*inputs), count).float() for each in self.teachers]
+        return targets[0] if len(targets) == 1 else torch.stack(targets).mean(0)
 
     def culprit(self) -> Message:
         """Return which part of several of the last loss is NaN or infinite; empty where none alone is."""
