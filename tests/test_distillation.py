@@ -494,6 +494,7 @@ SOFTMAX = {"loss": {"kind": "softmax"}}
             {"kind": "temperature", "temperature": {"start": 0.0, "end": 2.0}},
             "loss.temperature: start and end must be greater than 0",
         ),
+        ({"kind": "temperature", "temperature": {"start": 1.0}}, "loss.temperature.end: is missing"),
         ({"kind": "temperature", "temperature": -1}, "loss.temperature: must be greater than 0"),
         ({"kind": "mix", "parts": []}, "loss.parts: needs 1 or more entries"),
         (
