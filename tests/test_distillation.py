@@ -16,6 +16,7 @@ from decant.costs.divergence import softened_kl
 from decant.errors import DecantError
 from decant.finetune.params import FinetuneParams
 from decant.networks.architectures import Mlp, Resnet, build
+from decant.networks.execution import make_deterministic
 from decant.training.feature_losses import (
     Attention,
     Contrastive,
@@ -102,7 +103,11 @@ def student() -> nn.Module:
 
 
 def trained(
-    loss: Any, folder: Path | None = None, module: nn.Module | None = None, **changes: Any
+    loss: Any,
+    folder: Path | None = None,
+    module: nn.Module | None = None,
+    device: str = "cpu",
+    **changes: Any,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     recipe = {"epochs": 2, "batch_size": 32, "optimizer": Sgd(learning_rate=0.05)} | changes
     module = student() if module is None else module
@@ -117,6 +122,7 @@ def trained(
         seed=3,
         constraints={},
         title="test",
+        device=device,
     )
     return module, curve
 
@@ -148,6 +154,19 @@ def test_exam(name: str) -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in of.state_dict().items())
     assert set(module.state_dict()) == set(student().state_dict())
     assert not any(layer._forward_hooks for layer in module.modules())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_gpu_repeats_each_loss_to_the_bit_and_agrees_with_the_processor(name: str) -> None:
+    make_deterministic(1)
+    curves = []
+    for device in ("cpu", "cuda", "cuda"):
+        lesson = against_teacher(made(name), teacher(), device=device)
+        curves.append(trained(lesson, epochs=1, device=device)[1])
+    assert curves[1] == curves[2]
+    assert curves[1][0]["loss"] == pytest.approx(curves[0][0]["loss"], rel=1e-2)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
