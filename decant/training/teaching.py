@@ -155,17 +155,12 @@ class Teaching:
             self._handles.clear()
             for seen in self._seen:
                 seen.clear()
+            self._answers = None
 
     def _listen_(self, module: nn.Module) -> None:
-        for who, network, seen, paths in (
-            ("student", module, self._seen[0], [own for part in self._features for own in part.layers]),
-            (
-                "teacher",
-                self.teachers[0],
-                self._seen[1],
-                [each for part in self._features for each in part.layers.values()],
-            ),
-        ):
+        pairs = [pair for part in self._features for pair in part.layers.items()]
+        networks = (("student", module), ("teacher", self.teachers[0]))
+        for (who, network), seen, paths in zip(networks, self._seen, zip(*pairs, strict=True), strict=True):
             for path in dict.fromkeys(paths):
                 layer = layer_at(network, path, who)
                 self._handles.append(layer.register_forward_hook(_recorder(seen, path)))
