@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -14,9 +15,11 @@ from torch.nn import functional as F
 
 from decant.costs.divergence import softened_kl
 from decant.errors import DecantError
+from decant.examples import Examples, Rows
 from decant.finetune.params import FinetuneParams
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.execution import make_deterministic
+from decant.targets import Numbers
 from decant.training.feature_losses import (
     Attention,
     Contrastive,
@@ -610,6 +613,41 @@ def test_two_teachers_are_matched_by_their_mean() -> None:
     found = teaching(Temperature(hard=0.0), (one, other))(inputs, outputs, None)
     mean = (one(*inputs) + other(*inputs)) / 2
     assert found.item() == pytest.approx(softened_kl(outputs, mean, 4.0).item())
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"kind": "relational", "hard": 0.5},
+        {"kind": "similarity", "layers": {"inner": "inner"}, "hard": 0.0},
+        {
+            "kind": "mix",
+            "parts": [
+                {"loss": {"kind": "outputs"}},
+                {"loss": {"kind": "hints", "layers": {"inner": "inner"}}},
+            ],
+        },
+    ],
+    ids=lambda block: block["kind"],
+)
+def test_numbers_are_learned_from_outputs_and_features(block: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 3, generator=generator)
+    target = Numbers(names=("late",), scale=(1.0,))
+    train = Examples(Rows({"x": inputs}), inputs.sum(1, keepdim=True), (), target)
+
+    def network(width: int, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        layers = {"inner": nn.Linear(3, width), "act": nn.ReLU(), "head": nn.Linear(width, 1)}
+        return nn.Sequential(OrderedDict(layers))
+
+    training = Training(epochs=4, batch_size=16, optimizer=Sgd(learning_rate=0.02))
+    loss = loss_of(validate(block, SoftTargets), training, network(16, 1).eval(), train, 0)
+    with torch.random.fork_rng():
+        module = network(4, 2)
+    more = {"scratch": None, "seed": 1, "constraints": {}, "title": "test"}
+    curve = fit_(module, training, loss, train, train, **more)
+    assert curve[-1]["loss"] < curve[0]["loss"]
 
 
 # --- interrupted, and gone wrong
