@@ -606,6 +606,27 @@ def test_one_example_has_no_others_to_be_told_from() -> None:
         Contrastive(**LAYERS).learner(torch.Size((1, 3)), torch.Size((1, 3)), 1)
 
 
+def test_each_call_of_a_step_takes_its_share_of_the_rows() -> None:
+    """As where gradients of several batches make one step."""
+    seen = list[Tensor]()
+
+    class Watched(Temperature):
+        def soft(self, answers: Answers) -> Tensor:
+            assert answers.rows is not None
+            seen.append(answers.rows)
+            return super().soft(answers)
+
+    lesson = taught(Watched(hard=0.0))
+    lesson.known = torch.arange(96.0)[:, None] * torch.tensor([1.0, 0.5, -1.0])
+    lesson.begin_(0.5, torch.tensor([7, 1, 90, 4, 5]), 0)
+    for start, count in ((0, 2), (2, 2), (4, 1)):
+        outputs = torch.zeros(count, 3)
+        value = lesson((), outputs, None)
+        rows = torch.tensor([7, 1, 90, 4, 5][start : start + count])
+        assert torch.equal(seen[-1], rows)
+        assert value == softened_kl(outputs, lesson.known[rows], 4.0)
+
+
 def test_two_teachers_are_matched_by_their_mean() -> None:
     one, other = teacher(), build(Mlp(hidden=(8,)), (1, 8, 8), 3, seed=4).eval()
     inputs = (TRAIN.images[:8].float() / 255,)

@@ -67,11 +67,11 @@ class Teaching:
         return any(part.kind == "contrastive" for part in self._features)
 
     def begin_(self, progress: float, rows: Tensor | None, seed: int) -> None:
-        """Set where the training is before a step.
+        """Set where the training is before a step, of which each call of the loss takes its share in order.
 
         Args:
             progress: In [0, 1].
-            rows: Which examples the batch has, [N].
+            rows: Which examples the step has, [N].
             seed: Of what is drawn in this step.
         """
         self._progress, self._rows = progress, rows
@@ -79,13 +79,14 @@ class Teaching:
 
     def __call__(self, inputs: tuple[Tensor, ...], outputs: Tensor, labels: Tensor | None) -> Tensor:
         """Return the loss of a batch that the student has just answered; shape []."""
-        mean = self._targets(inputs, len(outputs))
+        rows = self._taken(len(outputs))
+        mean = self._targets(inputs, rows, len(outputs))
         if outputs.shape != mean.shape:
             raise DecantError(
                 f"The student answers with {outputs.shape[1]} numbers for each example and its teacher with "
                 f"{mean.shape[1]}; take a teacher of the same outputs, or a student built for its classes"
             )
-        links, drawn = self._links(), (self._rows, self._generator)
+        links, drawn = self._links(), (rows, self._generator)
         self._answers = answers = Answers(outputs, mean, labels, self._progress, links, *drawn)
         return self.loss.total(answers, self.label_smoothing, self.target)
 
@@ -109,10 +110,17 @@ class Teaching:
             _link(part, students[own], teachers[other], next(learners)) for own, other in part.layers.items()
         )
 
-    def _targets(self, inputs: tuple[Tensor, ...], count: int) -> Tensor:
+    def _taken(self, count: int) -> Tensor | None:
+        """Return which examples a batch has: the next of the step's."""
+        if self._rows is None:
+            return None
+        taken, self._rows = self._rows[:count], self._rows[count:]
+        return taken
+
+    def _targets(self, inputs: tuple[Tensor, ...], rows: Tensor | None, count: int) -> Tensor:
         """Return the mean of the teachers' outputs for a batch, [N, M]."""
-        if self.known is not None and self._rows is not None:
-            return self.known[self._rows.cpu()].to(self._rows.device)
+        if self.known is not None and rows is not None:
+            return self.known[rows.cpu()].to(rows.device)
         with torch.no_grad(), self._every_layer():
             targets = [as_rows(each(*inputs), count).float() for each in self.teachers]
         return targets[0] if len(targets) == 1 else torch.stack(targets).mean(0)
