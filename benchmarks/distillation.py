@@ -96,9 +96,9 @@ def cases(subject: Subject) -> dict[str, Block]:
 
 
 def garments(quick: bool) -> Subject:
-    """Return Fashion-MNIST with the default teacher, and a student that sees 4,000 images."""
+    """Return Fashion-MNIST with the default teacher, and a student that sees 3,000 images."""
     whole, test = splits.read_splits(), splits.read(splits.TEST)
-    sizes = (128, 100, 200) if quick else (4000, 1000, len(test))
+    sizes = (128, 100, 200) if quick else (3000, 1000, len(test))
     return Subject(
         "garments",
         decant.load(ROOT / MODELS / "teacher"),
