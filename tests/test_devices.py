@@ -406,8 +406,8 @@ def full_for(what: str, patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("case", "place", "told"),
     [
-        ("distill", "decant.training.losses.place_", "for the teacher that answers each batch; try cpu"),
-        ("outputs", "decant.training.losses.place_", "for the teacher that answers each batch; try cpu"),
+        ("distill", "decant.training.teaching.place_", "for the teacher that answers each batch; try cpu"),
+        ("outputs", "decant.training.teaching.place_", "for the teacher that answers each batch; try cpu"),
         (
             "obs",
             "decant.prune.obs.placed",
