@@ -2,6 +2,9 @@
 
 import math
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -36,6 +39,7 @@ from tasks.prepare import own_files, splits, tables
 from tasks.prepare.__main__ import main as prepare
 from tasks.prepare.sources import SOURCES
 from tests.homes import home
+from tests.imports import ROOT
 
 DIGITS = SOURCES["digits"]
 IN_A_GROUP, WINDOW = 32, 4
@@ -158,6 +162,17 @@ def test_batches_are_the_same_wherever_the_rows_lie() -> None:
             assert torch.equal(one, other) and torch.equal(one_label, other_label)
 
 
+@pytest.mark.slow
+def test_what_forks_passes_in_a_process_of_its_own() -> None:
+    words = ["-q", "-m", "alone", "-p", "no:cacheprovider", str(Path(__file__))]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert re.search(r"^4 passed", done.stdout, re.M), done.stdout[-500:]
+
+
+@pytest.mark.alone
 @pytest.mark.parametrize("processes", [1, 2])
 def test_batches_are_the_same_with_any_number_of_processes_that_read_ahead(
     processes: int,
@@ -188,6 +203,7 @@ def test_the_environment_says_how_many_processes_read_ahead(
         read(TRAIN)
 
 
+@pytest.mark.alone
 def test_a_loader_that_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the kernel ends one that finds no shared memory; the others must not be waited for for ever."""
     images = grouped(torch.zeros(700, 64, dtype=torch.uint8))
@@ -321,6 +337,7 @@ def test_texts_come_back_from_groups_with_their_next_tokens() -> None:
     assert torch.equal(bytes_of(TRAIN), sizes)
 
 
+@pytest.mark.alone
 def test_batches_of_large_texts_hold_like_lengths_and_each_text_once() -> None:
     examples, _ = texts()
     assert isinstance(examples.images, Rows)

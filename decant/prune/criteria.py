@@ -373,7 +373,10 @@ class Obs(OfInputs):
         seen = _seen(self.kind, examples, self.images)
         found = saliencies(module, seen.images, self.damping, masks, names)
         rows = self.row_costs(module, list(found), examples)
-        return {n: each * rows[n].reshape(-1, *[1] * (each.dim() - 1)) for n, each in found.items()}
+        every = {
+            n: moved(rows[n], each.device).reshape(-1, *[1] * (each.dim() - 1)) for n, each in found.items()
+        }
+        return {n: each * every[n] for n, each in found.items()}
 
     def row_costs(self, module: nn.Module, names: Sequence[str], examples: Examples) -> dict[str, Tensor]:
         """Return by what the errors of each output of the weights' layers are multiplied, float32 [O]."""
