@@ -82,6 +82,35 @@ def distilled(teacher: Checkpoint, device: str, run: Run) -> Result:
     return distill(teacher, on(DistillParams, recipe, device), SPLITS, run=run)
 
 
+def from_features(teacher: Checkpoint, device: str, run: Run) -> Result:
+    """Distill what layers give, with maps and memories beside the student."""
+    of = {"stages.0": "stages.0"}
+    parts = [{"kind": "hints", "layers": of}, {"kind": "contrastive", "layers": of, "negatives": 8}, SOFT]
+    recipe = {
+        "op": "distill",
+        "from": "p",
+        "student": NET.model_dump(mode="json") | {"widths": [4, 4]},
+        "loss": {"kind": "mix", "parts": [{"loss": each} for each in parts]},
+        "training": ADAM | {"clip_gradients": 1.0, "accumulate": 2, "epochs": 1},
+        "start": "teacher",
+    }
+    return distill(teacher, on(DistillParams, recipe, device), SPLITS, run=run)
+
+
+def answered_once(teacher: Checkpoint, device: str, run: Run) -> Result:
+    plain = ADAM | {"augmentation": {"flip": False}}
+    student = {"kind": "mlp", "hidden": [16]}
+    recipe = {
+        "op": "distill",
+        "from": "p",
+        "student": student,
+        "loss": SOFT,
+        "training": plain,
+        "cache": True,
+    }
+    return distill(teacher, on(DistillParams, recipe, device), SPLITS, run=run)
+
+
 def masked(teacher: Checkpoint, device: str, run: Run) -> Result:
     """Fine-tune a pruned model whose layers clamp and round their inputs."""
     pruned = prune(teacher, SPARSE, SPLITS).model
@@ -146,6 +175,8 @@ CASES: dict[str, Callable[[Checkpoint, str, Run], Result]] = {
     "teacher": trained(),
     "float16": trained(precision="float16"),
     "distill": distilled,
+    "features": from_features,
+    "cache": answered_once,
     "masks": masked,
     "gradual": scheduled(kind="gradual"),
     "surgery": scheduled(kind="surgery"),
@@ -406,8 +437,8 @@ def full_for(what: str, patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("case", "place", "told"),
     [
-        ("distill", "decant.training.losses.place_", "for the teacher that answers each batch; try cpu"),
-        ("outputs", "decant.training.losses.place_", "for the teacher that answers each batch; try cpu"),
+        ("distill", "decant.training.teaching.place_", "for the teacher that answers each batch; try cpu"),
+        ("outputs", "decant.training.teaching.place_", "for the teacher that answers each batch; try cpu"),
         (
             "obs",
             "decant.prune.obs.placed",

@@ -415,7 +415,8 @@ def test_the_smoothed_loss_is_torchs() -> None:
 
 
 def test_nan_ends_the_training_in_words(tmp_path: Path) -> None:
-    with pytest.raises(DecantError, match=r"The loss became (nan|inf) in epoch \d+; lower the learning rate"):
+    words = r"The loss became (nan|inf) in epoch \d+, step \d+ of \d+; lower the learning rate, "
+    with pytest.raises(DecantError, match=words):
         train(resnet(), tmp_path, optimizer=Sgd.model_construct(learning_rate=1e30, momentum=0.9))
 
 
@@ -621,6 +622,8 @@ def test_a_step_reads_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             return original(*arguments)
 
     monkeypatch.setattr(fit_module, "_step_", watched)
+    may, there = fit_module._may_step, torch.device("cuda")
+    monkeypatch.setattr(fit_module, "_may_step", lambda passes, _: may(passes, there))
     train(resnet(), tmp_path, {"head.weight": halved(resnet())}, epochs=1, accumulate=2)
     assert reads == []
 

@@ -332,7 +332,7 @@ def test_no_model_is_proposed_as_its_own_parent() -> None:
         ("models/cut/cut", "keep"),
         ("models/prune-80/criterion", "kind"),
         ("models/int8/scheme", "bits"),
-        ("models/student/loss", "temperature"),
+        ("models/student/loss", "hard"),
         ("models/student/training/optimizer", "learning_rate"),
         ("teacher/architecture", "hidden"),
     ],

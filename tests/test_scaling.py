@@ -45,7 +45,7 @@ def test_the_scale_moves_as_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
         optimizer = torch.optim.SGD(other.parameters(), 0.0)
         theirs.scale(torch.tensor(1.0))
         theirs.unscale_(optimizer)
-        usable = ours.usable_(one)
+        usable = ours.usable_(one.parameters())
         theirs.step(optimizer)
         theirs.update()
         assert usable is not wrong
@@ -59,7 +59,7 @@ def test_the_scale_moves_as_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan])
 def test_a_step_that_is_not_finite_is_skipped_and_halves_the_scale(wrong: float) -> None:
     scaler = Scaler(on=True)
-    assert not scaler.usable_(with_gradients(1.0, wrong))
+    assert not scaler.usable_(with_gradients(1.0, wrong).parameters())
     assert (scaler.scale, scaler.skipped) == (2.0**15, 1)
     assert scaler.row_() == {"skipped_steps": 1.0}
     assert scaler.row_() == {"skipped_steps": 0.0}
@@ -67,7 +67,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_halves_the_scale(wrong: float)
 
 def test_without_float16_gradients_are_left_as_they_come() -> None:
     scaler, module = Scaler(), with_gradients(math.inf, 1.0)
-    assert scaler.usable_(module)
+    assert scaler.usable_(module.parameters())
     loss = torch.tensor(2.0)
     assert scaler.scaled(loss) is loss
     assert scaler.row_() == scaler.content() == {}
@@ -131,8 +131,9 @@ def test_gradients_that_no_scale_makes_finite_are_told_with_the_scalers_steps() 
 def test_a_loss_that_is_not_a_number_is_told_with_the_scalers_steps() -> None:
     told = failing(lambda _, logits, __: logits.sum() * math.nan)
     assert told == (
-        "The loss became nan in epoch 1; take precision: bfloat16, or lower the learning rate "
-        "(the scaler skipped 1 step and stands at 32768)"
+        "The loss became nan in epoch 1, step 1 of 24; take precision: bfloat16, or lower the learning "
+        "rate, 0.000231481 there (the scaler skipped 1 step and stands at 32768); "
+        "weights are those before this step"
     )
 
 

@@ -16,6 +16,7 @@ from decant.training.fit import fit_
 from decant.training.goals import goal_of
 from decant.training.losses import Outputs, loss_of
 from decant.training.recipe import Adamw, Training
+from decant.training.soft import Answers
 
 GENERATOR = torch.Generator().manual_seed(0)
 OUTPUTS = torch.randn(7, 3, generator=GENERATOR) * 3
@@ -175,7 +176,7 @@ def test_hard_targets_beside_a_teacher_are_the_targets_own_loss() -> None:
     assert isinstance(examples.images, Rows)
     inputs, outputs = tuple(examples.images.tensors.values()), torch.linspace(0, 2000, 12)[:, None]
     with torch.no_grad():
-        soft = Outputs().soft(outputs, teacher(*inputs))
+        soft = Outputs().soft(Answers(outputs, teacher(*inputs)))
         hard = ((outputs - examples.known_labels) / 300).square().mean()
         value = loss(inputs, outputs, examples.known_labels)
     assert value.item() == pytest.approx((0.25 * hard + 0.75 * soft).item(), rel=1e-5)

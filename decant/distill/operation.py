@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
+
+from torch import nn
 
 from decant.adoption.texts import check_texts
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result
+from decant.distill.cache import remember_
 from decant.distill.params import DistillParams
-from decant.examples import Rows, Splits
-from decant.networks.architectures import FOREIGN, build
+from decant.distill.students import Proposed, inherit_, propose
+from decant.errors import DecantError
+from decant.examples import Examples, Rows, Splits
+from decant.networks.architectures import FOREIGN, Architecture, build, picture
 from decant.recipes import recipe_of
 from decant.training.fresh import train
 from decant.training.losses import loss_of
+from decant.training.recipe import Loss
 from decant.training.run import Run
+from decant.training.teaching import Teaching, check_examples
 
 
 def distill(
@@ -30,20 +39,67 @@ def distill(
     It does not help where the student is as large as its teacher, or where labels are plenty and right.
 
     Args:
-        parent: The model that teaches; untouched.
+        parent: The model that teaches; untouched. A student of it may teach the next: a teacher assistant.
         recipe: The student, the loss and the training, with the keys of params.yaml.
         splits: What it learns from, and what its curve is measured on.
-        teacher: Not used, as the parent teaches; every operation takes one.
+        teacher: With `ensemble`, a second teacher; else not used, as the parent teaches.
         run: Its name, its seed, and where an interrupted training is resumed from.
 
     Raises:
         DecantError: The recipe is not valid, the student is too large for the images or of another vocabulary
-            than texts, or the loss became NaN or infinite.
+            than texts, the examples are not of the teacher's shape or classes, `ensemble` has one teacher
+            alone, the budget fits no network, a teacher's weights are NaN, or the loss became NaN or
+            infinite.
+
+    References:
+        Mirzadeh et al., Improved Knowledge Distillation via Teacher Assistant, 2019, for the chain; and
+        Furlanello et al., Born-Again Neural Networks, 2018, for a student of its teacher's architecture.
+        https://arxiv.org/abs/1902.03393, https://arxiv.org/abs/1805.04770
     """
     block = recipe_of(DistillParams, recipe, splits.sizes)
+    check_examples(parent, splits.train)
+    others = [_second(parent, teacher).module] if block.ensemble else []
     classes, device = len(parent.classes), block.device
-    if isinstance(block.student, FOREIGN) and isinstance(images := splits.train.images, Rows):
-        student = build(block.student, parent.shape, classes, 0)
-        check_texts(student.eval(), images, block.student.origin)
-    loss = loss_of(block.loss, block.training, parent.module, splits.train, classes, device)
-    return train(block.student, block.training, splits, run, loss=loss, teacher=parent, device=device)
+    loss = loss_of(block.loss, block.training, parent.module, splits.train, classes, device, others)
+    student, facts = _student(block, parent)
+    if isinstance(student, FOREIGN) and isinstance(images := splits.train.images, Rows):
+        check_texts(build(student, parent.shape, classes, 0).eval(), images, student.origin)
+    notes = [_remembered(loss, block, splits.train, run)] if block.cache else []
+    begin = partial(_inherited_, student, parent) if block.start == "teacher" else None
+    result = train(
+        student, block.training, splits, run, loss=loss, teacher=parent, device=device, begin_=begin
+    )
+    return replace(result, facts={**result.facts, **facts}, notes=[*result.notes, *notes])
+
+
+def _remembered(loss: Loss, block: DistillParams, train: Examples, run: Run | None) -> str:
+    """Let the teachers answer now; return what that took and saves."""
+    assert isinstance(loss, Teaching)
+    scratch = run.scratch if run is not None else None
+    seconds = remember_(loss, train, None if scratch is None else scratch.folder)
+    fewer = block.training.epochs - 1
+    saved = f"{fewer} times fewer: about {fewer * seconds:.0f} s saved"
+    return f"the teacher answered once in {seconds:.1f} s, and {saved}"
+
+
+def _second(parent: Checkpoint, teacher: Checkpoint | None) -> Checkpoint:
+    """Return the second teacher of an ensemble."""
+    if teacher is None or teacher.module is parent.module:
+        raise DecantError("ensemble: there is one teacher alone; start from a student of it, or leave it out")
+    if teacher.classes != parent.classes or teacher.shape != parent.shape:
+        raise DecantError(
+            "ensemble: the teachers have other classes or inputs; take two that answer the same"
+        )
+    return teacher
+
+
+def _student(block: DistillParams, parent: Checkpoint) -> tuple[Architecture, dict[str, Any]]:
+    """Return the student, and what the lineage says of one that was proposed."""
+    if not isinstance(block.student, Proposed):
+        return block.student, {}
+    found = propose(block.student, parent.built_by, picture(parent.shape), len(parent.classes))
+    return found, {"proposed": found.model_dump(mode="json")}
+
+
+def _inherited_(student: Architecture, parent: Checkpoint, module: nn.Module) -> None:
+    inherit_(module, student, parent.module, parent.built_by)

@@ -16,6 +16,7 @@ from decant.recipes import recipe_of
 from decant.training.fit import epochs_run, fit_
 from decant.training.losses import loss_of, warning
 from decant.training.run import Run
+from decant.training.teaching import check_examples
 
 
 def finetune(
@@ -41,7 +42,8 @@ def finetune(
         run: Its name, its seed, and where an interrupted training is resumed from.
 
     Raises:
-        DecantError: The recipe is not valid, or the loss became NaN or infinite.
+        DecantError: The recipe is not valid, the examples are not of the teacher's shape or classes, its
+            weights are NaN, or the loss became NaN or infinite.
     """
     block, run = recipe_of(FinetuneParams, recipe, splits.sizes), run or Run()
     if block.statistics:
@@ -49,6 +51,7 @@ def finetune(
         return finished(parent, estimated, {}, facts=images, statistics=True)
     child = replace(parent, module=copy.deepcopy(parent.module))
     teacher = teacher or parent
+    check_examples(teacher, splits.train)
     curve = fit_(
         child.module,
         block.training,

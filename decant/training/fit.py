@@ -58,6 +58,7 @@ from decant.training.recipe import Loss, Training
 from decant.training.resume import Scratch, check_form, resume_
 from decant.training.scaling import Scaler
 from decant.training.tally import NoNumberError, Tally
+from decant.training.teaching import Teaching, listening, of_loss
 
 EpochMetrics = dict[str, float]
 """One epoch of the curve."""
@@ -116,6 +117,7 @@ class _Progress:
         width: How many numbers the network gives for a row where it is not trained; None before it is known.
         device: Where all of it lies; what is resumed from is on the processor.
         scaler: Of a training in float16.
+        teaching: The loss, where it is one on a teacher's answers.
     """
 
     module: nn.Module
@@ -131,10 +133,17 @@ class _Progress:
     width: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device(CPU))
     scaler: Scaler = field(default_factory=Scaler)
+    teaching: Teaching | None = None
 
     @cached_property
     def _held(self) -> Held:
         return Held(self.constraints)
+
+    @cached_property
+    def trained(self) -> list[nn.Parameter]:
+        """All that is trained: the network's parameters, and what a loss learns beside them."""
+        beside = [] if self.teaching is None else self.teaching.learners.parameters()
+        return [*self.module.parameters(), *beside]
 
     @property
     def held(self) -> Held:
@@ -210,6 +219,8 @@ class _Progress:
         }
         if self.sparsifier is not None:
             content |= {"sparsifier": self.sparsifier.content()}
+        if self.teaching is not None and (learned := self.teaching.content()):
+            content |= {"beside": learned}
         return moved(content | self.scaler.content(), CPU)
 
     def restore_(self, content: dict[str, Any]) -> None:
@@ -226,6 +237,8 @@ class _Progress:
         if self.sparsifier is not None:
             self.sparsifier.restore_(moved(content["sparsifier"], self.device))
         self.scaler.restore_(content)
+        if self.teaching is not None:
+            self.teaching.restore_(content.get("beside", {}))
 
     def _check(self, content: dict[str, Any]) -> None:
         """Refuse a state of another form, or of other numbers than this training's can be."""
@@ -324,10 +337,13 @@ def fit_(
     goal = _goal(module, train, validation, teacher, seed, there)
     scaler = Scaler(on=training.precision == "float16")
     lay_out_(module, memory := layout(module))
-    with training_on(module, there, training.batch_size, training.accumulate, training.precision):
+    with (
+        training_on(module, there, training.batch_size, training.accumulate, training.precision),
+        listening(loss, module, train, seed) as beside,
+    ):
         progress = _Progress(
             module,
-            training.optimizer.build(_groups(module, training.weight_decay)),
+            training.optimizer.build([*_groups(module, training.weight_decay), *beside]),
             memory,
             _copy(state(module)),
             [],
@@ -339,6 +355,7 @@ def fit_(
             _width(module, train.images, seed, there),
             there,
             scaler,
+            of_loss(loss),
         )
         train, validation = (resident(each, each.nbytes, there) for each in (train, validation))
         _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
@@ -424,34 +441,52 @@ def _epoch(
     told = train.labels is not None and isinstance(train.target, Classes)
     tally, rate = Tally(told, 1 if progress.device.type == CPU else UNREAD), 0.0
     progress.module.train()
-    steps = _steps(train, training)
+    steps, drawn = _steps(train, training), derive_seed(seed, f"epoch {epoch}")
     before, whole = (epoch - epochs[0]) * steps, (epochs[1] - epochs[0]) * steps
-    for step, (images, labels) in enumerate(
-        batches(train, training, derive_seed(seed, f"epoch {epoch}"), progress.device)
-    ):
+    told_rows = _told_rows(progress.teaching, train, training, drawn)
+    fed_in = zip(batches(train, training, drawn, progress.device), told_rows, strict=False)
+    for step, ((images, labels), rows) in enumerate(fed_in):
         # In the middle of the step, so that neither the first nor the last one has a rate of zero.
-        rate = _set_rate_(progress.optimizer, training, (epoch + (step + 0.5) / steps) / training.epochs)
+        at = _at(training, epoch, step, steps)
+        rate = _set_rate_(progress.optimizer, training, at)
+        if progress.teaching is not None:
+            progress.teaching.begin_(
+                at, moved(rows, progress.device), derive_seed(drawn, f"others in step {step}")
+            )
         if progress.sparsifier is not None:
             progress.sparsifier.before_(progress.module, before + step, whole)
-        with _finite(epoch, progress.scaler):
+        with _finite(progress, training, epoch, steps):
             tally.add(*_step_(progress, training, loss, images, labels), labels)
         _average_(progress, training.average, before + step)
         if tally.seen and not tally.waiting:
             bar.set_postfix({key: f"{value:.3f}" for key, value in tally.means().items()}, refresh=False)
         bar.update(len(images))
-    with _finite(epoch, progress.scaler):
+    with _finite(progress, training, epoch, steps):
         tally.read()
     return {"epoch": epoch + 1, **tally.means(), "learning_rate": rate}
 
 
+def _at(training: Training, epoch: int, step: int, steps: int) -> float:
+    """Return the middle of a step of an epoch, as a share of the whole recipe."""
+    return (epoch + (step + 0.5) / steps) / training.epochs
+
+
 @contextmanager
-def _finite(epoch: int, scaler: Scaler) -> Iterator[None]:
-    """End a training whose loss is no number."""
+def _finite(progress: _Progress, training: Training, epoch: int, steps: int) -> Iterator[None]:
+    """End a training whose loss is no number; say in which step, which part of it, and what to do."""
     try:
         yield
     except NoNumberError as error:
-        todo = scaler.remedy("lower the learning rate")
-        raise DecantError(f"The loss became {error} in epoch {epoch + 1}; {todo}") from None
+        at_once, culprit = progress.device.type == CPU, ""
+        if at_once and progress.teaching is not None:
+            culprit = progress.teaching.culprit()
+        rate = _rate(training, _at(training, epoch, error.step, steps))
+        todo = progress.scaler.remedy(f"lower the learning rate, {rate:g} there")
+        kept = "; weights are those before this step" if at_once else ""
+        raise DecantError(
+            f"The loss became {error} in epoch {epoch + 1}, step {error.step + 1} of {steps}{culprit}; "
+            f"{todo}{kept}"
+        ) from None
 
 
 def batches(
@@ -462,11 +497,8 @@ def batches(
     A batch of texts has as many places as the longest of its own, and holds texts of like lengths.
     """
     generator = torch.Generator().manual_seed(seed)
-    place, size = tensors_in(train.images)[0].device, _taken(train, training)
-    windows = full(order(len(train), train.width, generator), size)
-    if (lengths := _lengths(train.images)) is not None:
-        windows = (bucketed(rows, lengths.cpu(), size, generator) for rows in windows)
-    chosen = (moved(rows, place) for window in windows for rows in window.split(size))
+    place = tensors_in(train.images)[0].device
+    chosen = (moved(rows, place) for rows in _chosen(train, training, generator))
     for images, labels in loaded(train, chosen):
         images, labels = sent((images, labels), device)
         if isinstance(images, Tensor):
@@ -475,6 +507,24 @@ def batches(
             longest = max(1, int(own.max()))
             images, labels = images.cut(longest), _first_places(labels, longest)
         yield images, labels
+
+
+def _chosen(train: Examples, training: Training, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield which examples each step of an epoch takes [B], on the processor, as the generator says."""
+    size = _taken(train, training)
+    windows = full(order(len(train), train.width, generator), size)
+    if (lengths := _lengths(train.images)) is not None:
+        windows = (bucketed(rows, lengths.cpu(), size, generator) for rows in windows)
+    return (rows for window in windows for rows in window.split(size))
+
+
+def _told_rows(
+    teaching: Teaching | None, train: Examples, training: Training, seed: int
+) -> Iterator[Tensor | None]:
+    """Yield which examples the batches of the same seed have, where a loss has to know; else None."""
+    if teaching is None or not teaching.needs_rows:
+        return itertools.repeat(None)
+    return _chosen(train, training, torch.Generator().manual_seed(seed))
 
 
 def _lengths(images: Batch) -> Tensor | None:
@@ -530,16 +580,21 @@ def _step_(
         _gradients_(progress, training, loss, *part, len(part[0]) / len(images), part is parts[-1])
         for part in parts
     ]
-    if progress.scaler.usable_(module):
+    if progress.scaler.usable_(progress.trained) and _may_step(passes, progress.device):
         progress.held.mask_gradients_(module)
         if progress.sparsifier is not None:
             progress.sparsifier.after_(module)
         if training.clip_gradients is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), training.clip_gradients)
+            nn.utils.clip_grad_norm_(progress.trained, training.clip_gradients)
         progress.optimizer.step()
     if len(passes) == 1:
         return passes[0]
     return torch.stack([value for value, _ in passes]).sum(), torch.cat([logits for _, logits in passes])
+
+
+def _may_step(passes: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> bool:
+    """Say whether all losses are finite; on a GPU, which is not waited for, yes in any case."""
+    return device.type != CPU or all(math.isfinite(value.item()) for value, _ in passes)
 
 
 def _parts(images: Batch, labels: Tensor | None, size: int) -> Iterator[tuple[Batch, Tensor | None]]:
@@ -702,8 +757,12 @@ def _average_(progress: _Progress, decay: float, step: int) -> None:
             progress.averaged[name].copy_(now[name])
 
 
+def _rate(training: Training, at: float) -> float:
+    return training.optimizer.learning_rate * training.schedule.factor(at)
+
+
 def _set_rate_(optimizer: torch.optim.Optimizer, training: Training, at: float) -> float:
-    rate = training.optimizer.learning_rate * training.schedule.factor(at)
+    rate = _rate(training, at)
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import nn
+
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, begun
 from decant.examples import Splits
@@ -22,6 +26,7 @@ def train(
     loss: Loss | None = None,
     teacher: Checkpoint | None = None,
     device: str = CPU,
+    begin_: Callable[[nn.Module], None] | None = None,
 ) -> Result:
     """Build a network, train it, and return it.
 
@@ -34,6 +39,7 @@ def train(
         teacher: What the network learns from, where it is a student: it takes the same inputs, and has the
             same classes.
         device: Where it is trained.
+        begin_: Changes the fresh weights, in place, before the first step.
 
     Raises:
         DecantError: The network is too large for the images, the loss became NaN or infinite, or there are
@@ -44,6 +50,8 @@ def train(
     classes = images.classes if teacher is None else teacher.classes
     module = build(architecture, shape, len(classes), run.seed)
     fit_statistics_(module, images)
+    if begin_ is not None:
+        begin_(module)
     curve = fit_(
         module,
         training,

@@ -1,115 +1,125 @@
-"""What a network is trained to match: labels, a teacher's soft targets or outputs, or a mixture."""
+"""What a network is trained to match: labels, a teacher's soft targets, outputs or features, or a mixture."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from decant.costs.divergence import softened_kl, squared_error
 from decant.errors import DecantError
 from decant.lazy import torch
-from decant.networks.devices import CPU, computing_on, find, place_
-from decant.networks.execution import as_rows
-from decant.schema import Fraction, Positive, Section
+from decant.networks.devices import CPU
+from decant.schema import Section
 from decant.targets import CLASSES, Target
+from decant.training.feature_losses import Attention, Contrastive, Hints, Relational, Similarity
+from decant.training.logit_losses import (
+    Decoupled,
+    Dist,
+    MultiLevel,
+    Outputs,
+    Smoothing,
+    Softmax,
+    Standardized,
+    Temperature,
+)
+from decant.training.ramps import FractionOrRamp, WeightOrRamp, at, largest
+from decant.training.soft import Answers, Soft
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from decant.examples import Examples
     from decant.training.recipe import Loss, Training
+    from decant.training.teaching import Teaching
+
+OneLoss = Annotated[
+    Softmax
+    | Temperature
+    | Standardized
+    | MultiLevel
+    | Decoupled
+    | Dist
+    | Outputs
+    | Hints
+    | Attention
+    | Relational
+    | Similarity
+    | Contrastive
+    | Smoothing,
+    Field(discriminator="kind"),
+]
 
 
-class _Mixed(Section):
-    """What is learned from a teacher's outputs, mixed with the target's own loss against labels.
+class Part(Section):
+    """One loss of several, and what it is multiplied by."""
+
+    loss: OneLoss
+    weight: WeightOrRamp = 1.0
+
+
+DEFAULT_MIX = (Part(loss=Temperature()), Part(loss=Dist()))
+"""Both compare outputs, so that they suit any network of classes."""
+
+
+class Mix(Soft):
+    """Several losses at once: the sum of each times its weight, and the share `hard` of the labels.
+
+    Weights and the share may follow a schedule. Does not help where two parts say the same, such as two
+    temperatures: their weights are then another learning rate and no more.
 
     Attributes:
-        hard: The share of the labels.
-    """
-
-    if TYPE_CHECKING:  # each kind declares them where they stand in its recipe
-        kind: str
-        hard: float
-
-    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return how far outputs [N, M] are from the teacher's; shape []."""
-        raise NotImplementedError
-
-    def __call__(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor | None,
-        label_smoothing: float = 0.0,
-        target: Target = CLASSES,
-    ) -> Tensor:
-        """Return `hard` times the target's loss plus the rest times what is soft; shape []."""
-        if labels is None:
-            return self.soft(student, teacher)
-        hard = target.loss(student, labels, smoothing=label_smoothing)
-        return self.hard * hard + (1 - self.hard) * self.soft(student, teacher)
-
-
-class Softmax(_Mixed):
-    """Soft targets at temperature 1: the divergence from the teacher's plain class probabilities.
-
-    Helps little where the teacher is nearly certain of every training image: its probabilities are then the
-    hard labels over again, and a temperature above 1 shows more of what it knows.
+        parts: The losses; their own `hard` is not used.
 
     References:
-        Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014. https://arxiv.org/abs/1312.6184
+        Clark et al., BAM! Born-Again Multi-Task Networks for Natural Language Understanding, 2019, section
+        3.2, which anneals from the teacher to the labels. https://arxiv.org/abs/1907.04829
     """
 
-    kind: Literal["softmax"] = "softmax"
-    hard: Fraction = 0.0
+    kind: Literal["mix"] = "mix"
+    parts: Annotated[tuple[Part, ...], Field(min_length=1, max_length=16)] = DEFAULT_MIX
+    hard: FractionOrRamp = 0.1
 
-    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the divergence of logits [N, C]; shape [], in nats."""
-        return softened_kl(student, teacher, 1.0)
+    @field_validator("parts")
+    @classmethod
+    def _softly(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        for part in parts:
+            if part.loss.hard != type(part.loss).model_fields["hard"].default:
+                raise ValueError(f"hard of {part.loss.kind} is not used here: say it once, beside parts")
+        return parts
 
+    def soft(self, answers: Answers) -> Tensor:
+        """Return the sum of all parts, each times its weight; shape []."""
+        values = [
+            at(part.weight, answers.progress)
+            * part.loss.soft(replace(answers, links=answers.links[number : number + 1]))
+            for number, part in enumerate(self.parts)
+        ]
+        return torch.stack(values).sum()
 
-class Temperature(_Mixed):
-    """Soft targets at temperature T, scaled by T^2, mixed with hard labels.
-
-    Does not help a student of very few bits: the temperature that is best for a float student can be the
-    worst for a 3-bit one, as `warning` says.
-
-    References:
-        Hinton et al., Distilling the Knowledge in a Neural Network, 2015. https://arxiv.org/abs/1503.02531
-    """
-
-    kind: Literal["temperature"] = "temperature"
-    temperature: Positive = 4.0
-    hard: Fraction = 0.1
-
-    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the divergence of logits [N, C], times T^2; shape [], in nats."""
-        return softened_kl(student, teacher, self.temperature)
-
-
-class Outputs(_Mixed):
-    """The teacher's outputs themselves, as numbers: the mean squared error over their variance in the batch.
-
-    What is trained where there are no labels, and the only kind for outputs that are no logits of classes,
-    such as embeddings. Of classes it matches logits, whose common offset means nothing to a softmax: there it
-    does not help a student that is much smaller than its teacher.
-
-    References:
-        Kim et al., Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge
-        Distillation, 2021. https://arxiv.org/abs/2105.08919
-    """
-
-    kind: Literal["outputs"] = "outputs"
-    hard: Fraction = 0.0
-
-    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return `squared_error`; shape [], 1 where it is as large as the outputs vary."""
-        return squared_error(student, teacher)
+    def members(self) -> tuple[Soft, ...]:
+        """Return the losses that it is mixed from."""
+        return tuple(part.loss for part in self.parts)
 
 
-SoftTargets = Annotated[Softmax | Temperature | Outputs, Field(discriminator="kind")]
+SoftTargets = Annotated[
+    Softmax
+    | Temperature
+    | Standardized
+    | MultiLevel
+    | Decoupled
+    | Dist
+    | Outputs
+    | Hints
+    | Attention
+    | Relational
+    | Similarity
+    | Contrastive
+    | Smoothing
+    | Mix,
+    Field(discriminator="kind"),
+]
 
 
 FEW_BITS = 3
@@ -127,11 +137,14 @@ def warning(loss: SoftTargets | None, bits: int) -> str | None:
         loss: None for labels, which suit any width.
         bits: Width of the narrowest weights.
     """
-    if not isinstance(loss, Temperature) or loss.temperature <= HOT or bits > FEW_BITS:
+    hot = [
+        temperature
+        for part in (() if loss is None else loss.members())
+        if isinstance(part, Temperature) and (temperature := largest(part.temperature)) > HOT
+    ]
+    if not hot or bits > FEW_BITS:
         return None
-    return (
-        f"loss.temperature: {loss.temperature:g} is more than {bits}-bit weights can follow; try 1 to {HOT:g}"
-    )
+    return f"loss.temperature: {max(hot):g} is more than {bits}-bit weights can follow; try 1 to {HOT:g}"
 
 
 def loss_of(
@@ -141,6 +154,7 @@ def loss_of(
     examples: Examples,
     classes: int,
     device: str = CPU,
+    others: Sequence[nn.Module] = (),
 ) -> Loss:
     """Return what a training minimizes: a recipe's soft targets, else labels, else the teacher's outputs.
 
@@ -151,24 +165,35 @@ def loss_of(
         examples: What is trained on.
         classes: How many the network tells apart; 0 where its outputs are no logits.
         device: Where it is trained, and the teacher answers.
+        others: Networks that answer too: the mean of all outputs is matched.
 
     Raises:
-        DecantError: The loss needs labels or classes, and there are none.
+        DecantError: The loss needs labels or classes, and there are none; or the teacher's weights are NaN.
     """
+    from decant.training.teaching import teaching
+
     if soft is None and examples.labels is not None:
         return training.hard_loss(examples.target)
     soft = soft or Outputs()
-    if not classes and not isinstance(soft, Outputs):
+    for member in soft.members():
+        _check_possible(member, bool(classes), examples.labels is not None)
+    if largest(soft.hard) and examples.labels is None:
         raise DecantError(
-            f"loss.kind: {soft.kind} compares probabilities of classes, and this network's outputs are no "
-            "logits of classes; take loss: {kind: outputs}"
-        )
-    if soft.hard and examples.labels is None:
-        raise DecantError(
-            f"loss.hard: {soft.hard:g} of the loss is against labels, and these examples have "
+            f"loss.hard: {largest(soft.hard):g} of the loss is against labels, and these examples have "
             "none; take hard: 0"
         )
-    return against_teacher(soft, teacher, training.label_smoothing, examples.target, device)
+    return teaching(soft, (teacher, *others), training.label_smoothing, examples.target, device)
+
+
+def _check_possible(loss: Soft, classes: bool, labels: bool) -> None:
+    """Refuse a loss that compares classes, or needs labels, where there are none."""
+    if loss.of_classes and not classes:
+        raise DecantError(
+            f"loss.kind: {loss.kind} compares probabilities of classes, and this network's outputs are no "
+            "logits of classes; take loss: {kind: outputs}"
+        )
+    if loss.of_labels and not labels:
+        raise DecantError(f"loss.kind: {loss.kind} needs labels, and these examples have none; take outputs")
 
 
 def against_teacher(
@@ -177,20 +202,15 @@ def against_teacher(
     label_smoothing: float = 0.0,
     target: Target = CLASSES,
     device: str = CPU,
-) -> Loss:
+) -> Teaching:
     """Return the loss over (inputs, logits, labels) for which the teacher answers each batch as augmented.
 
     It answers in eval mode and stays as it was given.
 
     Raises:
-        DecantError: The device is not there, or has no room for it.
+        DecantError: The device is not there, or has no room for it; or a weight of the teacher is NaN or
+            infinite.
     """
-    with computing_on(there := find(device), ("the teacher that answers each batch", "cpu")):
-        teacher = place_(copy.deepcopy(teacher).eval(), there)
+    from decant.training.teaching import teaching
 
-    def batch_loss(inputs: tuple[Tensor, ...], logits: Tensor, labels: Tensor | None) -> Tensor:
-        with torch.no_grad():
-            targets = as_rows(teacher(*inputs), len(logits)).float()
-        return loss(logits, targets, labels, label_smoothing, target)
-
-    return batch_loss
+    return teaching(loss, (teacher,), label_smoothing, target, device)

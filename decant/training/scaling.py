@@ -49,15 +49,15 @@ class Scaler:
         """Return what gradients are taken of; shape []."""
         return loss * self.scale if self.on else loss
 
-    def usable_(self, module: nn.Module) -> bool:
-        """Divide the gradients of a network by the scale, in place; say whether they are of use.
+    def usable_(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Divide the gradients of all that is trained by the scale, in place; say whether they are of use.
 
         Raises:
             DecantError: They are NaN or infinite at a scale of 1.
         """
         if not self.on:
             return True
-        gradients = [each.grad for each in module.parameters() if each.grad is not None]
+        gradients = [each.grad for each in parameters if each.grad is not None]
         torch._foreach_mul_(gradients, 1 / self.scale)
         finite = _finite(gradients)
         self._adapt(finite)

@@ -16,7 +16,16 @@ from decant.networks.devices import CPU, moved
 
 
 class NoNumberError(Exception):
-    """A loss is NaN or infinite; says which."""
+    """A loss is NaN or infinite; says which.
+
+    Args:
+        loss: The number that is none.
+        step: Of the epoch, from 0.
+    """
+
+    def __init__(self, loss: float, step: int) -> None:
+        super().__init__(str(loss))
+        self.step = step
 
 
 @dataclass
@@ -29,6 +38,7 @@ class Tally:
         loss: Sum over the images that were read.
         hits: The like of those that the network told right.
         seen: How many these images are.
+        steps: How many steps were read.
         waiting: Steps that were not read: the loss, the hits, and the number of images.
     """
 
@@ -37,6 +47,7 @@ class Tally:
     loss: float = 0.0
     hits: int = 0
     seen: int = 0
+    steps: int = 0
     waiting: list[tuple[Tensor, Tensor | None, int]] = field(default_factory=list)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor | None) -> None:
@@ -64,9 +75,10 @@ class Tally:
         waiting, self.waiting = self.waiting, []
         for loss, (_, _, count) in zip(_numbers([each for each, _, _ in waiting]), waiting, strict=True):
             if not math.isfinite(loss):
-                raise NoNumberError(loss)
+                raise NoNumberError(loss, self.steps)
             self.loss += loss * count
             self.seen += count
+            self.steps += 1
         self.hits += int(sum(_numbers([right for _, right, _ in waiting if right is not None])))
 
     def means(self) -> dict[str, float]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from decant.prune.criteria import Taylor
 from decant.prune.schedules import Rewind
 from decant.schema import Section
-from decant.training.losses import Outputs, Softmax, Temperature
+from decant.training.ramps import largest
+from decant.training.soft import Soft
 from tasks.pipeline.metrics import BY_TARGET
 from tasks.prepare.params import AnyData
 from tasks.teacher.params import TeacherParams
@@ -54,14 +55,23 @@ def _needing(section: Section, place: str, labels: bool) -> Iterator[str]:
     """Yield a line for each part of a block that needs classes; or labels, where there are none."""
     for name in type(section).model_fields:
         value, here = getattr(section, name), f"{place}.{name}"
-        if isinstance(value, Softmax | Temperature):
-            why = OTHERS if labels else NONE
-            yield f"{here}.kind: {value.kind} needs logits of classes, {why}; take outputs"
-        elif isinstance(value, Outputs) and value.hard and not labels:
-            yield f"{here}.hard: is the share of labels in the loss, {NONE}; leave it out"
+        if isinstance(value, Soft):
+            yield from _soft(value, here, labels)
         elif isinstance(value, Taylor) and not labels:
             yield f"{here}.kind: {value.kind} needs labels, {NONE}; take fisher, wanda, obs or magnitude"
         elif isinstance(value, Rewind) and not labels:
             yield f"{here}.kind: {value.kind} trains on labels again, {NONE}; take iterative or gradual"
         elif isinstance(value, Section):
             yield from _needing(value, here, labels)
+
+
+def _soft(loss: Soft, place: str, labels: bool) -> Iterator[str]:
+    """Yield a line for each loss that compares classes, which there are none of here, and for their share."""
+    why = OTHERS if labels else NONE
+    members = loss.members()
+    for number, member in enumerate(members):
+        here = place if members == (loss,) else f"{place}.parts.{number}.loss"
+        if member.of_classes:
+            yield f"{here}.kind: {member.kind} needs logits of classes, {why}; take outputs"
+    if largest(loss.hard) and not labels and not any(member.of_classes for member in members):
+        yield f"{place}.hard: is the share of labels in the loss, {NONE}; take hard: 0"

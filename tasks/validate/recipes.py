@@ -8,9 +8,10 @@ from pydantic import Field
 
 from decant.clip.params import ClipParams
 from decant.distill.params import DistillParams
+from decant.distill.students import Proposed
 from decant.errors import DecantError
 from decant.finetune.params import FinetuneParams
-from decant.networks.architectures import FOREIGN, Shape, check_size
+from decant.networks.architectures import FOREIGN, Lenet300100, Mlp, Resnet, Shape, check_size
 from decant.prune.params import PruneParams
 from decant.quantize.params import QuantizeParams
 from decant.recipes import excesses
@@ -150,10 +151,18 @@ def _roots(recipes: Recipes) -> tuple[dict[str, Known], list[str]]:
         if isinstance(block, DistillParams)
     }
     known: dict[str, Known] = {}
-    wrong: list[str] = []
+    wrong = [
+        f"models.{name}.ensemble: from is the teacher itself; start from a student of it, or leave it out"
+        for name, block in recipes.models.items()
+        if isinstance(block, DistillParams) and block.ensemble and block.from_ == TEACHER
+    ]
     pictures = _pictures(recipes.data)
     epochs = recipes.teacher.training.epochs if recipes.teacher.training else 0
     for name, (place, architecture) in blocks.items():
+        if isinstance(architecture, Proposed):
+            wrong += _unproposable(place, recipes, recipes.models[name].from_)
+            known[name] = Known(name, recipes.teacher.architecture, {}, epochs)
+            continue
         if isinstance(architecture, FOREIGN):
             wrong += [f"{place}: {line}" for line in unbuildable(architecture, pinned=name != TEACHER)]
             known[name] = Known(name, architecture, {}, epochs)
@@ -172,6 +181,15 @@ def _roots(recipes: Recipes) -> tuple[dict[str, Known], list[str]]:
         inside = place.rpartition(".")[0]
         wrong += [f"{inside}.{line}" for line in untrainable(section, architecture, False, _data(recipes))]
     return known, wrong
+
+
+def _unproposable(place: str, recipes: Recipes, parent: str) -> list[str]:
+    """Return why no student can be proposed, where the teacher's family is known to have no widths."""
+    block = recipes.models.get(parent)
+    family = recipes.teacher.architecture if parent == TEACHER else getattr(block, "student", None)
+    if family is None or isinstance(family, Proposed | Resnet | Mlp | Lenet300100):
+        return []
+    return [f"{place}.budget: {family.kind} has no widths to make smaller; name the student"]
 
 
 def _broken_lineages(models: Any) -> list[str]:

@@ -25,6 +25,7 @@ from decant.quantize.schemes import Scheme
 from decant.training.fit import EpochMetrics, fit_
 from decant.training.recipe import Loss
 from decant.training.run import Run
+from decant.training.teaching import Added
 
 EQUAL = 1e-3
 """How far logits may move on the average, as a share of their spread, where the function stays the same."""
@@ -157,11 +158,7 @@ def _with_decay(loss: Loss, train: Train, inputs: Mapping[str, InputLearner]) ->
     if not (isinstance(train, Pact) and clips):
         return loss
     decay = train.decay / 2
-
-    def decayed(batch: tuple[Tensor, ...], logits: Tensor, labels: Tensor | None) -> Tensor:
-        return loss(batch, logits, labels) + decay * torch.stack([clip().square() for clip in clips]).sum()
-
-    return decayed
+    return Added(loss, lambda: decay * torch.stack([clip().square() for clip in clips]).sum())
 
 
 @dataclass
