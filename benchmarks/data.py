@@ -81,6 +81,7 @@ def main() -> None:
         print(json.dumps(trained(chosen.run)))
         return
     begin, out = time.perf_counter(), chosen.out.absolute()
+    out.mkdir(parents=True, exist_ok=True)  # before minutes of work
     chosen.work.mkdir(parents=True)
     try:
         os.chdir(chosen.work)
