@@ -12,24 +12,17 @@ from PIL import Image
 
 from decant.errors import DecantError
 from decant.examples import Rows
-from decant.finetune.operation import finetune
-from decant.finetune.params import FinetuneParams
 from decant.networks.execution import predict
-from decant.prune.operation import prune
-from decant.prune.params import PruneParams
-from decant.quantize.operation import quantize
-from decant.quantize.params import QuantizeParams
 from tasks.benchmark.exports import export
-from tasks.evaluate.__main__ import main as evaluate
 from tasks.pipeline import splits
 from tasks.pipeline.metrics import OF_BALANCED, OF_LABELS, OF_NUMBERS
 from tasks.pipeline.models import load_model
-from tasks.pipeline.step import compress
 from tasks.prepare.__main__ import main as prepare
 from tasks.report.__main__ import main as report
 from tasks.teacher.__main__ import main as teach
 from tasks.validate.__main__ import main as validate
 from tests.homes import home
+from tests.stages import compressed, measured
 from tests.test_own_networks import THREADS, changed, git, project
 
 CODE = """
@@ -129,19 +122,11 @@ def workshop(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def measured(*names: str) -> dict[str, dict[str, float]]:
-    for name in names:
-        evaluate(name)
-    return {name: json.loads(Path("metrics", f"{name}.json").read_text()) for name in names}
-
-
 def test_numbers_of_a_table_from_params_to_report(workshop: Path) -> None:
     validate()
     prepare()
     teach()
-    compress("half", PruneParams, prune)
-    compress("half-ft", FinetuneParams, finetune)
-    compress("int8", QuantizeParams, quantize)
+    compressed(*MODELS)
     found = measured("teacher", *MODELS)
     assert all(list(row) == list(OF_NUMBERS.keys) for row in found.values())
     test, teacher = splits.read(splits.TEST), load_model("teacher")
@@ -170,7 +155,7 @@ def test_numbers_of_a_table_from_params_to_report(workshop: Path) -> None:
 def test_models_of_a_table_have_onnx_files_that_take_missing_values(workshop: Path) -> None:
     prepare()
     teach()
-    compress("int8", QuantizeParams, quantize)
+    compressed("int8")
     exports, failed = export(("teacher", "int8"), load_model, splits.read(splits.TEST), 1)
     assert not failed and set(exports) == {"teacher", "int8"}
 
@@ -272,7 +257,7 @@ def test_pictures_in_folders_train_a_network_of_ours(tmp_path: Path) -> None:
         validate()
         prepare()
         teach()
-        compress("int8", QuantizeParams, quantize)
+        compressed("int8")
         found = measured("teacher", "int8")
         report()
         assert load_model("int8").classes == ("dark", "light")

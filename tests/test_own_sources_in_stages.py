@@ -11,30 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from decant.clip.operation import clip
-from decant.clip.params import ClipParams
-from decant.distill.operation import distill
-from decant.distill.params import DistillParams
 from decant.errors import DecantError
 from decant.examples import Rows
-from decant.finetune.operation import finetune
-from decant.finetune.params import FinetuneParams
 from decant.networks.execution import predict
 from decant.networks.python import sum_of_code
-from decant.prune.operation import prune
-from decant.prune.params import PruneParams
-from decant.quantize.operation import quantize
-from decant.quantize.params import QuantizeParams
 from tasks.benchmark.exports import export
-from tasks.evaluate.__main__ import main as evaluate
 from tasks.pipeline import splits
 from tasks.pipeline.metrics import OF_BALANCED, OF_LABELS, OF_NUMBERS
 from tasks.pipeline.models import load_model
-from tasks.pipeline.step import compress
 from tasks.prepare.__main__ import main as prepare
 from tasks.report.__main__ import main as report
 from tasks.teacher.__main__ import main as teach
 from tasks.validate.__main__ import main as validate
+from tests.stages import compressed, measured
 from tests.test_own_networks import THREADS, changed, git, project
 
 TRAINING = {
@@ -65,27 +54,12 @@ def content(data: dict[str, Any], **more: Any) -> dict[str, Any]:
     } | more
 
 
-def measured(*names: str) -> dict[str, dict[str, float]]:
-    for name in names:
-        evaluate(name)
-    return {name: json.loads(Path("metrics", f"{name}.json").read_text()) for name in names}
-
-
 def through(*names: str) -> dict[str, dict[str, float]]:
     """Run the stages up to the report; return what was measured."""
     validate()
     prepare()
     teach()
-    for name in names:
-        schema, operation = {
-            "int8": (QuantizeParams, quantize),
-            "half": (PruneParams, prune),
-            "narrow": (PruneParams, prune),
-            "clipped": (ClipParams, clip),
-            "tuned": (FinetuneParams, finetune),
-            "student": (DistillParams, distill),
-        }[name]
-        compress(name, schema, operation)
+    compressed(*names)
     found = measured("teacher", *names)
     report()
     assert all(f"| {name}" in Path("report/README.md").read_text() for name in names)

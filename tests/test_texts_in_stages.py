@@ -15,29 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from decant.distill.operation import distill
-from decant.distill.params import DistillParams
 from decant.errors import DecantError
 from decant.examples import Examples, Rows
-from decant.finetune.operation import finetune
-from decant.finetune.params import FinetuneParams
 from decant.networks.execution import predict
 from decant.networks.python import sum_of_code
-from decant.prune.operation import prune
-from decant.prune.params import PruneParams
-from decant.quantize.operation import quantize
-from decant.quantize.params import QuantizeParams
 from tasks.benchmark.exports import export
-from tasks.evaluate.__main__ import main as evaluate
 from tasks.pipeline import splits
 from tasks.pipeline.metrics import OF_CLASSES, OF_TOKENS
 from tasks.pipeline.models import load_model
-from tasks.pipeline.step import compress
 from tasks.prepare.__main__ import main as prepare
 from tasks.report.__main__ import main as report
 from tasks.teacher.__main__ import main as teach
 from tasks.validate.__main__ import main as validate
 from tests.imports import ROOT
+from tests.stages import compressed, measured
 from tests.test_own_networks import THREADS, changed, project
 
 pytest.importorskip("tokenizers")
@@ -170,18 +161,6 @@ def workshop(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def compressed() -> None:
-    compress("half", PruneParams, prune)
-    compress("half-ft", FinetuneParams, finetune)
-    compress("int8", QuantizeParams, quantize)
-
-
-def measured(*names: str) -> dict[str, dict[str, float]]:
-    for name in names:
-        evaluate(name)
-    return {name: json.loads(Path("metrics", f"{name}.json").read_text()) for name in names}
-
-
 def test_classes_of_texts_from_params_to_report_and_onnx(workshop: Path) -> None:
     validate()
     assert {line.split()[-1] for line in Path("data/files/prepare").read_text().splitlines()[1:]} == {
@@ -190,7 +169,7 @@ def test_classes_of_texts_from_params_to_report_and_onnx(workshop: Path) -> None
     }
     prepare()
     teach()
-    compressed()
+    compressed(*MODELS)
     found = measured("teacher", *MODELS)
     few = [key for key in OF_CLASSES.keys if key != "top5_accuracy"]
     assert all(list(row) == few for row in found.values())
@@ -227,8 +206,7 @@ def test_next_tokens_of_texts_from_params_to_report_and_onnx(workshop: Path) -> 
     validate()
     prepare()
     teach()
-    compressed()
-    compress("small", DistillParams, distill)
+    compressed(*MODELS, "small")
     found = measured("teacher", *MODELS, "small")
     assert all(list(row) == list(OF_TOKENS.keys) for row in found.values())
     assert list(json.loads(Path("headline/int8.json").read_text())) == list(OF_TOKENS.headline)
@@ -264,7 +242,7 @@ def test_the_teachers_outputs_on_texts_are_a_target(workshop: Path) -> None:
     validate()
     prepare()
     teach()
-    compress("int8", QuantizeParams, quantize)
+    compressed("int8")
     assert measured("teacher", "int8")["int8"]["cosine"] > 0.99
 
 
@@ -310,7 +288,7 @@ def test_a_student_of_another_vocabulary_is_refused(workshop: Path) -> None:
     prepare()
     teach()
     with pytest.raises(DecantError, match="embedding is of 7 tokens, and the tokenizer has 10"):
-        compress("small", DistillParams, distill)
+        compressed("small")
 
 
 @pytest.mark.parametrize(
@@ -390,7 +368,7 @@ def test_a_small_decoder_learns_to_write_mails(
     validate()
     prepare()
     teach()
-    compress("int8", QuantizeParams, quantize)
+    compressed("int8")
     found = measured("teacher", "int8")
     # What is known without a network: how frequent each token is, and behind which one.
     learned, test = splits.read(splits.TRAIN), splits.read(splits.TEST)
