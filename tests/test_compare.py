@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from decant.errors import DecantError
+from decant.evidence.significance import wilson_interval
 from decant.schema import mistakes
 from flows.compare import main
 from flows.judgement import (
@@ -30,7 +31,6 @@ from flows.judgement import (
 )
 from flows.staleness import stale_models
 from flows.tables import as_json, cells, markdown, show
-from tasks.evaluate.accuracy import wilson_interval
 from tasks.pipeline.metrics import COSTS, OF_CLASSES, OF_OUTPUTS
 from tasks.pipeline.params import validate
 from tasks.validate.gates import Gates, Tolerance
