@@ -22,8 +22,8 @@ class Scale:
     Attributes:
         keys: Of what `measure` returns, in order; metrics have them behind `corruption_`.
         measure: Of the model's outputs, the teacher's [n, M] and the truth [n, ...], if there is one.
-        error: Of what `measure` returns: grows as the model gets worse, 0 of one without a mistake; None if there
-            is no truth.
+        error: Of what `measure` returns: grows as a model gets worse, 0 of one without a mistake; None if
+            there is no truth.
         each: Of the outputs and the truth: the error of each example [n], of which `error` is the mean; None
             where it is no mean.
         finite: Whether outputs that are NaN or infinite leave nothing to be measured.
