@@ -199,7 +199,7 @@ def test_the_norms_of_a_perceptron_by_hand() -> None:
     assert [each.spectral for each in found.layers.values()] == pytest.approx(spectral)
     assert found.lipschitz == pytest.approx(math.prod(spectral))
     stretched = copy.deepcopy(model.module)
-    stretched.get_submodule("normalize").deviation.fill_(0.25)  # type: ignore[union-attr, operator]
+    stretched.get_submodule("normalize").deviation.fill_(0.25)  # type: ignore[operator]
     assert norms(replace(model, module=stretched)).lipschitz == pytest.approx(4 * math.prod(spectral))
     assert found.l1 == pytest.approx(sum(w.abs().sum().item() for w in weights))
     assert found.l2 == pytest.approx(math.sqrt(sum(w.square().sum().item() for w in weights)))

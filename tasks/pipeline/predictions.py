@@ -62,13 +62,13 @@ def write(path: Path, answers: Tensor, sources: Sequence[Path] = ()) -> None:
             f"{len(answers):,} test rows of {answers.shape[1]:,} outputs take {array.nbytes:,} bytes, and "
             f"at most {MOST:,} are kept to compare models with; take fewer test rows"
         )
-    content = _header(array.shape) + array.tobytes()
+    content = _header((len(array), array.shape[1])) + array.tobytes()
     with replacing(path) as temporary:
         temporary.write_bytes(content + _sum(content, sources))
 
 
 def read(
-    path: Path, shape: tuple[int, ...], sources: Sequence[Path] = (), stage: str = stage_of(TEACHER)
+    path: Path, shape: tuple[int, int], sources: Sequence[Path] = (), stage: str = stage_of(TEACHER)
 ) -> Tensor:
     """Return what a model answers: outputs of this shape [N, M].
 
@@ -78,7 +78,7 @@ def read(
         DecantError: The file is missing or damaged, or was written for another number of rows or outputs, or
             from other sources; names the stage that writes it.
     """
-    header, shape = _header(tuple(shape)), tuple(shape)
+    header = _header(shape)
     size = len(header) + np.dtype(TYPE).itemsize * math.prod(shape)
     with reading(path, f"run `dvc repro -f {stage}`"):
         content = read_bytes(path, size + SUM)
@@ -90,7 +90,7 @@ def read(
     return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
 
-def _header(shape: tuple[int, ...]) -> bytes:
+def _header(shape: tuple[int, int]) -> bytes:
     """Return what NumPy writes before the values of an array of this shape."""
     buffer = io.BytesIO()
     described = {"descr": TYPE, "fortran_order": False, "shape": shape}
