@@ -97,6 +97,12 @@ class MetricSet:
         """Every metric that has a better end, and whether that is the higher one."""
         return {metric.key: metric.better == "higher" for metric in self.metrics if metric.better}
 
+    @property
+    def gated(self) -> dict[str, bool]:
+        """Every metric that can have a gate: the same, and those that other stages measure beside them."""
+        beside = (metric for sets in EVIDENCE.values() for metric in sets[self.target])
+        return self.higher | {metric.key: metric.better == "higher" for metric in beside if metric.better}
+
 
 def interval(key: str) -> tuple[str, str]:
     """Return the keys of the ends of a metric's 95 % interval."""
@@ -482,11 +488,6 @@ OF_TOKENS = MetricSet(
 )
 """Of networks that predict the next token of a text."""
 
-SETS = (OF_BALANCED, OF_CLASSES, OF_OUTPUTS, OF_NUMBERS, OF_LABELS, OF_TOKENS)
-"""A row is of the first whose quality it has: balanced classes have the accuracy too."""
-
-BY_TARGET = {each.target: each for each in SETS}
-
 _ERRORS = (
     Metric(
         "mean_corruption_error",
@@ -687,7 +688,15 @@ STABILITY = {
 }
 """What stability/<model>.json has, by the target's kind; the inputs' type decides which of them there are."""
 
-BETTER_HIGHER = {key: higher for each in SETS for key, higher in each.higher.items()}
+EVIDENCE = {"stability": STABILITY}
+"""What other stages than `evaluate` write of a model, in <folder>/<model>.json, by the target's kind."""
+
+SETS = (OF_BALANCED, OF_CLASSES, OF_OUTPUTS, OF_NUMBERS, OF_LABELS, OF_TOKENS)
+"""A row is of the first whose quality it has: balanced classes have the accuracy too."""
+
+BY_TARGET = {each.target: each for each in SETS}
+
+BETTER_HIGHER = {key: higher for each in SETS for key, higher in each.gated.items()}
 """Every metric that has a better direction, and whether that is up."""
 
 
