@@ -20,7 +20,7 @@ from tasks.pipeline.models import load_models, load_seeds
 from tasks.pipeline.params import read_section
 from tasks.pipeline.stage import run
 from tasks.stability.corrupted import Cell, answers, cells, fitting_of
-from tasks.stability.measures import Answers
+from tasks.stability.damage import Answers
 from tasks.stability.report import report
 
 FOLDER = Path("stability")

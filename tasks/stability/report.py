@@ -12,10 +12,9 @@ from decant.evidence.corruptions import Fitting
 from decant.examples import Examples
 from tasks.stability.classes import Comparison
 from tasks.stability.corrupted import Cell
+from tasks.stability.damage import Answers, compare
 from tasks.stability.measures import (
-    Answers,
     check,
-    compare,
     details_of_corruptions,
     left_out,
     of_corruptions,
@@ -61,7 +60,7 @@ def report(
     if scale is not None:
         found = compare(scale, every, ours, theirs, test.labels)
         metrics |= of_corruptions(scale, found)
-        details |= details_of_corruptions(scale, found, every)
+        details |= details_of_corruptions(found, every)
         lacking += found.left_out
     if seeds:
         for each in seeds:
