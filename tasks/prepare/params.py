@@ -8,10 +8,23 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, PlainValidator, Tag, field_validator, model_validator
 
+from decant.inputs import Kind
 from decant.networks.python import Python
-from decant.schema import Fraction, Section, did_you_mean
-from decant.targets import Named, NumbersLoss, Squared
+from decant.schema import Section, did_you_mean
+from decant.targets import Named
+from tasks.prepare.asked import (
+    CLASSES,
+    AnyAnswer,
+    ArrayOfClasses,
+    ArrayTarget,
+    OfClasses,
+    OfTokens,
+    TextTarget,
+    answers,
+    measured,
+)
 from tasks.prepare.sources import SOURCES
+from tasks.prepare.ways import SPLITS, AnySplit, ByColumn, ByFolder, ByShares, Column, sorting
 
 ARRAYS = "arrays"
 TABLE = "table"
@@ -26,6 +39,9 @@ FOLDER = "data/arrays"
 OWN = "data/own"
 CODE = "networks"
 """Where code of one's own lies, of which DVC knows when it changes."""
+
+TABLES = (".csv", ".parquet", ".jsonl")
+LINES = ".txt"
 
 MOST = 100_000_000
 MOST_TOKENS = 1 << 20
@@ -44,45 +60,6 @@ File = Annotated[str, Field(max_length=400)]
 Held = Annotated[int | str, PlainValidator(_held)]
 
 
-class ArrayOfClasses(Section):
-    """Whole numbers [N] from 0.
-
-    Attributes:
-        balanced: Whether models are compared by the mean over classes.
-    """
-
-    kind: Literal["classes"] = "classes"
-    balanced: bool = False
-
-
-class ArrayOfNumbers(Section):
-    """Numbers [N] or [N, K] that are to be predicted.
-
-    Attributes:
-        names: What each is called, in order; the array's own name, with a number where there are several,
-            where they are left out.
-        loss: What is minimized: `mse` or `smooth-l1`.
-    """
-
-    kind: Literal["numbers"] = "numbers"
-    names: Named | None = None
-    loss: NumbersLoss = Squared()
-
-
-class ArrayOfLabels(Section):
-    """Marks [N, L] of several labels at once, 0 or 1, of any type.
-
-    Attributes:
-        names: What each label is called, in order; their numbers where they are left out.
-    """
-
-    kind: Literal["labels"] = "labels"
-    names: Named | None = None
-
-
-ArrayTarget = Annotated[ArrayOfClasses | ArrayOfNumbers | ArrayOfLabels, Field(discriminator="kind")]
-
-
 class PrepareParams(Section):
     """Which examples, and how many of them are held out for validation.
 
@@ -96,6 +73,7 @@ class PrepareParams(Section):
         labels: Of `arrays`: the name of what is to be predicted; nothing where there is none.
         classes: Of `arrays`: the classes' names; their numbers where they are left out.
         target: Of `arrays`: what the labels are; classes, whole numbers from 0, where it is left out.
+        kinds: Of `arrays`: what those hold that are more than tensors, by name: `image`, `numbers`, `sound`.
     """
 
     source: str
@@ -106,6 +84,7 @@ class PrepareParams(Section):
     labels: Annotated[str, Field(max_length=64)] | None = None
     classes: tuple[Annotated[str, Field(max_length=200)], ...] | None = Field(None, min_length=1)
     target: ArrayTarget | None = None
+    kinds: Annotated[dict[Annotated[str, Field(max_length=64)], Kind], Field(max_length=64)] | None = None
 
     @field_validator("source")
     @classmethod
@@ -118,7 +97,7 @@ class PrepareParams(Section):
     @model_validator(mode="after")
     def _of_arrays(self) -> PrepareParams:
         if self.source != ARRAYS:
-            own = ("train", "test", "inputs", "labels", "classes", "target")
+            own = ("train", "test", "inputs", "labels", "classes", "target", "kinds")
             given = [name for name in own if getattr(self, name) is not None]
             if given or isinstance(self.validation, str):
                 raise ValueError(
@@ -150,125 +129,44 @@ class PrepareParams(Section):
         """The kind of target that models are measured by; `same` where it is what the teacher answers."""
         if self.source == ARRAYS and self.labels is None:
             return "same"
-        return "classes" if self.target is None else _measured(self.target)
+        return "classes" if self.target is None else measured(self.target)
 
 
-Column = Annotated[str, Field(min_length=1, max_length=200)]
 Words = Annotated[tuple[Column, ...], Field(max_length=10_000)]
 
 
-class ByShares(Section):
-    """Rows drawn by the seed.
+class Own(Section):
+    """What the sources have in common that read data of one's own.
 
     Attributes:
-        validation: Share of the rows, or of the groups' rows, that are held out.
-        test: Share of the test rows.
-        groups: A column whose equal values stay together, such as a patient's number.
-        stratified: Whether each class has its share in each split.
-    """
-
-    kind: Literal["shares"] = "shares"
-    validation: Annotated[Fraction, Field(gt=0, lt=1)]
-    test: Annotated[Fraction, Field(gt=0, lt=1)]
-    groups: Column | None = None
-    stratified: bool = False
-
-    @model_validator(mode="after")
-    def _possible(self) -> ByShares:
-        if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation and test take {self.validation + self.test:g} of the rows, which leaves none "
-                "to train on; together they must be below 1"
-            )
-        if self.groups is not None and self.stratified:
-            raise ValueError("groups stay whole, so classes cannot have their share too; take one of the two")
-        return self
-
-
-class ByColumn(Section):
-    """Rows go where a column says: `train`, `validation` or `test`."""
-
-    kind: Literal["column"] = "column"
-    column: Column
-
-
-class ByFolder(Section):
-    """Pictures go where they lie: `<folder>/train/<class>/`, `validation` and `test` beside it."""
-
-    kind: Literal["folders"] = "folders"
-
-
-class OfClasses(Section):
-    """A column of classes.
-
-    Attributes:
-        column: Its name.
-        names: The classes, in the order of the network's outputs; sorted where they are left out.
-        balanced: Whether models are compared by the mean over classes.
-    """
-
-    kind: Literal["classes"] = "classes"
-    column: Column
-    names: Named | None = None
-    balanced: bool = False
-
-
-class OfNumbers(Section):
-    """Columns of numbers that are to be predicted.
-
-    Attributes:
-        columns: Their names, in the order of the network's outputs.
-        loss: What is minimized: `mse` or `smooth-l1`.
-    """
-
-    kind: Literal["numbers"] = "numbers"
-    columns: Named
-    loss: NumbersLoss = Squared()
-
-
-class OfLabels(Section):
-    """A column of labels, several at once: a list, or words.
-
-    Attributes:
-        column: Its name.
-        names: The labels, in the order of the network's outputs; sorted where they are left out.
-        separator: What stands between two words.
-    """
-
-    kind: Literal["labels"] = "labels"
-    column: Column
-    names: Named | None = None
-    separator: Annotated[str, Field(min_length=1, max_length=10)] = " "
-
-
-class OfTokens(Section):
-    """The next token at each place of a text."""
-
-    kind: Literal["tokens"] = "tokens"
-
-
-AnyAnswer = Annotated[OfClasses | OfNumbers | OfLabels, Field(discriminator="kind")]
-AnySplit = ByShares | ByColumn | ByFolder
-
-
-class _Own(Section):
-    """What the sources have in common that read files of one's own.
-
-    Attributes:
+        target: What is to be predicted, by columns; what a teacher answers where it is left out.
+        split: Which row goes where.
         leak: What to do where the same row is in two splits: `fail`, or `tell` how many there are.
     """
 
+    target: AnyAnswer | OfTokens | None = None
+    split: AnySplit
     leak: Literal["fail", "tell"] = "tell"
 
-
-def answers(target: AnyAnswer | OfTokens | None) -> tuple[str, ...]:
-    """Return the columns that are to be predicted."""
-    if target is None or isinstance(target, OfTokens):
-        return ()
-    return target.columns if isinstance(target, OfNumbers) else (target.column,)
+    @property
+    def measured(self) -> str:
+        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
+        return measured(self.target)
 
 
-class TableParams(_Own):
+class OfRows(Own):
+    """What the sources have in common whose rows have columns, or keys.
+
+    Attributes:
+        missing: Of numbers: `fail`, or `keep` them as NaN for a network that knows what to do.
+    """
+
+    target: AnyAnswer | None = None
+    split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
+    missing: Literal["fail", "keep"] = "fail"
+
+
+class TableParams(OfRows):
     """A table: CSV, Parquet or JSON lines, one row for each example.
 
     Attributes:
@@ -276,18 +174,12 @@ class TableParams(_Own):
         numbers: Columns of numbers, dates or switches: together the input `numbers`, float32 [N, F].
         categories: Columns of words or codes: an input each, of the column's name, int64 [N], from 1 in
             sorted order; 0 is what the training rows do not have, and what is missing.
-        target: What is to be predicted; what a teacher answers where it is left out.
-        split: Which row goes where.
-        missing: Of numbers: `fail`, or `keep` them as NaN for a network that knows what to do.
     """
 
     source: Literal["table"]
-    file: Annotated[str, Field(max_length=400)]
+    file: File
     numbers: Words = ()
     categories: Words = ()
-    target: AnyAnswer | None = None
-    split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
-    missing: Literal["fail", "keep"] = "fail"
 
     @field_validator("file")
     @classmethod
@@ -310,16 +202,8 @@ class TableParams(_Own):
         """The files that are named."""
         return (self.file,)
 
-    @property
-    def measured(self) -> str:
-        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
-        return _measured(self.target)
 
-
-TextTarget = Annotated[OfClasses | OfNumbers | OfLabels | OfTokens, Field(discriminator="kind")]
-
-
-class TextParams(_Own):
+class TextParams(Own):
     """Texts: a column of a table, or the lines of a file.
 
     Attributes:
@@ -329,14 +213,12 @@ class TextParams(_Own):
         length: Tokens that a text has at most, those before and behind it included; others are left out.
         fixed: Whether every row has as many places as the longest, also in the batches of a training.
         bad: What to do with texts that are empty or no UTF-8: `fail`, or `skip` them; either counts them.
-        target: What is to be predicted; what a teacher answers where it is left out.
-        split: Which text goes where.
     """
 
     source: Literal["text"]
-    file: Annotated[str, Field(max_length=400)]
+    file: File
     column: Column | None = None
-    tokenizer: Annotated[str, Field(max_length=400)]
+    tokenizer: File
     length: Annotated[int, Field(ge=2, le=MOST_TOKENS)]
     fixed: bool = False
     bad: Literal["fail", "skip"] = "fail"
@@ -391,11 +273,6 @@ class TextParams(_Own):
         """The files that are named."""
         return (self.file, self.tokenizer)
 
-    @property
-    def measured(self) -> str:
-        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
-        return _measured(self.target)
-
 
 class Beside(Section):
     """A table beside the files of a folder: one row for each file.
@@ -408,7 +285,7 @@ class Beside(Section):
         missing: Of numbers: `fail`, or `keep` them as NaN for a network that knows what to do.
     """
 
-    file: Annotated[str, Field(max_length=400)]
+    file: File
     path: Column
     numbers: Words = ()
     categories: Words = ()
@@ -420,7 +297,7 @@ class Beside(Section):
         return _table(file)
 
 
-class FilesParams(_Own):
+class FilesParams(Own):
     """Files in folders by class, `<folder>/<class>/` or `<folder>/<split>/<class>/`; or with a table beside.
 
     Attributes:
@@ -430,11 +307,10 @@ class FilesParams(_Own):
             are left out.
         balanced: Whether models are compared by the mean over classes.
         table: What names the files, and columns of them; folders mean nothing then.
-        target: Of a table: what is to be predicted; what a teacher answers where it is left out.
-        split: Which file goes where.
+        target: Of a table; without one classes are the folders.
     """
 
-    folder: Annotated[str, Field(max_length=400)]
+    folder: File
     bad: Literal["fail", "skip"] = "fail"
     classes: Named | None = None
     balanced: bool = False
@@ -442,6 +318,7 @@ class FilesParams(_Own):
     target: AnyAnswer | None = None
     split: Annotated[AnySplit, Field(discriminator="kind")]
     input: ClassVar[str]
+    kind: ClassVar[Kind]
 
     @field_validator("folder")
     @classmethod
@@ -501,7 +378,7 @@ class FilesParams(_Own):
     def measured(self) -> str:
         """The kind of target that models are measured by; `same` where it is what the teacher answers."""
         if self.table is not None:
-            return _measured(self.target)
+            return measured(self.target)
         return "balanced" if self.balanced else "classes"
 
 
@@ -519,6 +396,7 @@ class FolderParams(FilesParams):
     crop: bool = True
     colours: Literal["grey", "rgb"] = "rgb"
     input: ClassVar[str] = "image"
+    kind: ClassVar[Kind] = "image"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -551,9 +429,10 @@ class SoundParams(FilesParams):
     crop: Literal["middle", "start", "fail"] = "middle"
     pad: Literal["end", "both", "fail"] = "end"
     input: ClassVar[str] = "sound"
+    kind: ClassVar[Kind] = "sound"
 
 
-class PythonParams(_Own):
+class PythonParams(OfRows):
     """Rows that a function of one's own yields: a dict each, of named tensors and what is to be predicted.
 
     Attributes:
@@ -562,20 +441,16 @@ class PythonParams(_Own):
         with_: What it is called with, by name; `with` in params.yaml.
         code: The SHA-256 sum of the code; empty where any will do.
         reads: Files in `data/own/` that it reads: where one changes, the rows are made anew.
-        target: What is to be predicted, by the rows' keys; what a teacher answers where it is left out.
-        split: Which row goes where; by the rows' keys too.
-        missing: Of inputs: `fail`, or `keep` NaN for a network that knows what to do.
+        kinds: What the tensors hold that are more than tensors, by the rows' keys.
     """
 
     source: Literal["python"]
-    file: Annotated[str, Field(max_length=400)]
+    file: File
     function: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z_]\w*$")]
     with_: dict[str, Any] = Field(default_factory=dict, alias="with")
     code: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     reads: Annotated[tuple[File, ...], Field(max_length=10_000)] = ()
-    target: AnyAnswer | None = None
-    split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
-    missing: Literal["fail", "keep"] = "fail"
+    kinds: Annotated[dict[Column, Kind], Field(max_length=64)] = Field(default_factory=dict)
 
     @field_validator("file")
     @classmethod
@@ -600,8 +475,7 @@ class PythonParams(_Own):
     @property
     def aside(self) -> tuple[str, ...]:
         """The keys of a row that the network does not see."""
-        split = self.split.column if isinstance(self.split, ByColumn) else self.split.groups
-        return (*answers(self.target), *([] if split is None else [split]))
+        return (*answers(self.target), *sorting(self.split))
 
     @property
     def named(self) -> Python:
@@ -613,17 +487,6 @@ class PythonParams(_Own):
     def files(self) -> tuple[str, ...]:
         """The files that are named, but for code."""
         return self.reads
-
-    @property
-    def measured(self) -> str:
-        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
-        return _measured(self.target)
-
-
-SPLITS = ("train", "validation", "test")
-TABLES = (".csv", ".parquet", ".jsonl")
-LINES = ".txt"
-CLASSES = ("classes", "balanced")
 
 
 def _inside(path: str) -> str:
@@ -639,13 +502,6 @@ def _table(file: str) -> str:
     if Path(file).suffix not in TABLES:
         raise ValueError(f"must end in {', '.join(TABLES)}, got {file!r}")
     return _inside(file)
-
-
-def _measured(target: AnyAnswer | OfTokens | ArrayTarget | None) -> str:
-    if target is None:
-        return "same"
-    balanced = isinstance(target, OfClasses | ArrayOfClasses) and target.balanced
-    return "balanced" if balanced else target.kind
 
 
 def _check_unseen(seen: Sequence[str], target: AnyAnswer | None, split: AnySplit) -> None:
