@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -59,6 +60,12 @@ def test_other_errors_stay_what_they_are() -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
     with pytest.raises(KeyboardInterrupt), outputs.telling_full_disks():
         raise KeyboardInterrupt
+
+
+def test_an_error_without_a_name_gets_that_of_the_file_that_was_written(tmp_path: Path) -> None:
+    for number in (errno.ENOSPC, errno.EFBIG):
+        with pytest.raises(OSError, match=str(tmp_path / "table")), outputs.replacing(tmp_path / "table"):
+            raise OSError(number, "no more")
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="Linux has a file on a disk that is full")
@@ -119,8 +126,28 @@ def test_a_disk_that_fills_up_while_tables_are_written_leaves_what_was_there(
                 raise OSError(errno.ENOSPC, "No space left on device", "data")
 
         monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", until_full)
-        with pytest.raises(SystemExit, match="error: no space left on the disk of /"), report_errors():
+        told = "error: no space left on the disk of /.* kept, data.* is as it was"
+        with pytest.raises(SystemExit, match=told), report_errors():
             prepare()
+        assert there() == before and len(before) == 3
+
+
+def test_a_file_that_may_not_grow_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    table = {"source": "table", "file": "data/own/rows.csv", "numbers": ["a"], "split": SHARES}
+    with home(tmp_path, params={"seed": 3, "data": table}):
+        Path("data/own").mkdir(parents=True)
+        Path("data/own/rows.csv").write_text("a\n" + "\n".join(map(str, range(100))))
+        prepare()
+        before = there()
+        Path("data/own/rows.csv").write_text("a\n" + "\n".join(map(str, range(9000))))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        told = "error: data/train.parquet grew as large as a file may be here; raise the limit"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(SystemExit, match=told), report_errors():
+                prepare()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert there() == before and len(before) == 3
 
 

@@ -26,7 +26,7 @@ from tasks.pipeline.metrics import MANY, OF_CLASSES, OF_TOKENS
 from tasks.prepare import tables
 from tasks.prepare.own_texts import draw
 from tasks.prepare.params import TextParams
-from tasks.prepare.tokens import encoded, read_tokenizer
+from tasks.prepare.tokens import Coder, encoded, read_tokenizer
 
 pytest.importorskip("tokenizers")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -83,20 +83,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_text_becomes_its_tokens_and_a_mask(here: Path) -> None:
-    found = encoded(
-        read_tokenizer(Path("data/own/tokenizer.json")), ["buy now", "hello dear friend other"], 3
-    )
-    assert found.ids.tolist() == [[3, 4, 0], [6, 7, 8]]
+    coder = Coder(read_tokenizer(Path("data/own/tokenizer.json")), 3)
+    found = encoded(coder, [["buy now"], ["hello dear friend other"]])
+    assert found.ids(np.array([0, 1])).tolist() == [[3, 4, 0], [6, 7, 8]]
+    assert found.ids(np.array([1])).tolist() == [[6, 7, 8]]
+    assert found.mask(np.array([0, 1])).tolist() == [[1, 1, 0], [1, 1, 1]]
     assert found.lengths.tolist() == [2, 3]
-    assert found.vocabulary == 10
+    assert coder.vocabulary == 10
 
 
 def test_bytes_are_those_of_the_tokens_that_are_predicted(here: Path) -> None:
     texts = ["buy now", "hello dear friend other", "buy", "dear fri€nd"]
-    found = encoded(read_tokenizer(words_file()), texts, 3)
+    found = encoded(Coder(read_tokenizer(words_file()), 3), [texts])
     assert found.sizes.tolist() == [len(" now"), len(" dear friend"), 0, len(" fri€nd".encode())]
-    started = encoded(read_tokenizer(words_file(started=True)), texts, 3)
-    assert started.ids[0].tolist() == [2, 3, 4]
+    started = encoded(Coder(read_tokenizer(words_file(started=True)), 3), [texts])
+    assert started.ids(np.array([0])).tolist() == [[2, 3, 4]]
     assert started.sizes.tolist() == [
         len("buy now"),
         len("hello dear"),
@@ -109,7 +110,7 @@ def test_a_byte_of_a_character_counts_once_in_a_text(here: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({letter: at for at, letter in enumerate(alphabet)}, []))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    found = encoded(made, ["abcdef"], 100)
+    found = encoded(Coder(made, 100), [["abcdef"]])
     assert found.lengths.tolist() == [6] and found.sizes.tolist() == [5]
 
 
