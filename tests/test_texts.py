@@ -18,7 +18,9 @@ from decant.networks.next_tokens import scoring
 from decant.targets import NO_TOKEN, Tokens, next_tokens, scored
 from decant.training.fit import batches, bucketed
 from decant.training.goals import OfTokens, goal_of
+from decant.training.logit_losses import Temperature
 from decant.training.recipe import Training
+from decant.training.soft import Answers
 from tasks.evaluate.accuracy import accuracy, top
 from tasks.evaluate.tokens import Scores
 from tasks.pipeline import splits
@@ -374,6 +376,30 @@ def test_the_loss_of_tokens_is_a_mean_over_the_places_that_have_one() -> None:
     found = goal.measures(scored(logits, labels))
     assert found["validation_loss"] == pytest.approx(sum(naive) / len(naive), rel=1e-5)
     assert found["validation_token_accuracy"] == pytest.approx(target.watch(logits, labels), rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_tokens_are_distilled_by_the_divergence_at_each_place_that_has_one(temperature: float) -> None:
+    examples = texts(5)
+    labels, count = examples.known_labels, 0
+    one, other = (torch.randn(5, 12 * 9, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    naive = 0.0
+    for row in range(5):
+        for place, label in enumerate(labels[row].tolist()):
+            if label == NO_TOKEN:
+                continue
+            here = slice(9 * place, 9 * place + 9)
+            q, p = ((each[row, here].double() / temperature).softmax(0) for each in (one, other))
+            naive += sum((b * (b / a).log()).item() for a, b in zip(q, p, strict=True)) * temperature**2
+            count += 1
+    loss = Temperature(temperature=temperature, hard=0.25)
+    hard = examples.target.loss(one, labels).item()
+    found = loss.total(Answers(one, other, labels), 0.0, examples.target)
+    assert found.item() == pytest.approx(0.25 * hard + 0.75 * naive / count, rel=1e-5)
+    behind = other.clone().reshape(5, 12, 9)
+    behind[labels == NO_TOKEN] += 100 * torch.randn(9)
+    same = loss.total(Answers(one, behind.flatten(1), labels), 0.0, examples.target)
+    assert torch.equal(same, found)
 
 
 def test_perplexity_and_bits_per_byte_by_hand() -> None:

@@ -194,7 +194,7 @@ def test_next_tokens_of_texts_from_params_to_report_and_onnx(workshop: Path) -> 
         "from": "teacher",
         "student": network("decoder", words=10, places=6, width=8)
         | {"code": sum_of_code(Path("networks/texts.py"), Path())},
-        "loss": {"kind": "outputs", "hard": 0.5},
+        "loss": {"kind": "temperature", "temperature": 2.0, "hard": 0.5},
         "training": TRAINING | {"epochs": 2},
     }
     changed(
