@@ -273,6 +273,7 @@ def test_a_length_without_place_for_a_text_is_refused(here: Path) -> None:
     ("changes", "sentence"),
     [
         ({"column": None}, "needs column"),
+        ({"column": ["text", "other"]}, "is one column of texts; write two texts of a row into one column"),
         ({"file": "data/own/a.txt"}, "column needs a table"),
         (
             {"file": "data/own/a.txt", "column": None, "split": {**SHARES, "groups": "x"}},

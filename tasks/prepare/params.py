@@ -232,6 +232,16 @@ class TextParams(Own):
             raise ValueError(f"must end in {', '.join((*TABLES, LINES))}, got {file!r}")
         return _inside(file)
 
+    @field_validator("column", mode="before")
+    @classmethod
+    def _one(cls, column: Any) -> Any:
+        if isinstance(column, list | tuple):
+            raise ValueError(
+                "is one column of texts; write two texts of a row into one column, with a token between them "
+                "that the tokenizer knows"
+            )
+        return column
+
     @field_validator("tokenizer")
     @classmethod
     def _tracked(cls, file: str) -> str:

@@ -35,6 +35,7 @@ LADDER: tuple[Any, ...] = (
 )  # fmt: skip
 """What Arrow takes a column of CSV for: the first of these that all of its values are."""
 
+_ROW = re.compile(r"row (\d+)")
 _REFUSED = re.compile(r"In CSV column #(\d+): ")
 
 
@@ -143,11 +144,11 @@ def _of_csv(path: Path, columns: Sequence[str], long: bool) -> Opened:
                     pass
             break
         except pa.ArrowInvalid as error:
-            _loosen_(types, error)
+            _loosen_(types, names, error)
     return names, pa.schema([*types.items()]), iter(opened(types))
 
 
-def _loosen_(types: dict[str, Any], error: pa.ArrowInvalid) -> None:
+def _loosen_(types: dict[str, Any], names: Sequence[str], error: pa.ArrowInvalid) -> None:
     """Take the next type on the ladder for the column that an error is about, in place.
 
     Raises:
@@ -156,7 +157,7 @@ def _loosen_(types: dict[str, Any], error: pa.ArrowInvalid) -> None:
     found, told = _REFUSED.search(str(error)), str(error).lower()
     if found is None or not ("conversion error" in told or "invalid utf8" in told):
         raise error
-    name = [*types][int(found[1])]
+    name = names[int(found[1])]
     place = LADDER.index(types[name])
     if place + 1 == len(LADDER):
         raise error
@@ -166,21 +167,32 @@ def _loosen_(types: dict[str, Any], error: pa.ArrowInvalid) -> None:
 def _json(path: Path, columns: Sequence[str], long: bool) -> Opened:
     """Return JSON lines by blocks, each column of the type that all blocks have."""
     fields: dict[str, Any] = {}
-    for block in _blocks(path):
-        for field in pyarrow.json.read_json(io.BytesIO(block), read_options=_whole(block)).schema:
+    for table in _of_lines(path, None):
+        for field in table.schema:
             before = fields.get(field.name, field.type)
             fields[field.name] = _merged(before, field.type, field.name)
     schema = pa.schema([(name, fields[name]) for name in _wanted([*fields], columns)])
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    tables = (
-        pyarrow.json.read_json(io.BytesIO(block), read_options=_whole(block), parse_options=options)
-        for block in _blocks(path)
-    )
-    return [*fields], schema, (batch for table in tables for batch in table.select(schema.names).to_batches())
+    tables = (table.select(schema.names) for table in _of_lines(path, options))
+    return [*fields], schema, (batch for table in tables for batch in table.to_batches())
 
 
-def _whole(block: bytes) -> pyarrow.json.ReadOptions:
-    return pyarrow.json.ReadOptions(block_size=max(len(block), 1))
+def _of_lines(path: Path, options: Any) -> Iterator[pa.Table]:
+    """Yield the blocks of a file of JSON lines, read one after another.
+
+    Raises:
+        ArrowInvalid: One cannot be; names the row of the file, from 1.
+    """
+    seen = 0
+    for block in _blocks(path):
+        reading = pyarrow.json.ReadOptions(block_size=len(block))
+        try:
+            table = pyarrow.json.read_json(io.BytesIO(block), read_options=reading, parse_options=options)
+        except pa.ArrowInvalid as error:
+            told = _ROW.sub(lambda found: f"row {seen + int(found[1]) + 1}", str(error))  # noqa: B023
+            raise pa.ArrowInvalid(told) from None
+        seen += len(table)
+        yield table
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
