@@ -115,6 +115,11 @@ def telling_full_disks() -> Iterator[None]:
         raise
 
 
+def lacks_room(error: BaseException | None) -> bool:
+    """Say whether an error is that nothing more can be written: a full disk, or a file that may not grow."""
+    return is_full(error) or _too_large(error) is not None
+
+
 def _too_large(error: BaseException | None) -> str | None:
     """Return the name of a file that may not grow, empty where it has none; None of any other error."""
     while error is not None:

@@ -216,7 +216,16 @@ def test_whole_numbers_are_ordered_by_their_value() -> None:
     ("change", "more", "sentence"),
     [
         ({}, {"numbers": ["widht"]}, r"no column 'widht'; did you mean 'width'\?"),
-        ({}, {"numbers": ["colour"]}, r"colour holds string such as 'red', expected numbers; name it among"),
+        (
+            {},
+            {"numbers": ["colour"]},
+            r"row 1: colour holds string such as 'red', expected numbers; name",
+        ),
+        (
+            {"width": "wide"},
+            {},
+            r"rows.csv, row 3: width holds string such as 'wide', expected",
+        ),
         ({"width": "inf"}, {}, "row 3: width is infinite, or beyond float32"),
         ({"width": "1e39"}, {}, "row 3: width is infinite, or beyond float32"),
         ({"price": ""}, {}, "row 3: price is missing"),

@@ -15,8 +15,9 @@ from decant.examples import Examples, Rows
 from decant.inputs import inputs_of
 from decant.targets import Classes, Labels, Numbers
 from tasks.pipeline.arrays import read_arrays
+from tasks.prepare import parts
 from tasks.prepare.asked import ArrayOfClasses, ArrayOfLabels, ArrayOfNumbers
-from tasks.prepare.own_tables import Drawn, scaled
+from tasks.prepare.own_tables import Drawn, bytes_of, scaled
 from tasks.prepare.params import PrepareParams
 
 SHOWN = 8
@@ -51,10 +52,27 @@ def draw(params: PrepareParams, seed: int) -> Drawn:
         found[name], train = train.first(held), _taken(train, torch.arange(held, len(train)))
     splits = {"train": train, "validation": found["validation"], "test": found["test"]}
     _check_alike(splits)
-    if params.labels is None:
-        return Drawn(splits, [], {})
-    named = ARRAYS_OF[params.target.kind if params.target else "classes"](params, splits)
-    return Drawn(named, [*_unlearned(named)], {})
+    notes = [*filter(None, [_leak(splits, params.leak == "fail")])]
+    if params.labels is not None:
+        splits = ARRAYS_OF[params.target.kind if params.target else "classes"](params, splits)
+        notes += _unlearned(splits)
+    return Drawn(splits, [*notes, *_shares(splits)], {})
+
+
+def _leak(splits: Mapping[str, Examples], fail: bool) -> str:
+    """Return a sentence on the rows that two splits have; as of `parts.check_sums`."""
+    sums = {}
+    for name, each in splits.items():
+        assert isinstance(each.images, Rows)
+        sums[name] = parts.sums_of(bytes_of(each.images))
+    return parts.check_sums(sums, fail)
+
+
+def _shares(splits: Mapping[str, Examples]) -> Iterator[str]:
+    """Yield a line on each split: how many rows there are, and the classes' shares."""
+    for name, each in splits.items():
+        labels = each.known_labels.numpy() if each.classes else ()
+        yield parts.shares(name, len(each), labels, each.classes, "rows")
 
 
 def _read(params: PrepareParams, file: str) -> Examples:

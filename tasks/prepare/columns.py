@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from decant.errors import DecantError
-from decant.outputs import is_full
+from decant.errors import DecantError, Message
+from decant.outputs import lacks_room
 from decant.schema import did_you_mean
 from decant.sealed import one_line
 from tasks.prepare import readers, room
@@ -103,7 +104,7 @@ class Source:
             else:
                 self._table, self._names = readers.mapped(path, columns, long)
         except (pa.ArrowException, OSError, ValueError) as error:
-            if is_full(error):
+            if lacks_room(sys.exception()):
                 raise
             raise DecantError(f"{path} is no table that can be read ({one_line(error)}); repair it") from None
         if not len(self):
@@ -202,15 +203,21 @@ class Source:
         elif pa.types.is_date(kind):
             plain = pa.int32()
         elif not (_is_number(kind) or pa.types.is_null(kind)):
-            found = next((repr(each.as_py()) for each in column if each.is_valid), "nothing")
-            raise DecantError(
-                f"{self.path}: {name} holds {kind} such as {one_line(found)}, expected numbers; name it "
-                "among categories, or write numbers"
-            )
+            raise DecantError(self._no_numbers(name))
         for start, part in _parts(column):
             days = part.cast(pa.date32()) if pa.types.is_date(kind) else part
             values = pc.fill_null(days.cast(plain).cast(pa.float64()), float("nan"))
             yield start, values.to_numpy(zero_copy_only=False) / unit
+
+    def _no_numbers(self, name: str) -> Message:
+        """Say which value of a column is no number."""
+        column = self._column(name)
+        row, found = _first_word(column)
+        place = f", row {row + 1}" if found else ""
+        return (
+            f"{self.path}{place}: {name} holds {column.type} such as {one_line(found or 'nothing')}, "
+            "expected numbers; name it among categories, or write numbers"
+        )
 
     def _column(self, name: str) -> pa.ChunkedArray:
         names = self._names
@@ -230,6 +237,20 @@ class Source:
             raise DecantError(
                 f"{self.path}, row {wrong.first + 1}: {name} {what}{more}; leave such rows out{hint}"
             )
+
+
+def _first_word(column: pa.ChunkedArray) -> tuple[int, str]:
+    """Return the first value that is no number, and its row; the first of all where each is one."""
+    first = None
+    for start, part in _parts(column):
+        for row, value in enumerate(part.to_pylist(), start):
+            if value is not None:
+                first = first or (row, repr(value))
+                try:
+                    float(value)
+                except (TypeError, ValueError):
+                    return row, repr(value)
+    return first or (0, "")
 
 
 @dataclass

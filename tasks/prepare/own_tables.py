@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decant.errors import DecantError
+from decant.errors import DecantError, Message
 from decant.examples import Examples, Rows, tensors_in
 from decant.inputs import Kind
 from decant.row_groups import is_large
@@ -180,7 +180,7 @@ def divided(
     if known.labels is not None and isinstance(known.target, Numbers):
         train = known.labels[torch.from_numpy(rows["train"])]
         known = known._replace(target=scaled(known.target, train))
-    sums = parts.sums_of(_bytes(images))
+    sums = parts.sums_of(bytes_of(images))
     leak = parts.check_sums({name: sums[chosen] for name, chosen in rows.items()}, fail)
     found = {name: Taken(images, known, chosen) for name, chosen in rows.items()}
     splits = {name: each if is_large(len(each), each.width) else each.whole() for name, each in found.items()}
@@ -249,7 +249,8 @@ def _classes(target: OfClasses, source: Source, train: parts.Rows, one: str) -> 
     names = target.names or _names(words.among(train), target.column, file)
     labels = words.places(names)
     if len(strange := np.flatnonzero(labels < 0)):
-        raise _unknown(words[int(strange[0])], int(strange[0]), names, target.column, file)
+        first = int(strange[0])
+        raise DecantError(_unknown(words[first], first, names, target.column, file))
     parts.check_learned(labels[train], names, file, one)
     return Known(torch.from_numpy(labels), names, Classes(balanced=target.balanced))
 
@@ -264,7 +265,7 @@ def _labels(target: OfLabels, source: Source, train: parts.Rows) -> Known:
     places = lists.words.places(names)
     if len(strange := np.flatnonzero(places < 0)):
         first = int(strange[0])
-        raise _unknown(lists.words[first], int(rows[first]), names, target.column, file)
+        raise DecantError(_unknown(lists.words[first], int(rows[first]), names, target.column, file))
     marks = room.empty((len(lists), len(names)), np.float32)
     marks[:] = 0
     marks[rows, places] = 1
@@ -286,8 +287,9 @@ def _names(words: Iterable[str], column: str, file: str) -> tuple[str, ...]:
     return names
 
 
-def _unknown(word: str | None, row: int, names: Sequence[str], column: str, file: str) -> DecantError:
-    return DecantError(
+def _unknown(word: str | None, row: int, names: Sequence[str], column: str, file: str) -> Message:
+    """Say that a word is none of those that can be learned."""
+    return (
         f"{file}, row {row + 1}: {column} is {word!r}, which no training row has and `names` do not "
         f"name{did_you_mean(str(word), names)}"
     )
@@ -307,10 +309,11 @@ def scaled(target: Any, labels: Tensor) -> Any:
     return target.model_copy(update={"scale": tuple(float(f"{each:.6g}") for each in deviations)})
 
 
-def _bytes(images: AllRows) -> Iterator[bytes]:
+def bytes_of(images: AllRows) -> Iterator[bytes]:
     """Yield the bytes of each row."""
     for start in range(0, len(images), SEEN):
-        columns = [np.ascontiguousarray(each[:].numpy()) for each in tensors_in(images[start : start + SEEN])]
+        tensors = [each[:].contiguous() for each in tensors_in(images[start : start + SEEN])]
+        columns = [each.reshape(len(each), -1).view(torch.uint8).numpy() for each in tensors]
         yield from (b"".join(column[row].tobytes() for column in columns) for row in range(len(columns[0])))
 
 

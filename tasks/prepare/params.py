@@ -74,6 +74,7 @@ class PrepareParams(Section):
         classes: Of `arrays`: the classes' names; their numbers where they are left out.
         target: Of `arrays`: what the labels are; classes, whole numbers from 0, where it is left out.
         kinds: Of `arrays`: what those hold that are more than tensors, by name: `image`, `numbers`, `sound`.
+        leak: Of `arrays`: `fail` where the same row is in two splits, or `tell` how many there are.
     """
 
     source: str
@@ -85,6 +86,7 @@ class PrepareParams(Section):
     classes: tuple[Annotated[str, Field(max_length=200)], ...] | None = Field(None, min_length=1)
     target: ArrayTarget | None = None
     kinds: Annotated[dict[Annotated[str, Field(max_length=64)], Kind], Field(max_length=64)] | None = None
+    leak: Literal["fail", "tell"] | None = None
 
     @field_validator("source")
     @classmethod
@@ -97,7 +99,7 @@ class PrepareParams(Section):
     @model_validator(mode="after")
     def _of_arrays(self) -> PrepareParams:
         if self.source != ARRAYS:
-            own = ("train", "test", "inputs", "labels", "classes", "target", "kinds")
+            own = ("train", "test", "inputs", "labels", "classes", "target", "kinds", "leak")
             given = [name for name in own if getattr(self, name) is not None]
             if given or isinstance(self.validation, str):
                 raise ValueError(

@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from decant.errors import Message
 from decant.progress import progress_bar
 from tasks.prepare import room
 
@@ -36,7 +37,7 @@ LADDER: tuple[Any, ...] = (
 """What Arrow takes a column of CSV for: the first of these that all of its values are."""
 
 _ROW = re.compile(r"row (\d+)")
-_REFUSED = re.compile(r"In CSV column #(\d+): ")
+_REFUSED = re.compile(r"In CSV column #(\d+): .*(conversion error|invalid UTF8)", re.IGNORECASE)
 
 
 def whole(path: Path, long: bool) -> pa.Table:
@@ -154,8 +155,8 @@ def _loosen_(types: dict[str, Any], names: Sequence[str], error: pa.ArrowInvalid
     Raises:
         ArrowInvalid: It is about no column, or there is no other type.
     """
-    found, told = _REFUSED.search(str(error)), str(error).lower()
-    if found is None or not ("conversion error" in told or "invalid utf8" in told):
+    found = _REFUSED.search(str(error))
+    if found is None:
         raise error
     name = names[int(found[1])]
     place = LADDER.index(types[name])
@@ -189,10 +190,14 @@ def _of_lines(path: Path, options: Any) -> Iterator[pa.Table]:
         try:
             table = pyarrow.json.read_json(io.BytesIO(block), read_options=reading, parse_options=options)
         except pa.ArrowInvalid as error:
-            told = _ROW.sub(lambda found: f"row {seen + int(found[1]) + 1}", str(error))  # noqa: B023
-            raise pa.ArrowInvalid(told) from None
+            raise pa.ArrowInvalid(_later(error, seen)) from None
         seen += len(table)
         yield table
+
+
+def _later(error: pa.ArrowInvalid, rows: int) -> Message:
+    """Return what an error says, with a row of the file, from 1, in the place of one of a block, from 0."""
+    return _ROW.sub(lambda found: f"row {rows + int(found[1]) + 1}", str(error))
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

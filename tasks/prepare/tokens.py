@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant.errors import DecantError
+from decant.progress import progress_bar
 from decant.sealed import one_line
 from tasks.prepare.room import Growing
 
@@ -109,11 +110,13 @@ class Coder:
 def encoded(coder: Coder, texts: Iterable[Sequence[str]]) -> Coded:
     """Return texts as tokens, one part of them after another."""
     ids, lengths, sizes = Growing(np.int64), Growing(np.int64), Growing(np.int64)
-    for part in texts:
-        found, known = coder(part)
-        lengths.add(np.array([*map(len, found)], np.int64))
-        sizes.add(np.array(known, np.int64))
-        ids.add(np.array([token for each in found for token in each], np.int64))
+    with progress_bar(None, "tokens", "texts") as bar:
+        for part in texts:
+            found, known = coder(part)
+            lengths.add(np.array([*map(len, found)], np.int64))
+            sizes.add(np.array(known, np.int64))
+            ids.add(np.array([token for each in found for token in each], np.int64))
+            bar.update(len(part))
     return Coded(ids.array(), lengths.array(), sizes.array(), coder.padding)
 
 
