@@ -158,11 +158,29 @@ def drawn(inputs: Mapping[str, TensorInput], rows: int = 1, seed: int = 0) -> tu
         return tuple(each.drawn(rows, generator) for each in inputs.values())
 
 
-def kinds_of(takes: tuple[int, ...] | Mapping[str, TensorInput]) -> dict[str, Kind]:
+Taken = tuple[int, ...] | Mapping[str, TensorInput]
+"""What a network takes: one picture [C, H, W], or each of its inputs by name."""
+
+
+def kinds_of(takes: Taken) -> dict[str, Kind]:
     """Return the kind of each input of a network, by its name; one picture [C, H, W] is called `image`."""
     return (
         {"image": "image"} if isinstance(takes, tuple) else {name: each.kind for name, each in takes.items()}
     )
+
+
+def alike(one: Taken, other: Taken) -> bool:
+    """Say whether two networks, or a network and data, take the same tensors, whatever kinds they are called.
+
+    Models and tables of before kinds have none.
+    """
+    if isinstance(one, tuple) or isinstance(other, tuple):
+        return one == other
+    return _unnamed(one) == _unnamed(other)
+
+
+def _unnamed(inputs: Mapping[str, TensorInput]) -> dict[str, TensorInput]:
+    return {name: each.model_copy(update={"kind": "tensor"}) for name, each in inputs.items()}
 
 
 def inputs_of(

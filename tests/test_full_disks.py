@@ -20,7 +20,7 @@ from PIL import Image
 from decant import outputs
 from decant.errors import DecantError
 from tasks.pipeline.stage import report_errors
-from tasks.prepare import tables
+from tasks.prepare import room, tables
 from tasks.prepare.__main__ import main as prepare
 from tests.homes import home
 from tests.imports import ROOT
@@ -132,7 +132,10 @@ def test_a_disk_that_fills_up_while_tables_are_written_leaves_what_was_there(
         assert there() == before and len(before) == 3
 
 
-def test_a_file_that_may_not_grow_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_file_that_may_not_grow_is_told_and_nothing_is_lost(
+    mapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = {"source": "table", "file": "data/own/rows.csv", "numbers": ["a"], "split": SHARES}
     with home(tmp_path, params={"seed": 3, "data": table}):
         Path("data/own").mkdir(parents=True)
@@ -141,7 +144,10 @@ def test_a_file_that_may_not_grow_is_named_and_nothing_is_lost(tmp_path: Path) -
         before = there()
         Path("data/own/rows.csv").write_text("a\n" + "\n".join(map(str, range(9000))))
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        told = "error: data/train.parquet grew as large as a file may be here; raise the limit"
+        if mapped:  # what is read lies in a file, which is the first that may not grow
+            monkeypatch.setattr(room, "SMALL", 10)
+        name = "a file" if mapped else "data/train.parquet"
+        told = f"error: {name} grew as large as a file may be here; raise the limit"
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
         try:
             with pytest.raises(SystemExit, match=told), report_errors():
