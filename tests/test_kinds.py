@@ -38,10 +38,8 @@ def test_each_kind_takes_its_rows_and_no_others() -> None:
 
 
 def test_kinds_are_written_with_rows_and_read_back(tmp_path: Path) -> None:
-    rows = Rows(
-        {f"my {name}": each for name, each in ROWS.items()}, kinds={f"my {name}": name for name in ROWS}
-    )
-    found = Examples(rows, None, ())
+    kinds = {f"my {name}": name for name in ROWS}
+    found = Examples(Rows(dict(zip(kinds, ROWS.values(), strict=True)), kinds=kinds), None, ())
     tables.write_rows({"train": found}, tmp_path, {})
     read = splits.read(tmp_path / "train.parquet")
     assert kinds_of(read.shape) == kinds and read.shape == found.shape
