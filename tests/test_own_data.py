@@ -22,7 +22,8 @@ from tasks.pipeline import splits
 from tasks.pipeline.params import validate
 from tasks.prepare import own_pictures, own_tables, parts
 from tasks.prepare.__main__ import main as prepare
-from tasks.prepare.params import AnyData, DataParams, FolderParams, TableParams
+from tasks.prepare.of_files import FolderParams
+from tasks.prepare.params import AnyData, DataParams, TableParams
 from tasks.prepare.splits import Split
 from tasks.prepare.ways import ByShares
 from tests.homes import home

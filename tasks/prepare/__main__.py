@@ -12,14 +12,13 @@ from decant.targets import Classes
 from tasks.pipeline.params import read_section, validate
 from tasks.pipeline.stage import run
 from tasks.prepare import splits, tables
+from tasks.prepare.of_files import FolderParams, SoundParams
 from tasks.prepare.params import (
     ARRAYS,
     AnyData,
     DataParams,
-    FolderParams,
     PrepareParams,
     PythonParams,
-    SoundParams,
     TableParams,
     TextParams,
 )

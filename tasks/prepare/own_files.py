@@ -24,8 +24,9 @@ from decant.targets import Classes
 from tasks.prepare import parts, room
 from tasks.prepare.asked import AnyAnswer, OfClasses, answers
 from tasks.prepare.columns import Source, table_of
+from tasks.prepare.of_files import Beside, FilesParams
 from tasks.prepare.own_tables import Drawn, columns_of, divided, known_of, rows_of
-from tasks.prepare.params import NUMBERS, Beside, FilesParams
+from tasks.prepare.owned import NUMBERS
 from tasks.prepare.splits import Split
 from tasks.prepare.ways import SPLITS, ByColumn, ByFolder, ByShares, sorting
 

@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 
 from decant.examples import Examples, Rows
 from tasks.prepare import own_files
+from tasks.prepare.of_files import FolderParams
 from tasks.prepare.own_files import Stream
 from tasks.prepare.own_tables import Drawn, Taken
-from tasks.prepare.params import FolderParams
 from tasks.prepare.splits import Split
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -22,7 +22,9 @@ from decant.targets import CLASSES, Classes, Labels, Numbers, Target
 from tasks.prepare import parts, room
 from tasks.prepare.asked import AnyAnswer, OfClasses, OfLabels, OfNumbers, OfTokens, answers
 from tasks.prepare.columns import Source, Words, ordered
-from tasks.prepare.params import NUMBERS, Beside, TableParams
+from tasks.prepare.of_files import Beside
+from tasks.prepare.owned import NUMBERS
+from tasks.prepare.params import TableParams
 from tasks.prepare.ways import ByColumn, ByShares, sorting
 
 Places = parts.Rows

@@ -20,7 +20,8 @@ from decant.targets import Tokens, next_tokens
 from tasks.prepare import own_tables, readers
 from tasks.prepare.asked import OfTokens, answers
 from tasks.prepare.columns import Source
-from tasks.prepare.params import LINES, TextParams
+from tasks.prepare.owned import LINES
+from tasks.prepare.params import TextParams
 from tasks.prepare.tokens import Coded, Coder, encoded, read_tokenizer
 from tasks.prepare.ways import sorting
 

@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PlainValidator, Tag, field_validator, model_validator
 
 from decant.inputs import Kind
 from decant.networks.python import Python
 from decant.schema import Section, did_you_mean
-from decant.targets import Named
 from tasks.prepare.asked import (
     CLASSES,
-    AnyAnswer,
     ArrayOfClasses,
     ArrayTarget,
-    OfClasses,
-    OfTokens,
     TextTarget,
     answers,
     measured,
 )
+from tasks.prepare.of_files import PICTURES, SOUNDS, FolderParams, SoundParams
+from tasks.prepare.owned import (
+    LINES,
+    NUMBERS,
+    OWN,
+    TABLES,
+    File,
+    OfRows,
+    Own,
+    Words,
+    check_unseen,
+    inside,
+    readable_table,
+)
 from tasks.prepare.sources import SOURCES
-from tasks.prepare.ways import SPLITS, AnySplit, ByColumn, ByFolder, ByShares, Column, sorting
+from tasks.prepare.ways import ByColumn, ByShares, Column, sorting
 
 ARRAYS = "arrays"
 TABLE = "table"
 TEXT = "text"
-PICTURES = "folder"
-SOUNDS = "sound"
 PYTHON = "python"
-NUMBERS = "numbers"
-"""What the input of a table's numbers is called."""
-
 FOLDER = "data/arrays"
-OWN = "data/own"
 CODE = "networks"
 """Where code of one's own lies, of which DVC knows when it changes."""
-
-TABLES = (".csv", ".parquet", ".jsonl")
-LINES = ".txt"
 
 MOST = 100_000_000
 MOST_TOKENS = 1 << 20
@@ -56,7 +56,6 @@ def _held(value: Any) -> int | str:
     raise ValueError(f"must be a whole number from 1 to {MOST:,}, or a file of arrays")
 
 
-File = Annotated[str, Field(max_length=400)]
 Held = Annotated[int | str, PlainValidator(_held)]
 
 
@@ -134,40 +133,6 @@ class PrepareParams(Section):
         return "classes" if self.target is None else measured(self.target)
 
 
-Words = Annotated[tuple[Column, ...], Field(max_length=10_000)]
-
-
-class Own(Section):
-    """What the sources have in common that read data of one's own.
-
-    Attributes:
-        target: What is to be predicted, by columns; what a teacher answers where it is left out.
-        split: Which row goes where.
-        leak: What to do where the same row is in two splits: `fail`, or `tell` how many there are.
-    """
-
-    target: AnyAnswer | OfTokens | None = None
-    split: AnySplit
-    leak: Literal["fail", "tell"] = "tell"
-
-    @property
-    def measured(self) -> str:
-        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
-        return measured(self.target)
-
-
-class OfRows(Own):
-    """What the sources have in common whose rows have columns, or keys.
-
-    Attributes:
-        missing: Of numbers: `fail`, or `keep` them as NaN for a network that knows what to do.
-    """
-
-    target: AnyAnswer | None = None
-    split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
-    missing: Literal["fail", "keep"] = "fail"
-
-
 class TableParams(OfRows):
     """A table: CSV, Parquet or JSON lines, one row for each example.
 
@@ -186,7 +151,7 @@ class TableParams(OfRows):
     @field_validator("file")
     @classmethod
     def _readable(cls, file: str) -> str:
-        return _table(file)
+        return readable_table(file)
 
     @model_validator(mode="after")
     def _columns(self) -> TableParams:
@@ -196,7 +161,7 @@ class TableParams(OfRows):
             raise ValueError(
                 f"a category cannot be called {NUMBERS}, as the input of all numbers is; rename it"
             )
-        _check_unseen([*self.numbers, *self.categories], self.target, self.split)
+        check_unseen([*self.numbers, *self.categories], self.target, self.split)
         return self
 
     @property
@@ -232,7 +197,7 @@ class TextParams(Own):
     def _readable(cls, file: str) -> str:
         if Path(file).suffix not in (*TABLES, LINES):
             raise ValueError(f"must end in {', '.join((*TABLES, LINES))}, got {file!r}")
-        return _inside(file)
+        return inside(file)
 
     @field_validator("column", mode="before")
     @classmethod
@@ -286,164 +251,6 @@ class TextParams(Own):
         return (self.file, self.tokenizer)
 
 
-class Beside(Section):
-    """A table beside the files of a folder: one row for each file.
-
-    Attributes:
-        file: The table, in `data/own/`: CSV, Parquet or JSON lines.
-        path: The column that names the file, below the folder.
-        numbers: Columns of numbers that the network sees too: together the input `numbers`, float32 [N, F].
-        categories: Columns of words or codes that it sees too: an input each, as of the source `table`.
-        missing: Of numbers: `fail`, or `keep` them as NaN for a network that knows what to do.
-    """
-
-    file: File
-    path: Column
-    numbers: Words = ()
-    categories: Words = ()
-    missing: Literal["fail", "keep"] = "fail"
-
-    @field_validator("file")
-    @classmethod
-    def _readable(cls, file: str) -> str:
-        return _table(file)
-
-
-class FilesParams(Own):
-    """Files in folders by class, `<folder>/<class>/` or `<folder>/<split>/<class>/`; or with a table beside.
-
-    Attributes:
-        folder: In `data/own/`.
-        bad: What to do with files that cannot be read: `fail`, or `skip` them; either lists them.
-        classes: Their names, in the order of the network's outputs; the folders' names, sorted, where they
-            are left out.
-        balanced: Whether models are compared by the mean over classes.
-        table: What names the files, and columns of them; folders mean nothing then.
-        target: Of a table; without one classes are the folders.
-    """
-
-    folder: File
-    bad: Literal["fail", "skip"] = "fail"
-    classes: Named | None = None
-    balanced: bool = False
-    table: Beside | None = None
-    target: AnyAnswer | None = None
-    split: Annotated[AnySplit, Field(discriminator="kind")]
-    input: ClassVar[str]
-    kind: ClassVar[Kind]
-
-    @field_validator("folder")
-    @classmethod
-    def _owned(cls, folder: str) -> str:
-        return _inside(folder)
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.table is None:
-            self._check_folders()
-            return self
-        if self.classes is not None or self.balanced:
-            raise ValueError("classes and balanced are of folders; with a table they stand in target")
-        if isinstance(self.split, ByFolder):
-            raise ValueError("split: folders is of folders; with a table take shares or column")
-        if taken := {self.input, NUMBERS} & {*self.table.categories}:
-            raise ValueError(f"a category cannot be called {min(taken)}, as another input is; rename it")
-        seen = [*self.table.numbers, *self.table.categories]
-        _check_unseen([*seen, self.table.path], self.target, self.split)
-        return self
-
-    def _check_folders(self) -> None:
-        """Refuse what only a table has."""
-        if self.target is not None:
-            raise ValueError("target is of a table, and none is named; classes are the folders' names")
-        if isinstance(self.split, ByColumn):
-            raise ValueError("split: column is of a table, and none is named; take shares or folders")
-        if isinstance(self.split, ByShares) and self.split.groups is not None:
-            raise ValueError(
-                "split.groups is a column of a table, and none is named; leave it out, or give a table"
-            )
-
-    @property
-    def places(self) -> tuple[Path, ...]:
-        """The folders that hold the classes' folders."""
-        root = Path(self.folder)
-        return tuple(root / name for name in SPLITS) if isinstance(self.split, ByFolder) else (root,)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes' names, as far as the folders are there, or the target names them."""
-        if self.table is not None:
-            return (self.target.names or ()) if isinstance(self.target, OfClasses) else ()
-        if self.classes is not None:
-            return self.classes
-        found = (path for place in self.places if place.is_dir() for path in place.iterdir())
-        return tuple(sorted({path.name for path in found if path.is_dir() and path.name[0] != "."}))
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """All files in the folder, in order, and the table."""
-        own = (self.table.file,) if self.table is not None else ()
-        found = {path.as_posix() for path in Path(self.folder).rglob("*") if path.is_file()}
-        return *own, *sorted(found - {*own})
-
-    @property
-    def measured(self) -> str:
-        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
-        if self.table is not None:
-            return measured(self.target)
-        return "balanced" if self.balanced else "classes"
-
-
-class FolderParams(FilesParams):
-    """Pictures.
-
-    Attributes:
-        size: Height and width that all are made.
-        crop: Whether the middle is cut out in the form of `size`, or the whole is squeezed into it.
-        colours: `grey`, one channel, or `rgb`, three.
-    """
-
-    source: Literal["folder"]
-    size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
-    crop: bool = True
-    colours: Literal["grey", "rgb"] = "rgb"
-    input: ClassVar[str] = "image"
-    kind: ClassVar[Kind] = "image"
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """One picture [C, H, W]."""
-        return 1 if self.colours == "grey" else 3, *self.size
-
-    @property
-    def plain(self) -> bool:
-        """Whether a network gets pictures alone and answers with classes: those of Decant's own do."""
-        if self.table is None:
-            return True
-        return isinstance(self.target, OfClasses) and not (self.table.numbers or self.table.categories)
-
-
-class SoundParams(FilesParams):
-    """Sounds: the input `sound`, float32 [N, C, L], full scale from -1 to 1.
-
-    Attributes:
-        rate: Samples a second that all are made.
-        length: Samples that all are made, at that rate.
-        channels: 1, the mean of those that there are; or as many as each file has.
-        crop: Of longer ones: the middle is kept, or the start; or they cannot be read (`fail`).
-        pad: Of shorter ones: silence comes after the end, or on both sides; or they cannot be read (`fail`).
-    """
-
-    source: Literal["sound"]
-    rate: Annotated[int, Field(ge=1, le=1_000_000)]
-    length: Annotated[int, Field(ge=1, le=1 << 24)]
-    channels: Annotated[int, Field(ge=1, le=64)] = 1
-    crop: Literal["middle", "start", "fail"] = "middle"
-    pad: Literal["end", "both", "fail"] = "end"
-    input: ClassVar[str] = "sound"
-    kind: ClassVar[Kind] = "sound"
-
-
 class PythonParams(OfRows):
     """Rows that a function of one's own yields: a dict each, of named tensors and what is to be predicted.
 
@@ -477,11 +284,11 @@ class PythonParams(OfRows):
     @field_validator("reads")
     @classmethod
     def _owned(cls, reads: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_inside, reads))
+        return tuple(map(inside, reads))
 
     @model_validator(mode="after")
     def _apart(self) -> PythonParams:
-        _check_unseen([], self.target, self.split)
+        check_unseen([], self.target, self.split)
         return self
 
     @property
@@ -499,33 +306,6 @@ class PythonParams(OfRows):
     def files(self) -> tuple[str, ...]:
         """The files that are named, but for code."""
         return self.reads
-
-
-def _inside(path: str) -> str:
-    """Return a path that DVC knows the changes of."""
-    parts = Path(path).parts
-    if parts[:2] != ("data", "own") or len(parts) < 3 or ".." in parts:
-        raise ValueError(f"must lie in {OWN}/, of which DVC knows when it changes, got {path!r}")
-    return path
-
-
-def _table(file: str) -> str:
-    """Return the path of a table that can be read."""
-    if Path(file).suffix not in TABLES:
-        raise ValueError(f"must end in {', '.join(TABLES)}, got {file!r}")
-    return _inside(file)
-
-
-def _check_unseen(seen: Sequence[str], target: AnyAnswer | None, split: AnySplit) -> None:
-    """Refuse columns that the network must not see, and a split by what is not there."""
-    if double := sorted({name for name in seen if seen.count(name) > 1}):
-        raise ValueError(f"{double[0]} is named twice among numbers and categories; name it once")
-    if both := sorted({*seen} & {*answers(target)}):
-        raise ValueError(f"{both[0]} is what is to be predicted: the network must not see it")
-    if isinstance(split, ByColumn) and split.column in (*seen, *answers(target)):
-        raise ValueError(f"{split.column} says which split a row is in: the network must not see it")
-    if isinstance(split, ByShares) and split.stratified and not isinstance(target, OfClasses):
-        raise ValueError("split.stratified is of classes, and the target has none; leave it out")
 
 
 def _schema(content: Any) -> str:
