@@ -293,6 +293,7 @@ def page(found: dict[str, Any]) -> str:
     head = f"| {' | '.join(COLUMNS)} |\n|---|{'---:|' * bound}"
     rows = "\n".join(f"| {' | '.join(row(what, each, runs['in memory']))} |" for what, each in runs.items())
     same = len({each["weights"] for each in runs.values()}) == 1
+    left = [what for what in RUNS if what not in runs]
     return PAGE.format(
         **found,
         head=head,
@@ -303,6 +304,7 @@ def page(found: dict[str, Any]) -> str:
         group=GROUP >> 20,
         window=WINDOW,
         weights="the same bytes" if same else "NOT the same bytes",
+        stopped=f" Stopped before it was done: {', '.join(left)}." if left else "",
         prepared=found["pictures"] / found["prepare"]["seconds"],
         own=found["prepare"]["own_bytes"] / 1e9,
     )
@@ -341,7 +343,7 @@ that the system was asked to drop before each of these.
 {head}
 {rows}
 
-All of them end with {weights}.
+All of them end with {weights}.{stopped}
 """
 
 COLUMNS = (
