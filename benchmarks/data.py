@@ -336,9 +336,9 @@ second) with {own:.2f} GB of memory of its own. scikit-learn's digits come back 
 One epoch of a small network of convolutions, in batches of {batch}, on one thread. Own memory is what the
 process and its children have beside the pages of mapped files. The processor's seconds are those of the
 training's own process; they count where other work on the machine makes an epoch take longer: its load, the
-processes that want a core, was {load[0]} in the minute before all this and {load[1]} in the last one. Before an
-epoch the sum over the file is checked, and the channels' mean and deviation are computed; a cold cache is one
-that the system was asked to drop before each of these.
+processes that want a core, was {load[0]} in the minute before all this and {load[1]} in the last one. Before
+an epoch the sum over the file is checked, and the channels' mean and deviation are computed; a cold cache is
+one that the system was asked to drop before each of these.
 
 {head}
 {rows}
