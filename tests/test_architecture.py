@@ -70,6 +70,7 @@ RAISED_LATER = {
     "tasks/pipeline/yaml_reader.py": "the message of the YAML parser, made shorter",
     "tasks/prepare/files.py": "all ways to the files that failed",
     "tasks/prepare/own_files.py": "pictures or sounds that cannot be read, all at once: raised, or printed",
+    "tasks/prepare/readers.py": "asked which column of CSV it is about, then raised",
     "tasks/validate/chains.py": "mistakes in params.yaml, all at once",
     "tasks/validate/gates.py": "mistakes in params.yaml, all at once",
     "tasks/validate/recipes.py": "mistakes in params.yaml, all at once",

@@ -51,6 +51,7 @@ def row(accuracy: float = 0.93, images: int = 10_000, **others: float) -> Row:
         "macs": 6_541_440,
     }
     shares = {"calibration_error": 0.02, "agreement": 0.97, "sparsity": 0.0, "top5_accuracy": 0.98}
+    shares |= {"balanced_accuracy": 0.91, "macro_f1": 0.9}
     ends = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
     return ends | shares | sizes | {"nll": 0.25, "bits_per_weight": 8.0} | others
 
@@ -74,12 +75,13 @@ def test_the_metrics_are_those_that_evaluate_writes() -> None:
     for file in (ROOT / "metrics").glob("*.json"):
         row = json.loads(file.read_text())
         assert sorted(row) == sorted(metric.key for metric in OF_CLASSES.of(row))
-    assert len(OF_CLASSES.keys) == 14
+    assert len(OF_CLASSES.keys) == 16
 
 
 def test_each_metric_knows_its_better_direction() -> None:
     higher = {metric for metric, up in OF_CLASSES.higher.items() if up}
-    assert higher == {"accuracy", "top5_accuracy", "agreement", "ratio", "sparsity"}
+    rare = {"balanced_accuracy", "macro_f1"}
+    assert higher == {"accuracy", "top5_accuracy", "agreement", "ratio", "sparsity"} | rare
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,16 @@ def test_without_a_gate_nothing_fails_and_the_direction_is_told(metric: str) -> 
 
 @pytest.mark.parametrize("metric", [metric for metric in OF_CLASSES.higher if metric != "accuracy"])
 def test_without_an_interval_the_tolerance_decides(metric: str) -> None:
-    old = row(calibration_error=0.4, agreement=0.4, sparsity=0.4, nll=0.4, top5_accuracy=0.4)
+    keys = (
+        "calibration_error",
+        "agreement",
+        "sparsity",
+        "nll",
+        "top5_accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+    )
+    old = row(**dict.fromkeys(keys, 0.4))
     sign, word = (-1, "drop") if OF_CLASSES.higher[metric] else (1, "rise")
     new = old | {metric: old[metric] + sign * 0.1}
     assert verdicts(old, new, gates(**{metric: {word: 0.1}})) == {metric: "within tolerance"}

@@ -337,6 +337,8 @@ KEYS = [
     "accuracy",
     "accuracy_low",
     "accuracy_high",
+    "balanced_accuracy",
+    "macro_f1",
     "nll",
     "calibration_error",
     "agreement",
