@@ -88,12 +88,17 @@ class Augmentation(Section):
     flip: bool = False
     shift: Index = 0
 
-    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return images [N, C, H, W], each flipped and shifted by its own draw; what shifts in is zero."""
+    def apply(self, images: Tensor, generator: torch.Generator, of: Tensor | None = None) -> Tensor:
+        """Return images [N, C, H, W], each flipped and shifted by its own draw; what shifts in is zero.
+
+        Args:
+            images: Some of a batch.
+            generator: Draws, on the processor, for the whole batch.
+            of: Which images of the batch [M] these are, True in N places; None where they are all.
+        """
         (count, _, height, width), device = images.shape, images.device
-        drawn = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
-        moves = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator) + self.shift
-        flips, shifts = sent((drawn, moves), device)
+        drawn, moves = self._draws(count if of is None else len(of), generator)
+        flips, shifts = sent((drawn, moves) if of is None else (drawn[of], moves[:, of]), device)
         columns = torch.arange(width, device=device).expand(count, -1)
         columns = torch.where(flips[:, None], columns.flip(1), columns) + shifts[0]
         rows = torch.arange(height, device=device) + shifts[1]
@@ -102,6 +107,12 @@ class Augmentation(Section):
         picked = padded.transpose(1, 2)[torch.arange(count, device=device)[:, None], rows]
         wanted = columns[:, None, None].expand(count, height, images.shape[1], width)
         return picked.gather(3, wanted).transpose(1, 2)
+
+    def _draws(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return which images are flipped [N], and how far each is moved down and to the right, [2, N, 1]."""
+        drawn = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
+        moves = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator) + self.shift
+        return drawn, moves
 
 
 class Training(Section):
@@ -121,6 +132,8 @@ class Training(Section):
             where the loss jumps, as in recurrent networks (Pascanu et al., On the difficulty of training
             recurrent neural networks, 2012. https://arxiv.org/abs/1211.5063); where it never does, it is only
             a smaller learning rate.
+        processes: That have a share of each batch; the same steps as of one but for rounding. Helps where a
+            batch keeps several GPUs busy; on one processor, threads do the same for less.
     """
 
     epochs: Count
@@ -137,6 +150,7 @@ class Training(Section):
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     accumulate: Annotated[int, Field(gt=0, le=10_000, exclude_if=lambda count: count == 1)] = 1
     clip_gradients: Annotated[Positive | None, Field(exclude_if=lambda norm: norm is None)] = None
+    processes: Annotated[int, Field(gt=0, le=1024, exclude_if=lambda count: count == 1)] = 1
 
     def hard_loss(self, target: Target = CLASSES) -> Loss:
         """Return the target's loss against labels, smoothed as the recipe says; there have to be some."""
