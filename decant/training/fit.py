@@ -20,12 +20,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from decant.checkpoints.checkpoint import state
 from decant.checkpoints.constraints import Constraints, project_
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, Rows, arguments, tensors_in
+from decant.networks.compiling import compiled, missing_compiler
 from decant.networks.devices import (
     CPU,
     autocast,
@@ -37,7 +39,6 @@ from decant.networks.devices import (
     resident,
     sent,
     training_on,
-    untrue,
 )
 from decant.networks.draws import drawing
 from decant.networks.execution import as_rows, predict
@@ -127,6 +128,7 @@ class _Progress:
         scaler: Of a training in float16.
         teaching: The loss, where it is one on a teacher's answers.
         spread: The processes that train it together.
+        trained_call: What is called in the place of `call_with` in a training; None where it is the same.
     """
 
     module: nn.Module
@@ -144,6 +146,7 @@ class _Progress:
     scaler: Scaler = field(default_factory=Scaler)
     teaching: Teaching | None = None
     spread: Spread = field(default_factory=Spread)
+    trained_call: Callable[..., Any] | None = None
 
     @cached_property
     def _held(self) -> Held:
@@ -176,6 +179,11 @@ class _Progress:
     def places(self) -> Mapping[str, Sequence[str]]:
         """Where each tensor lies, by the first of its names."""
         return places(self.module)
+
+    def compile_(self, graphs: bool, any_length: bool) -> None:
+        """Compile the passes of the training from here on; those of the validation stay as they are."""
+        call = compiled(self.call_with, graphs=graphs, any_length=any_length)
+        self.trained_call = call if not graphs else lambda *given: _copied(call(*given))
 
     def call_with(self, tensors: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
         """Return what the network answers with these tensors, by first names, in the place of its own."""
@@ -353,7 +361,9 @@ def fit_(
             there are neither labels nor a teacher.
     """
     there, epochs = find(device), epochs or (0, training.epochs)
-    if wrong := untrue(device, training.precision):
+    if wrong := training.unsuited(device):
+        raise DecantError(wrong)
+    if training.compile and (wrong := missing_compiler(device)):
         raise DecantError(wrong)
     if not has_example(module):
         give_example_(module, arguments(train.images[:1]))
@@ -382,6 +392,8 @@ def fit_(
             of_loss(loss),
             spread,
         )
+        if training.compile:
+            progress.compile_(training.graphs, _lengths(train.images) is not None)
         train, validation = (resident(each, each.nbytes, there) for each in (train, validation))
         _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
     lay_out_(module, torch.contiguous_format)
@@ -736,7 +748,7 @@ def _forward(progress: _Progress, satisfying: dict[str, Tensor], inputs: tuple[T
     """
     with told_in_training():
         try:
-            outputs = progress.call_with(satisfying, inputs)
+            outputs = (progress.trained_call or progress.call_with)(satisfying, inputs)
         except ValueError as error:
             if len(inputs[0]) > 1:
                 raise
@@ -888,13 +900,16 @@ def _exhausted(rows: Sequence[EpochMetrics], patience: int | None) -> bool:
     return len(rows) - rows.index(_best(rows)) > patience
 
 
+def _copied(outputs: Any) -> Any:
+    """Return what a network returned in memory of its own, with its gradients."""
+    return tree_map_only(Tensor, torch.clone, outputs)
+
+
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _bar(
-    title: str, epochs: int, training: Training, train: Examples, done: int, hidden: bool
-) -> tqdm[Any]:
+def _bar(title: str, epochs: int, training: Training, train: Examples, done: int, hidden: bool) -> tqdm[Any]:
     """Return the bar over all epochs' images, which is there at once and stays."""
     whole = _steps(train, training) * _taken(train, training)
     total, initial = epochs * whole, done * whole

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from decant.errors import Message
 from decant.lazy import torch
-from decant.networks.devices import sent
+from decant.networks.devices import CPU, sent, untrue
 from decant.schema import Count, Fraction, Index, NotNegative, Positive, Section, TrainImages
 from decant.targets import CLASSES, Target
 
@@ -134,6 +135,10 @@ class Training(Section):
             a smaller learning rate.
         processes: That have a share of each batch; the same steps as of one but for rounding. Helps where a
             batch keeps several GPUs busy; on one processor, threads do the same for less.
+        compile: Whether forward and backward are compiled; other kernels, so other last bits. Compiling takes
+            up to a minute: helps long trainings alone. A network that cannot be compiled whole is refused.
+        graphs: Whether the compiled kernels are recorded as CUDA graphs, and replayed: on GPUs alone, for
+            small networks, where the GPU waits for Python. Does not help batches that keep it busy.
     """
 
     epochs: Count
@@ -151,6 +156,38 @@ class Training(Section):
     accumulate: Annotated[int, Field(gt=0, le=10_000, exclude_if=lambda count: count == 1)] = 1
     clip_gradients: Annotated[Positive | None, Field(exclude_if=lambda norm: norm is None)] = None
     processes: Annotated[int, Field(gt=0, le=1024, exclude_if=lambda count: count == 1)] = 1
+    compile: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
+    graphs: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
+
+    @model_validator(mode="after")
+    def _together(self) -> Training:
+        if self.graphs and not self.compile:
+            raise ValueError("graphs: true records what was compiled: add compile: true")
+        if self.compile and self.processes > 1:
+            raise ValueError(
+                "compile: true and several processes do not go together, as batch norms wait for the others "
+                "in the middle of a pass: leave one out"
+            )
+        if self.batch_size < self.processes:
+            raise ValueError(
+                f"batch_size: {self.batch_size} images have no share for each of {self.processes} processes: "
+                "take fewer, or larger batches"
+            )
+        return self
+
+    def unsuited(self, device: str) -> Message:
+        """Return why the recipe does not suit a device, or several of its kind; empty where it does."""
+        if self.graphs and device == CPU:
+            return (
+                f"training.graphs: CUDA graphs are for GPUs, and this runs on {CPU}: leave it out, or take a "
+                "device"
+            )
+        if self.processes > 1 and ":" in device:
+            return (
+                f"training.processes: {self.processes} need a GPU each, and {device} is one: take cuda, the "
+                "first for the first of them"
+            )
+        return untrue(device, self.precision)
 
     def hard_loss(self, target: Target = CLASSES) -> Loss:
         """Return the target's loss against labels, smoothed as the recipe says; there have to be some."""
