@@ -77,10 +77,6 @@ def seeded(kind: Callable[[], nn.Module]) -> nn.Module:
     return kind()
 
 
-def on_pictures(count: int = 96, **changes: Any) -> Any:
-    return trained(seeded(Dropping), SPLITS.train.at_most(count), SPLITS.validation, **changes)
-
-
 def compressed(name: str) -> Any:
     """Run a case of the tests of devices, whose recipes do not say how many processes there are."""
     original = processes.together
@@ -95,10 +91,10 @@ def compressed(name: str) -> Any:
 
 
 OWN: dict[str, Callable[[], Any]] = {
-    "dropout": lambda: on_pictures(batch_size=15, accumulate=2),
+    "dropout": lambda: trained(
+        seeded(Dropping), SPLITS.train, SPLITS.validation, batch_size=15, accumulate=2
+    ),
     "texts": lambda: trained(seeded(Words), texts(), texts(seed=1), batch_size=8, augmentation={}),
-    "too small": lambda: on_pictures(1),
-    "long": lambda: on_pictures(epochs=100_000),
 }
 
 

@@ -18,6 +18,9 @@ from tests.homes import home, noise, write_params
 from tests.imports import ROOT
 
 pytestmark = pytest.mark.slow
+linux = pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="Linux tells the children of a process"
+)
 
 TEACHER: dict[str, Any] = {
     "architecture": {"kind": "resnet", "widths": [8, 8], "blocks": [0, 1], "pool": 2},
@@ -60,105 +63,67 @@ def made() -> tuple[list[dict[str, str]], dict[str, Any], float]:
     return rows, step, sum(each.double().abs().sum().item() for each in tensors)
 
 
-def check_near(one: tuple[Any, Any, float], other: tuple[Any, Any, float]) -> None:
-    for row, expected in zip(one[0], other[0], strict=True):
-        for name in ("loss", "validation_loss", "accuracy"):
-            assert float(row[name]) == pytest.approx(float(expected[name]), rel=2e-5), name
-    assert one[2] == pytest.approx(other[2], rel=1e-5)
-
-
-def test_a_stage_starts_its_processes_and_so_does_torchrun(place: Path) -> None:
-    assert ran(*STAGE)[0] == 0
-    alone = made()
-    write_params(recipe(2))
-    code, out, err = ran(*STAGE)
-    assert code == 0, err
-    assert out.count("teacher: teacher") == 1
-    own = made()
-    check_near(own, alone)
-    assert own[1]["training"]["processes"] == 2 and "processes" not in alone[1]["training"]
-    assert [row["processes"] for row in own[0]] == ["2.0"] * 3
-    code, out, err = ran(*TORCHRUN, *STAGE)
-    assert code == 0, err
-    assert made() == own
-    write_params(recipe(1))
-    code, _, err = ran(*TORCHRUN, *STAGE)
-    assert code == 1
-    assert "the recipe asks for 1, and 2 were started" in err
-
-
-def paused(processes: int) -> None:
-    """Begin a training, and kill the whole of it once its first epoch is written."""
-    write_params(recipe(processes, epochs=40))
+def begun_to_its_first_epoch(processes: int, epochs: int = 12) -> subprocess.Popen[str]:
+    write_params(recipe(processes, epochs=epochs))
     process = begun(*STAGE)
     while not list(Path(".scratch").rglob("*.pt")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_processes_goes_on_where_the_first_was_killed(
-    before: int, after: int, place: Path
-) -> None:
-    write_params(recipe(after, epochs=40))
-    assert ran(*STAGE)[0] == 0
-    whole = made()
-    paused(before)
-    write_params(recipe(after, epochs=40))
-    code, _, err = ran(*STAGE)
-    assert code == 0, err
-    assert "not used" not in err
-    rows, step, _ = made()
-    counts = [float(row["processes"]) for row in rows]
-    assert counts == sorted(counts, reverse=before > after)
-    assert step["epochs_of_other_processes"] == counts.count(before) > 0
-    for row, expected in zip(rows[:8], whole[0], strict=False):
-        assert float(row["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-3)
+    return process
 
 
 def worker_of(process: subprocess.Popen[str], rank: int) -> int:
     """Return the number of one of the processes that a stage has started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    (found,) = [
-        int(child)
-        for child in children
-        if f"\0RANK={rank}\0" in f"\0{Path('/proc', child, 'environ').read_text()}"
-    ]
-    return found
+    variable = f"\0RANK={rank}\0"
+    (found,) = [pid for pid in children if variable in f"\0{Path('/proc', pid, 'environ').read_text()}"]
+    return int(found)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells the children of a process")
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_worker_that_is_killed_ends_all_with_a_sentence_and_the_next_run_goes_on(
-    killed: int, place: Path
-) -> None:
-    write_params(recipe(2, epochs=40))
-    process = begun(*STAGE)
-    while not list(Path(".scratch").rglob("*.pt")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    os.kill(worker_of(process, killed), signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Traceback" not in err
+def went_on(*words: str, processes: int, whole: tuple[Any, Any, float]) -> list[float]:
+    """Go on with another number; check the curve, and return how many processes trained each epoch."""
+    write_params(recipe(processes, epochs=12))
+    code, out, err = ran(*words)
+    assert code == 0, err
+    assert "not used" not in err
+    assert out.count("teacher: teacher") == 1
+    rows, step, total = made()
+    for row, expected in zip(rows, whole[0], strict=True):
+        for name in ("loss", "validation_loss", "accuracy"):
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3), name
+    assert total == pytest.approx(whole[2], rel=1e-4)
+    assert step["training"].get("processes", 1) == processes
+    counts = [float(row["processes"]) for row in rows]
+    assert step["epochs_of_other_processes"] == sum(each != processes for each in counts)
+    return counts
+
+
+@linux
+def test_a_training_that_was_killed_goes_on_with_another_number_to_the_curve_of_one(place: Path) -> None:
+    write_params(recipe(1, epochs=12))
+    assert ran(*STAGE)[0] == 0
+    whole = made()
+    assert "processes" not in whole[1]["training"]
+    killed = begun_to_its_first_epoch(2)
+    os.kill(worker_of(killed, 1), signal.SIGKILL)
+    _, err = killed.communicate(timeout=60)
+    assert killed.returncode == 1 and "Traceback" not in err
+    assert "error: Another process of this training ended (" in err
     assert err.splitlines()[-1] == (
-        f"error: process {killed} of 2 was ended by signal 9; run it again: it goes on from the last whole "
-        "epoch"
+        "error: process 1 of 2 was ended by signal 9; run it again: it goes on from the last whole epoch"
     )
-    assert not Path("models/teacher").exists()
-    code, _, err = ran(*STAGE)
-    assert code == 0 and "not used" not in err
-    assert len(made()[0]) == 40
+    counts = went_on(*STAGE, processes=1, whole=whole)
+    assert counts == sorted(counts, reverse=True) and counts[0] == 2 and counts[-1] == 1
+    killed = begun_to_its_first_epoch(1)
+    killed.kill()
+    killed.communicate()
+    counts = went_on(*TORCHRUN, *STAGE, processes=2, whole=whole)
+    assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == 2
 
 
+@linux
 def test_a_stage_that_is_killed_leaves_no_process_behind(place: Path) -> None:
-    write_params(recipe(2, epochs=10_000))
-    process = begun(*STAGE)
-    while not list(Path(".scratch").rglob("*.pt")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    process = begun_to_its_first_epoch(2, epochs=10_000)
     workers = [worker_of(process, rank) for rank in (0, 1)]
     process.kill()
     process.wait()

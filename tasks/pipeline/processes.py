@@ -124,9 +124,10 @@ def _ran(processes: Sequence[_Process]) -> int:
     codes = [process.returncode for process, _ in processes]
     if 130 in codes:
         return 130
-    if codes[0] in (LOST, 0) or codes[0] is None or codes[0] < 0:
-        for line in _causes(processes):
-            print(f"error: {line}", file=sys.stderr)
+    if codes[0] < 0:
+        print(file=sys.stderr)  # behind the bar that it left
+    for line in _causes(processes) if codes[0] in (0, LOST) or codes[0] < 0 else ():
+        print(f"error: {line}", file=sys.stderr)
     return int(any(codes))
 
 
