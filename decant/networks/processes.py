@@ -175,7 +175,11 @@ def _join(device: torch.device, facts: Mapping[str, str]) -> None:
         store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
         store.set_timeout(PATIENCE)
         store.set(f"facts of {rank}", json.dumps(dict(facts)))
-        _check_facts([json.loads(store.get(f"facts of {each}")) for each in range(count)])
+        found = [json.loads(store.get(f"facts of {each}")) for each in range(count)]
+        store.set(f"read by {rank}", "")
+        if rank == 0:  # which may keep the store: it may not end before all have read it
+            store.wait([f"read by {each}" for each in range(count)])
+        _check_facts(found)
         backend = "gloo" if device.type == CPU else f"{CPU}:gloo,{device.type}:nccl"
         if device.type != CPU:
             torch.cuda.set_device(device)
