@@ -59,7 +59,9 @@ RAISED_LATER = {
     "decant/adoption/weights.py": "all that does not fit in a file of weights, at once",
     "decant/networks/devices.py": "asked whether a kernel does not repeat its bits, then raised",
     "decant/networks/faults.py": "asked whether it is told already, then raised",
+    "decant/networks/processes.py": "asked whether memory ran out, then raised",
     "decant/networks/python.py": "what a file lacks, raised or told with all that is wrong with params.yaml",
+    "decant/training/fit.py": "why a recipe does not suit a device, then raised",
     "decant/training/loading.py": "asked whether a process that reads ended, then raised",
     "tasks/teacher/adopted.py": "printed: why a network has no ONNX file",
     "tasks/validate/hardware.py": "mistakes in params.yaml, all at once",
@@ -343,8 +345,11 @@ def words_of(tree: ast.AST) -> Iterator[str]:
             yield from words_of(node)
 
 
-TOLD_BY_ENVIRONMENT = {"decant/networks/devices.py": {"environ"}}
-"""Only so can cuBLAS be told to repeat its sums."""
+TOLD_BY_ENVIRONMENT = {
+    "decant/networks/devices.py": {"environ"},
+    "decant/networks/processes.py": {"environ"},
+}
+"""Only so can cuBLAS be told to repeat its sums, and does torchrun tell processes of one another."""
 
 
 def test_the_library_reads_neither_params_nor_data_nor_the_command_line() -> None:
