@@ -109,6 +109,8 @@ class Processes:
         Raises:
             DecantError: It is not; names it.
         """
+        if self.count == 1:
+            return
         found = self.stacked(torch.tensor(value, device=device)).tolist()
         if len({*found}) > 1:
             told = ", ".join(f"{each} in process {rank}" for rank, each in enumerate(found))
