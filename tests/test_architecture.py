@@ -27,7 +27,7 @@ LAYERS = (
     ("checkpoints",),
     ("costs", "lowering", "reconstruction"),
     ("compression",),
-    ("calibration", "training", "export", "adoption"),
+    ("calibration", "training", "export", "adoption", "explanations"),
     OPERATIONS,
 )
 """The files and folders of decant/. Each imports only what stands in a line above its own."""
@@ -76,7 +76,7 @@ RAISED_LATER = {
 }
 """Where an error's sentence is kept in a variable, and what for: each of them is raised or printed."""
 
-READS_TEST_SPLIT = {"evaluate", "evaluate-teacher", "benchmark"}
+READS_TEST_SPLIT = {"evaluate", "evaluate-teacher", "explain", "explain-teacher", "benchmark"}
 
 LAZY_INIT = ast.dump(
     ast.parse(
@@ -421,7 +421,7 @@ def test_dvc_yaml_lists_no_source_file() -> None:
     assert STAGES["code"]["deps"] == list(record.OURS)
     assert STAGES["code"]["outs"] == ["data/code"]
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150
+    assert len(text.splitlines()) <= 200
     assert ".py" not in text
     for stage in STAGES:
         for _, deps, _ in members(stage):
@@ -443,7 +443,7 @@ def test_no_code_knows_the_test_split_but_that_of_the_last_stages() -> None:
         if file != Path("tasks/pipeline/splits.py")
         and "TEST" in {getattr(node, "attr", getattr(node, "id", "")) for node in nodes_of(file)}
     }
-    assert knowing == {"evaluate", "benchmark"}
+    assert knowing == {"evaluate", "explain", "benchmark"}
     importing = {file.parts[1] for file in FILES if "tasks.pipeline.splits.TEST" in imported_by(file)}
     assert importing <= knowing
     for file in FILES:
