@@ -74,13 +74,15 @@ class Patches:
 
     Attributes:
         images: [N, C, H, W], float32 in [0, 1].
-        baseline: The mean picture [C, H, W], or black.
+        baseline: The mean picture [C, H, W].
+        other: The median of each pixel, for another draw.
         down: The band of each row [H].
         across: The band of each column [W].
     """
 
     images: Tensor
     baseline: Tensor
+    other: Tensor
     down: Tensor
     across: Tensor
 
@@ -94,7 +96,7 @@ class Patches:
         """Return the patches of some of the pictures."""
         (chosen,), (usual,) = arguments(images[sample]), arguments(images[:TYPICAL])
         down, across = (bands(length, BANDS) for length in chosen.shape[2:])
-        return cls(chosen, typical(usual), down, across)
+        return cls(chosen, typical(usual), middle(usual), down, across)
 
     @property
     def layout(self) -> tuple[int, int]:
@@ -150,10 +152,8 @@ class Patches:
         return summed_by(spread, self._where.flatten(), self.most)
 
     def rebased(self) -> Patches:
-        """Return the same with black in the place of the mean; white where the mean is black."""
-        black = torch.zeros_like(self.baseline)
-        other = black if bool((self.baseline != 0).any()) else torch.ones_like(black)
-        return replace(self, baseline=other)
+        """Return the same with the median in the place of the mean."""
+        return replace(self, baseline=self.other, other=self.baseline)
 
 
 @dataclass(frozen=True)

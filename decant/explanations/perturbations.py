@@ -18,10 +18,10 @@ from torch import Tensor
 
 from decant.explanations.masked import TOGETHER, Masked
 
-DRAWS = 128
+DRAWS = 100
 """Perturbations of an example; `PER_FEATURE` for each feature where those are more."""
 
-PER_FEATURE = 5
+PER_FEATURE = 4
 
 ENDS = 1e6
 """Weight of a whole and of an empty example in Kernel SHAP, where it is infinite; captum's too."""

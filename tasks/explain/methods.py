@@ -44,7 +44,7 @@ def explain(module: nn.Module, function: Callable[..., Any], sample: Sample, dra
         function: The same as it ships, for all else.
         sample: What is explained.
         draws: 1, or 2, with which a method is compared with itself: another seed, patches that are shifted,
-            or another baseline.
+            or the median in the place of the mean.
     """
     masked = Masked(sample.features, function, sample.answer)
     found = {

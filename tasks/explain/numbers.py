@@ -14,6 +14,7 @@ from tasks.explain.deployed import DeployedFunction
 from tasks.explain.kept import Draws
 from tasks.explain.methods import Explained, in_order
 from tasks.explain.sample import Sample
+from tasks.pipeline.lineages import TEACHER
 
 SHOWN = 4
 """Examples whose attributions are kept to be drawn."""
@@ -50,7 +51,10 @@ def details(
             for method in _common(explained, teacher)
         },
         "layout": list(sample.features.layout),
-        "examples": [_example(at, explained, sample) for at in range(min(SHOWN, len(sample.rows)))],
+        "examples": [
+            _example(at, explained, sample) | (_picture(at, sample) if model == TEACHER else {})
+            for at in range(min(SHOWN, len(sample.rows)))
+        ],
     }
 
 
@@ -89,7 +93,6 @@ def _example(at: int, explained: Explained, sample: Sample) -> dict[str, Any]:
     return {
         "row": int(sample.rows[at]),
         **_answered(at, sample),
-        **_picture(at, sample),
         "attributions": found,
     }
 
