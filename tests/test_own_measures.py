@@ -8,8 +8,8 @@ import torch
 from sklearn import metrics as reference
 
 from decant.errors import DecantError
+from decant.evidence.significance import wilson_interval
 from tasks.evaluate import marks
-from tasks.evaluate.accuracy import wilson_interval
 from tasks.evaluate.marks import AveragePrecision
 from tasks.evaluate.numbers import Errors, apart
 from tasks.evaluate.resampling import bootstrap

@@ -13,6 +13,7 @@ from decant.costs import counts
 from decant.costs.likeness import cosines as cosines_of
 from decant.costs.likeness import relative_errors
 from decant.errors import DecantError
+from decant.evidence.significance import wilson_interval
 from decant.targets import CLASSES, Classes, Target, Tokens
 from tasks.evaluate import accuracy
 from tasks.evaluate.marks import balanced, several
@@ -87,7 +88,7 @@ def measure(
 
 def _of_classes(logits: Tensor, reference: Tensor, labels: Tensor) -> Metrics:
     share, many = accuracy.accuracy(logits, labels), logits.shape[1] >= MANY
-    low, high = accuracy.wilson_interval(share, len(labels))
+    low, high = wilson_interval(share, len(labels))
     return {
         "accuracy": share,
         "accuracy_low": low,

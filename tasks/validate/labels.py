@@ -46,7 +46,7 @@ def _unmeasured(gates: Gates, target: str) -> Iterator[str]:
     places = {"gates.all": gates.all, **{f"gates.models.{name}": own for name, own in gates.models.items()}}
     for place, limits in places.items():
         for metric in type(limits).model_fields:
-            if getattr(limits, metric) is not None and metric not in measured.higher:
+            if getattr(limits, metric) is not None and metric not in measured.gated:
                 how = HOW.get(target, f"have {target} as target")
                 yield f"{place}.{metric}: is no measure of models whose data {how}; take {measured.quality}"
 
