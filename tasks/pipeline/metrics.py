@@ -6,7 +6,7 @@ Stages write and read them, gates judge them, flows compare them: all by this ta
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -744,7 +744,7 @@ EXPLANATIONS = (
 )
 """What explain/<model>.json has; nothing where no explanation fits the inputs or the target."""
 
-EVIDENCE = {
+EVIDENCE: Mapping[str, Mapping[str, tuple[Metric, ...]]] = {
     "stability": STABILITY,
     "explain": dict.fromkeys(("balanced", "classes", "same", "numbers", "labels", "tokens"), EXPLANATIONS),
 }
