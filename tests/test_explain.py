@@ -12,8 +12,8 @@ import torch
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.errors import DecantError
 from decant.examples import Examples, Rows
+from decant.explanations import perturbations
 from decant.explanations.features import features_of
-from decant.networks.architectures import Mlp, build
 from decant.targets import Tokens
 from tasks.explain import deployed, kept, sample
 from tasks.explain.__main__ import main as explain
@@ -34,6 +34,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
             "tasks.explain.__main__.function_of",
             lambda model, threads: deployed.DeployedFunction(model.module, "onnxruntime"),
         )
+
+        monkeypatch.setattr(perturbations, "DRAWS", 30)
+        monkeypatch.setattr(perturbations, "PER_FEATURE", 1)
 
         def filled(test: int, **models: Checkpoint) -> None:
             with homes.home(tmp_path, homes.noise(SHAPE, train=20, validation=20, test=test)):
@@ -102,7 +105,7 @@ def test_one_example_and_a_model_of_one_class_have_numbers(make: Callable[..., N
 def test_what_is_wrong_is_told_in_a_sentence(make: Callable[..., None]) -> None:
     broken = network(1)
     with torch.no_grad():
-        next(iter(broken.module.parameters())).fill_(float("nan"))
+        next(iter(broken.module.parameters())).fill_(3e38)
     make(5, pruned=broken, int8=network(2, classes=7))
     explain("teacher")
     with pytest.raises(
@@ -139,10 +142,8 @@ def test_what_no_explanation_fits_says_so(
 ) -> None:
     rows = Rows({"x": torch.zeros(3, 2)})
     test = Examples(rows, torch.zeros(3, 2).long(), (), Tokens(vocabulary=3))
-    recipe = Mlp(hidden=(2,))
-    found = sample.take(
-        Checkpoint(recipe, (1, 1, 2), tuple("abc"), build(recipe, (1, 1, 2), 3, 0).eval()), test, 1
-    )
+    teacher = Checkpoint(None, test.shape, (), torch.nn.Linear(2, 4))
+    found = sample.take(teacher, test, 1)
     assert found == "no explanation fits the target 'tokens', which has no one answer to an example"
     monkeypatch.setattr("decant.explanations.features.KINDS", ())
     assert features_of(rows, torch.tensor([0])) is None

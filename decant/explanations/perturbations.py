@@ -185,10 +185,12 @@ class RidgeRegression:
     def fit(self, batches: Any, **_: Any) -> None:
         """Fit to batches of inputs [B, M], outputs [B] and weights [B]."""
         inputs, outputs, weights = (torch.cat(part).double() for part in zip(*batches, strict=True))
-        inputs = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=torch.float64)], dim=1)
+        outputs = outputs - outputs[0]  # so that those of a constant are exactly 0
+        shares = weights / weights.sum()
+        inputs, outputs = inputs - shares @ inputs, outputs - shares @ outputs
         squares = inputs.T @ (weights[:, None] * inputs)
-        squares.diagonal()[:-1] += self.ridge
-        self.slopes = torch.linalg.solve(squares, inputs.T @ (weights * outputs))[:-1]
+        squares.diagonal().add_(self.ridge)
+        self.slopes = torch.linalg.solve(squares, inputs.T @ (weights * outputs))
 
     def representation(self) -> Tensor:
         """Return the slopes [M]."""

@@ -33,6 +33,10 @@ def main(model: str) -> None:
         write_json(EXPLAIN / f"{model}.details.json", unexplained(model, found))
         return
     sources = [splits.TEST, MODELS / TEACHER / "lineage.json"]
+    if model != TEACHER:
+        kept.read(
+            kept.TEACHER, found.features, sources
+        )  # before anything is computed that it is compared with
     deployed = function_of(models[model], read_section("threads.evaluate", int))
     explained = explain(models[model].module, deployed.function, found, draws=2 if model == TEACHER else 1)
     if model == TEACHER:
