@@ -74,6 +74,9 @@ def test_a_chain_is_compared_with_its_teacher(make: Callable[..., None]) -> None
     assert abs(row["explanations_kept"]) < 0.5  # another network
     assert row["explanations_floor"] == teacher["explanations_floor"]
     methods = details["methods"].values()
+    above = details["above_floor"]
+    assert above["low"] < above["value"] < above["high"]
+    assert above["value"] == pytest.approx(row["explanations_kept"] - row["explanations_floor"], abs=1e-5)
     assert row["explanations_kept"] == pytest.approx(sum(each["kept"] for each in methods) / 4, rel=1e-5)
     assert "image" not in details["examples"][0]
     first = Path("explain/pruned.details.json").read_bytes()

@@ -49,6 +49,7 @@ class Reasons(Section):
     runtime: str = ""
     examples_explained: int = 0
     features: int = 0
+    above_floor: dict[str, float] = Field(default_factory=dict)
     layout: tuple[int, int] = (1, 1)
 
 
