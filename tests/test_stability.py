@@ -26,7 +26,7 @@ from tasks.pipeline.models import load_model
 from tasks.stability import corrupted, measures, report
 from tasks.stability.__main__ import CORRUPTED
 from tasks.stability.__main__ import main as stability
-from tasks.stability.measures import Answers
+from tasks.stability.damage import Answers
 from tasks.stability.sample import chosen
 from tests import homes
 

@@ -16,11 +16,11 @@ from decant.outputs import write_json
 from decant.targets import Tokens
 from tasks.pipeline import predictions, splits
 from tasks.pipeline.lineages import TEACHER
-from tasks.pipeline.models import load_models
+from tasks.pipeline.models import load_models, load_seeds
 from tasks.pipeline.params import read_section
 from tasks.pipeline.stage import run
 from tasks.stability.corrupted import Cell, answers, cells, fitting_of
-from tasks.stability.measures import Answers
+from tasks.stability.damage import Answers
 from tasks.stability.report import report
 
 FOLDER = Path("stability")
@@ -41,7 +41,8 @@ def main(model: str) -> None:
     if model == TEACHER:
         predictions.write(CORRUPTED, ours.corrupted, predictions.sources_of(TEACHER))
     theirs = ours if model == TEACHER else _of_teacher(models[TEACHER], test, every)
-    row, details = report(model, (models[model], models[TEACHER]), (ours, theirs), test, fit, every)
+    seeds = [predict(_network(each, test), test.images).float() for each in load_seeds(model)]
+    row, details = report(model, (models[model], models[TEACHER]), (ours, theirs), test, fit, every, seeds)
     write_json(FOLDER / f"{model}.json", row)
     write_json(FOLDER / f"{model}.details.json", details)
 
