@@ -25,9 +25,9 @@ def test_the_report_names_every_model_of_params() -> None:
 def test_the_lock_holds_every_stage_of_the_default_params() -> None:
     models = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["models"]
     locked = set(yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"])
-    once = {"code", "validate", "prepare", "teacher", "report", "benchmark"}
-    alone = once | {f"{stage}-teacher" for stage in ("evaluate", "stability")}
-    stages = ("compress", "evaluate", "stability")
+    once = {"code", "validate", "prepare", "teacher", "report", "illustrate", "benchmark"}
+    alone = once | {f"{stage}-teacher" for stage in ("evaluate", "stability", "explain")}
+    stages = ("compress", "evaluate", "stability", "explain")
     assert locked == alone | {f"{stage}@{model}" for stage in stages for model in models}
 
 
