@@ -4,8 +4,8 @@
     python -m benchmarks.distillation_grid --write
     python -m benchmarks.distillation_grid --quick
 
-The student of `python -m benchmarks.distillation` is first trained on labels alone, once for a seed, which uses
-no teacher. From there on all cells have the same batches, epochs and learning rate: at 32 bits it is
+The student of `python -m benchmarks.distillation` is first trained on labels alone, once for a seed, which
+uses no teacher. From there on all cells have the same batches, epochs and learning rate: at 32 bits it is
 fine-tuned, at fewer it is trained on its levels (`train: {kind: lsq}`, ranges by `mse`), against the default
 teacher of models/ (run `dvc repro` first) at each temperature, and against labels alone. Temperatures are
 compared on validation images; the test split is shown beside. Cells are kept in
@@ -170,7 +170,7 @@ def table(cells: Sequence[Cell], split: str) -> list[str]:
 
 
 def choices(cells: Sequence[Cell]) -> list[str]:
-    """Return the temperature that validation chooses for each width, and what it is worth there and in test."""
+    """Return the temperature that validation chooses for each width, and its gains there and in test."""
     lines = [
         "| bits | best T, validation | over labels | over T = 4 | over labels, test | over T = 4, test |",
         "|---|---:|---:|---:|---:|---:|",
@@ -187,7 +187,7 @@ def choices(cells: Sequence[Cell]) -> list[str]:
 
 
 def gain(cells: Sequence[Cell], bits: int, one: float | None, other: float | None, split: str) -> str:
-    """Return the points that one temperature has over another: mean over seeds, and deviation of the pairs."""
+    """Return the points that one temperature has over another: mean and deviation over seeds."""
     by_key = {key(cell): cell[split] for cell in cells}
     seeds = sorted({cell["seed"] for cell in cells})
     pairs = [by_key[bits, one, seed] - by_key[bits, other, seed] for seed in seeds]
@@ -207,10 +207,10 @@ def page(results: Mapping[str, Any]) -> str:
             "Written by `python -m benchmarks.distillation_grid --write`; what follows from it is in",
             "[docs/distillation.md](../docs/distillation.md#temperature-and-width).",
             "",
-            f"One student, trained on labels and then {results['epochs']} epochs of {results['images']:,} images "
-            "of garments at each width, by",
-            "labels or by soft targets of the default teacher at a temperature T (a tenth labels). Accuracy in",
-            "percent, mean over seeds.",
+            "One student, trained on labels and then at each width, by labels or by soft targets of the",
+            f"default teacher at a temperature T (a tenth labels): {results['epochs']} epochs of "
+            f"{results['images']:,} images of garments",
+            "each. Accuracy in percent, mean over seeds.",
             "",
             "![Accuracy against temperature, a line for each width](distillation_grid.svg)",
             "",
