@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from decant.compression.coupling import groups_of
 from decant.prune import obs as obs
-from decant.prune.channels.coupling import groups_of
 from decant.prune.criteria import Criterion, Obs, OfChannels
 from decant.prune.structures import Weights
 from tasks.pipeline import splits as data

@@ -266,9 +266,17 @@ def test_multi_level_agrees_with_loops() -> None:
             for a in range(c)
             for b in range(c)
         )
-        expected += temperature**2 * sum(map(kl, q, p)) / n + images / n + classes / c
+        expected += temperature**2 * sum(map(kl, q, p)) / n + images / n**2 + classes * c / n**2
     found = MultiLevel(temperatures=(1.0, 3.0), hard=0.0)(z, t, LABELS)
     assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_relations_of_multi_level_do_not_grow_with_the_batch() -> None:
+    z, t = numbers(3), numbers(4)
+    loss = MultiLevel(hard=0.0)
+    assert loss(z.repeat(6, 1), t.repeat(6, 1), None).item() == pytest.approx(
+        loss(z, t, None).item(), rel=1e-9
+    )
 
 
 def test_decoupled_agrees_with_a_loop() -> None:

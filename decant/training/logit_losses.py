@@ -117,10 +117,12 @@ class Standardized(Soft):
 class MultiLevel(Soft):
     """Probabilities P [N, C] are matched row by row, and as relations of images and of classes.
 
-    The sum over temperatures of `softened_kl`, of |P P' - Q Q'|^2 / N, how alike two images of the batch are,
-    and of |P' P - Q' Q|^2 / C, how alike two classes are; Q is the teacher's. The paper also feeds a second,
-    stronger augmentation of each image, which is not done here. Does not help in small batches, of which
-    relations say little.
+    The sum over temperatures of `softened_kl`, of |P P' - Q Q'|^2 / N^2, how alike two images of the batch
+    are, and of C |P' P - Q' Q|^2 / N^2, how alike two classes are; Q is the teacher's. The paper divides the
+    squares by N and by C alone, which grows with the batch and falls with the classes: at its 64 images of
+    100 classes both are small beside the divergence, and with 10 classes the last one is a hundred times
+    that. The paper also feeds a second, stronger augmentation of each image, which is not done here. Does not
+    help in small batches, of which relations say little.
 
     Attributes:
         temperatures: At each of which all three are taken.
@@ -146,8 +148,8 @@ class MultiLevel(Soft):
 
     def _at(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         p, q = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
-        images = (p @ p.T - q @ q.T).square().sum() / len(p)
-        classes = (p.T @ p - q.T @ q).square().sum() / p.shape[1]
+        images = (p @ p.T - q @ q.T).square().sum() / len(p) ** 2
+        classes = (p.T @ p - q.T @ q).square().sum() * p.shape[1] / len(p) ** 2
         return softened_kl(student, teacher, temperature) + images + classes
 
 
