@@ -245,8 +245,11 @@ def test_logits_standardized_agree_with_a_loop_whatever_their_size() -> None:
     rows = zip(z.tolist(), t.tolist(), strict=True)
     both = [(naive_standardized(b), naive_standardized(a)) for a, b in rows]
     expected = 4 * math.fsum(kl(probabilities(p, 2), probabilities(q, 2)) for p, q in both) / len(z)
-    loss = Standardized(temperature=2.0, hard=0.0)
+    loss = Standardized(temperature=2.0, factor=1.0, hard=0.0)
     assert loss(z, t, LABELS).item() == pytest.approx(expected, rel=1e-9)
+    assert Standardized(hard=0.1)(z, t, LABELS).item() == pytest.approx(
+        0.1 * F.cross_entropy(z, LABELS).item() + 9 * expected
+    )
     assert loss(5 * z + 3, 0.1 * t, LABELS).item() == pytest.approx(expected, rel=1e-9)
 
 
