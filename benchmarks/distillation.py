@@ -50,7 +50,7 @@ class Subject:
 
     Attributes:
         layers: The student's layer whose features are compared, and the teacher's.
-        maps: Whether these have places.
+        maps: The same of an early layer, whose maps have many places; none where there are no places.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Subject:
     student: Block
     training: Block
     layers: Mapping[str, str]
-    maps: bool
+    maps: Mapping[str, str]
 
 
 def cases(subject: Subject) -> dict[str, Block]:
@@ -79,7 +79,7 @@ def cases(subject: Subject) -> dict[str, Block]:
         "dist": {"kind": "dist"},
         "outputs": {"kind": "outputs", "hard": 0.1},
         "hints": {"kind": "hints", **layers},
-        "attention": {"kind": "attention", **layers},
+        "attention": {"kind": "attention", "layers": dict(subject.maps)},
         "relational": {"kind": "relational", **layers},
         "similarity": {"kind": "similarity", **layers},
         "contrastive": {"kind": "contrastive", **layers, "negatives": 256},
@@ -112,7 +112,7 @@ def garments(quick: bool) -> Subject:
             "augmentation": {"flip": True, "shift": 1},
         },
         {"stages.1": "stages.1"},
-        maps=True,
+        {"stages.0": "stages.0"},
     )
 
 
@@ -139,7 +139,7 @@ def digits(quick: bool) -> Subject:
             "schedule": {"kind": "cosine"},
         },
         {"layers.3": "layers.3"},
-        maps=False,
+        {},
     )
 
 
@@ -257,8 +257,8 @@ def _verdict(found: Mapping[str, Any]) -> str:
     begun = gain(named["temperature, start: teacher"], named["temperature"])
     worth = "more" if begun > 0 else "less"
     return (
-        f"The best is {best['name']}, {gain(best, alone):+.2f} points. A student that begins with the first\n"
-        f"channels of its teacher has {abs(begun):.2f} points {worth} than a fresh one."
+        f"The best is {best['name']}, {gain(best, alone):+.2f} points. A student that begins with those\n"
+        f"channels of its teacher that pruning would keep has {abs(begun):.2f} points {worth} than a fresh one."
     )
 
 

@@ -92,7 +92,8 @@ class Attention(Features):
     """Where a layer is active, whatever its width: maps of the sum of squares over channels.
 
     Each map is scaled to length 1 over its places; the loss is the mean over images and places of the squared
-    difference. Does not help at layers of few places, nor where fully connected layers do the work.
+    difference. Does not help at layers of few places, such as a last stage: take an early one; nor where
+    fully connected layers do the work.
 
     References:
         Zagoruyko and Komodakis, Paying More Attention to Attention, 2016. https://arxiv.org/abs/1612.03928
