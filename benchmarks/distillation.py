@@ -258,7 +258,8 @@ def _verdict(found: Mapping[str, Any]) -> str:
     worth = "more" if begun > 0 else "less"
     return (
         f"The best is {best['name']}, {gain(best, alone):+.2f} points. A student that begins with those\n"
-        f"channels of its teacher that pruning would keep has {abs(begun):.2f} points {worth} than a fresh one."
+        f"channels of its teacher that pruning would keep has {abs(begun):.2f} points {worth} than a fresh\n"
+        "one."
     )
 
 
