@@ -90,6 +90,9 @@ def ways(network: str, images: int, iterations: int = 40) -> dict[str, dict[str,
                 "costs: logits, logits, 3 rounds, T = 4": plain
                 | costs
                 | {"logits": {**in_rounds["logits"], "temperature": 4.0}},
+                "costs: logits, logits, 3 rounds, twice the images": plain
+                | costs
+                | {"logits": {**in_rounds["logits"], "images": 2 * images}},
             }
         }
     models = read_yaml(ROOT / "params.yaml")["models"]
@@ -228,8 +231,8 @@ def page(rows: Sequence[Row]) -> str:
         "Change of the accuracy from the parent's in points, mean over seeds and deviation, on validation",
         "images and on the test split; KL divergence of the logits from the parent's on validation images;",
         "passes, forward and back, over images in thousands; seconds with two threads, on a machine that did",
-        "other work beside it. What has labels is the model as it is, fine-tuned for as many epochs as the",
-        "longest `logits` took passes. What is not there was not measured.",
+        "other work beside it. What has labels is the model as it is, fine-tuned for as many epochs as `logits`",
+        "took passes. What is not there was not measured.",
         "",
     ]
     for network in dict.fromkeys(row["network"] for row in rows):
