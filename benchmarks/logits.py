@@ -231,8 +231,8 @@ def page(rows: Sequence[Row]) -> str:
         "Change of the accuracy from the parent's in points, mean over seeds and deviation, on validation",
         "images and on the test split; KL divergence of the logits from the parent's on validation images;",
         "passes, forward and back, over images in thousands; seconds with two threads, on a machine that did",
-        "other work beside it. What has labels is the model as it is, fine-tuned for as many epochs as `logits`",
-        "took passes. What is not there was not measured.",
+        "other work beside it. What has labels is the model as it is, fine-tuned for as many epochs as",
+        "`logits` took passes. What is not there was not measured.",
         "",
     ]
     for network in dict.fromkeys(row["network"] for row in rows):
