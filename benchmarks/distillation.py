@@ -1,6 +1,6 @@
 """What each loss of distillation gains: one student, alone and with each of them, on pictures and on a table.
 
-    python -m benchmarks.distillation [--seeds 1 2 3] [--write] [--quick]
+    python -m benchmarks.distillation [--seeds 1 2 3] [--rows hints "the default mix" …] [--write] [--quick]
 
 `garments` are Fashion-MNIST with the default teacher of models/ (run `dvc repro` first) and a student of a
 tenth of its parameters at most; `digits` are scikit-learn's as a table of 64 numbers, whose order is drawn,
@@ -159,10 +159,23 @@ def hits(model: Checkpoint, test: decant.Examples) -> torch.Tensor:
     return decant.predict(model.module, test.images).argmax(1) == test.known_labels
 
 
-def measured(subject: Subject, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the accuracies of all rows in percent, and how each compares with the student alone."""
+def measured(
+    subject: Subject, seeds: Sequence[int], only: Sequence[str] = (), known: Sequence[Row] = ()
+) -> dict[str, Any]:
+    """Return the accuracies of all rows in percent, and how each compares with the student alone.
+
+    Args:
+        subject: Student, teacher and data.
+        seeds: A training of each row for each.
+        only: The rows that are measured anew, the student alone always; all where empty.
+        known: The others, as they were measured.
+    """
     rows, right = list[Row](), dict[str, list[torch.Tensor]]()
+    earlier = {row["name"]: row for row in known}
     for name, changes in cases(subject).items():
+        if only and name not in (ALONE, *only) and name in earlier:
+            rows.append(earlier[name])
+            continue
         begun, models = time.process_time(), list[Checkpoint]()
         for seed in seeds:
             block = {"student": subject.student, "training": subject.training, **changes}
@@ -268,6 +281,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--subjects", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--rows", nargs="*", default=[], help="rows to measure anew; the others stay")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--write", action="store_true", help="write benchmarks/distillation.{json,md}")
@@ -276,13 +290,18 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         parser.error("--quick measures nothing worth writing; leave out one of the two")
     decant.make_deterministic(chosen.threads)
     begun = time.process_time()
-    found = {name: measured(SUBJECTS[name](chosen.quick), chosen.seeds) for name in chosen.subjects}
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if chosen.rows and RESULTS.exists() else {}
+    before = {name: found["rows"] for name, found in known.get("subjects", {}).items()}
+    found = {
+        name: measured(SUBJECTS[name](chosen.quick), chosen.seeds, chosen.rows, before.get(name, ()))
+        for name in chosen.subjects
+    }
     results = {
         "machine": describe_machine(chosen.threads) | {"cores": os.cpu_count()},
         "threads": chosen.threads,
         "seeds": chosen.seeds,
         "subjects": found,
-        "seconds": time.process_time() - begun,
+        "seconds": time.process_time() - begun + known.get("seconds", 0.0),
     }
     if chosen.write:
         write_json(RESULTS, results)
