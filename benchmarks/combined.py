@@ -4,12 +4,13 @@
     python -m benchmarks.combined --quick
 
 The default teacher of models/ (run `dvc repro` first) is made small in several ways, each a chain of blocks
-of params.yaml: the default chain `student-60-ft-int8`; combinations of other steps; and distillation, pruning
-and quantization by itself, where everything that is trained has the teacher's soft targets. Quantization
-alone comes to one bit for a weight, and to no fewer bytes than that. Models are measured on validation images
-and on the test split, and compared there in pairs by McNemar's test. Rows are kept in
-benchmarks/combined.json one by one: an interrupted run goes on with the chains that are missing. --write
-makes the page of all that is there; --quick goes through it on small images, with numbers that mean nothing.
+of params.yaml: the default chain `student-60-ft-int8`; another combination; and distillation, pruning and
+quantization by itself, where everything that is trained has the teacher's soft targets. Quantization alone
+comes to one bit for a weight, and to no fewer bytes than that. All of it takes minutes, as only the first
+--images of the training images are looked at. Models are compared on the test split in pairs by McNemar's
+test. Rows are kept in benchmarks/combined.json one by one: an interrupted run goes on with the chains that
+are missing. --write makes the page of all that is there; --quick takes few images, and numbers that mean
+nothing.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import decant
 from benchmarks.distillation import hits, paired
-from benchmarks.logits import QUICK
 from benchmarks.pruning_page import inline
-from benchmarks.workshop import Workshop
-from decant.checkpoints.files import size_bytes
+from decant.checkpoints.checkpoint import Checkpoint
+from decant.distill import distill
+from decant.finetune import finetune
 from decant.outputs import write_json, write_text
+from decant.prune import prune
+from decant.quantize import quantize
 from tasks.pipeline import splits
 from tasks.pipeline.lineages import MODELS
-from tasks.pipeline.models import load_model
 from tasks.pipeline.params import read_yaml
 from tasks.pipeline.stage import report_errors
 from tests.imports import ROOT
@@ -115,25 +119,59 @@ def chains(quick: bool) -> dict[str, list[Block]]:
     }
 
 
-def made(shop: Workshop, name: str, blocks: Sequence[Block]) -> Row:
-    """Return what a chain comes to, which images it is right about, and what it took."""
-    begin, before = time.perf_counter(), "teacher"
-    for number, block in enumerate(blocks):
-        step = f"{name.partition(',')[0].replace(' ', '-')}-{len(name)}-{number}"
-        shop.make(step, block | {"from": before}, 1)
-        before = step
-    seconds = time.perf_counter() - begin
-    with shop.inside({}, 1):
-        return {"chain": name, "seconds": seconds, "bytes": size_bytes(MODELS / before), **rights(before)}
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "distill": distill,
+    "prune": prune,
+    "finetune": finetune,
+    "quantize": quantize,
+}
 
 
-def rights(name: str) -> dict[str, str]:
-    """Return which images of either split a model is right about, a bit for each, as hexadecimal digits."""
-    model = load_model(name)
-    return {
-        path.stem: np.packbits(hits(model, splits.read(path)).numpy()).tobytes().hex()
-        for path in (splits.VALIDATION, splits.TEST)
-    }
+@dataclass(frozen=True)
+class Bench:
+    """A teacher, and what is looked at.
+
+    Attributes:
+        splits: What chains learn from, and the validation images.
+        test: The test split.
+    """
+
+    teacher: Checkpoint
+    splits: decant.Splits
+    test: decant.Examples
+
+    def made(self, name: str, blocks: Sequence[Block]) -> Row:
+        """Return what a chain comes to after each step, and which images it is right about in the end."""
+        begin, model, steps = time.process_time(), self.teacher, list[Row]()
+        for number, block in enumerate(blocks):
+            recipe = {key: value for key, value in block.items() if key not in ("op", "from")}
+            run, more = decant.Run(f"{name}-{number}", 1), {"teacher": self.teacher}
+            model = OPERATIONS[block["op"]](model, recipe, self.splits, run=run, **more).model
+            share = 100 * hits(model, self.splits.validation).double().mean().item()
+            steps.append({"op": block["op"], "validation": share, "bytes": self.size(model)})
+        seconds = time.process_time() - begin
+        return {"chain": name, "seconds": seconds, "steps": steps, **self.found(model)}
+
+    def found(self, model: Checkpoint) -> Row:
+        """Return the bytes of a model, and which images it is right about, as hexadecimal digits of bits."""
+        both = {"validation": self.splits.validation, "test": self.test}
+        right = {name: hits(model, examples).numpy() for name, examples in both.items()}
+        digits = {name: np.packbits(each).tobytes().hex() for name, each in right.items()}
+        return {"bytes": self.size(model), **digits}
+
+    def size(self, model: Checkpoint) -> int:
+        """Return the bytes of a model on disk."""
+        with tempfile.TemporaryDirectory() as folder:
+            decant.save(model, Path(folder) / "model")
+            return decant.size_bytes(Path(folder) / "model")
+
+
+def opened(images: int, quick: bool) -> Bench:
+    """Return the default teacher, and so many training images."""
+    whole, test = splits.read_splits(), splits.read(splits.TEST)
+    validation = whole.validation.first(100) if quick else whole.validation
+    taken = decant.Splits(whole.train.first(images), validation)
+    return Bench(decant.load(ROOT / MODELS / "teacher"), taken, test.first(200) if quick else test)
 
 
 def unpacked(digits: str, count: int) -> torch.Tensor:
@@ -142,21 +180,15 @@ def unpacked(digits: str, count: int) -> torch.Tensor:
     return torch.from_numpy(bits.astype(bool))
 
 
-def run(folder: Path, wanted: Sequence[str], keep: Path, quick: bool) -> dict[str, Any]:
+def run(bench: Bench, wanted: Sequence[str], keep: Path, quick: bool) -> dict[str, Any]:
     """Return all rows; those that are there already stay, and each is kept as soon as it is known."""
-    shop = (
-        Workshop("default", folder, QUICK)
-        if quick
-        else Workshop("default", folder, {}, ROOT / MODELS / "teacher", threads=2)
-    )
     found: dict[str, Any] = json.loads(keep.read_text(encoding="utf-8")) if keep.exists() else {"rows": []}
-    with shop.inside({}, 1):
-        found["images"] = {path.stem: len(splits.read(path)) for path in (splits.VALIDATION, splits.TEST)}
-        found["teacher"] = {"bytes": size_bytes(MODELS / "teacher"), **rights("teacher")}
+    found["images"] = {"validation": len(bench.splits.validation), "test": len(bench.test)}
+    found["train"], found["teacher"] = len(bench.splits.train), bench.found(bench.teacher)
     blocks = chains(quick)
     for name in wanted:
         if name not in {row["chain"] for row in found["rows"]}:
-            found["rows"].append(made(shop, name, blocks[name]))
+            found["rows"].append(bench.made(name, blocks[name]))
             write_json(keep, found)
     return found
 
@@ -173,9 +205,9 @@ def page(found: Mapping[str, Any]) -> str:
         "Written by `python -m benchmarks.combined --write`.",
         "",
         "The default teacher on Fashion-MNIST, made small by chains of blocks of params.yaml, all trained",
-        "with the teacher's soft targets and seed 1. Accuracy in percent; what each has over the default",
-        "chain on the test split in points, and McNemar's p of it; seconds with two threads, on a machine",
-        "that did other work beside it.",
+        f"with the teacher's soft targets on {found['train']:,} images, by seed 1. Accuracy in percent; what",
+        "each has over the default chain on the test split in points, and McNemar's p of it; seconds of the",
+        "processor, one thread. Below, what each step leaves on validation images.",
         "",
         "| chain | bytes | validation | test | over the default | p | seconds |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -183,7 +215,7 @@ def page(found: Mapping[str, Any]) -> str:
         f"{_percent(found, found['teacher'], 'test')} | | | |",
     ]
     lines += [f"| {name} | {_cells(found, row, rows.get(COMBINED))} |" for name, row in rows.items()]
-    return "\n".join([*lines, "", "## Blocks", "", *_blocks(list(rows)), ""])
+    return "\n".join([*lines, "", "## Blocks", "", *_blocks(rows), ""])
 
 
 def _percent(found: Mapping[str, Any], row: Row, split: str) -> str:
@@ -200,29 +232,37 @@ def _cells(found: Mapping[str, Any], row: Row, default: Row | None) -> str:
     return " | ".join([f"{row['bytes']:,}", *shares, *compared, f"{row['seconds']:.0f}"])
 
 
-def _blocks(names: Sequence[str]) -> list[str]:
-    known = chains(quick=False)
-    return [
-        f"- {name}: {', then '.join(f'`{inline(block)}`' for block in known[name])}"
-        for name in names
-        if name in known
-    ]
+def _blocks(rows: Mapping[str, Row]) -> list[str]:
+    """Return the blocks of each chain, with the accuracy on validation images and the bytes after each."""
+    known, lines = chains(quick=False), list[str]()
+    for name in known:
+        if name in rows:
+            lines += [f"- {name}:"]
+            lines += [
+                f"  - `{inline({key: value for key, value in block.items() if key != 'from'})}`: "
+                f"{step['validation']:.2f} %, {step['bytes']:,} bytes"
+                for block, step in zip(known[name], rows[name]["steps"], strict=True)
+            ]
+    return lines
 
 
 def main(words: list[str] | None = None) -> dict[str, Any]:
     """Make the chains that are missing, and print the page or write it; return the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--chains", nargs="*", default=list(chains(False)), choices=list(chains(False)))
-    parser.add_argument("--quick", action="store_true", help="small images, to see that it runs")
+    parser.add_argument("--images", type=int, default=10_000, help="for training")
+    parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument(
         "--write", action="store_true", help="write benchmarks/combined.md, of all that is kept"
     )
     chosen = parser.parse_args(words)
     if chosen.quick and chosen.write:
         parser.error("--quick measures nothing worth writing; leave out one of the two")
+    decant.make_deterministic(1)
+    bench = opened(2048 if chosen.quick else chosen.images, chosen.quick)
     with tempfile.TemporaryDirectory() as temporary:
         keep = Path(temporary) / RESULTS.name if chosen.quick else RESULTS
-        found = run(Path(temporary) / "shop", chosen.chains, keep, chosen.quick)
+        found = run(bench, chosen.chains, keep, chosen.quick)
     if chosen.write:
         write_text(RESULTS.with_suffix(".md"), page(found))
     print(page(found))

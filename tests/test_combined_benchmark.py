@@ -92,13 +92,16 @@ def test_chains_are_compared_on_the_same_images() -> None:
     digits = np.packbits(right.numpy()).tobytes().hex()
     assert torch.equal(combined.unpacked(digits, 13), right)
     other = np.packbits(np.array([True] * 3 + [False] * 10)).tobytes().hex()
-    row = {"bytes": 1234, "seconds": 5.0, "validation": digits, "test": digits}
+    steps = [{"op": "distill", "validation": 92.31, "bytes": 5678 + number} for number in range(4)]
+    row = {"bytes": 1234, "seconds": 5.0, "steps": steps, "validation": digits, "test": digits}
     page = combined.page(
         {
             "images": {"validation": 13, "test": 13},
+            "train": 10,
             "teacher": row,
             "rows": [{**row, "chain": combined.COMBINED}, {**row, "chain": "mine", "test": other}],
         }
     )
     assert "| combined | 1,234 | 92.31 | 92.31 |  |  | 5 |" in page
+    assert page.count(": 92.31 %, 5,67") == 2 and page.count("92.31 %") == 4
     assert "| mine | 1,234 | 92.31 | 23.08 | -69.23 | 0.0027 | 5 |" in page
