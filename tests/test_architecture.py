@@ -27,7 +27,7 @@ LAYERS = (
     ("checkpoints",),
     ("costs", "lowering", "reconstruction"),
     ("compression",),
-    ("calibration", "training", "export", "adoption"),
+    ("calibration", "training", "export", "adoption", "evidence"),
     OPERATIONS,
 )
 """The files and folders of decant/. Each imports only what stands in a line above its own."""
@@ -70,13 +70,17 @@ RAISED_LATER = {
     "tasks/pipeline/yaml_reader.py": "the message of the YAML parser, made shorter",
     "tasks/prepare/files.py": "all ways to the files that failed",
     "tasks/prepare/own_files.py": "pictures or sounds that cannot be read, all at once: raised, or printed",
+    "tasks/prepare/readers.py": "asked which column of CSV it is about, then raised",
     "tasks/validate/chains.py": "mistakes in params.yaml, all at once",
     "tasks/validate/gates.py": "mistakes in params.yaml, all at once",
     "tasks/validate/recipes.py": "mistakes in params.yaml, all at once",
 }
 """Where an error's sentence is kept in a variable, and what for: each of them is raised or printed."""
 
-READS_TEST_SPLIT = {"evaluate", "evaluate-teacher", "benchmark"}
+READS_TEST_SPLIT = {"evaluate", "evaluate-teacher", "stability", "stability-teacher", "benchmark"}
+
+ANSWERS = Path("tasks/pipeline/predictions.py")
+"""What models answer on the test split."""
 
 LAZY_INIT = ast.dump(
     ast.parse(
@@ -421,7 +425,7 @@ def test_dvc_yaml_lists_no_source_file() -> None:
     assert STAGES["code"]["deps"] == list(record.OURS)
     assert STAGES["code"]["outs"] == ["data/code"]
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150
+    assert len(text.splitlines()) <= 200
     assert ".py" not in text
     for stage in STAGES:
         for _, deps, _ in members(stage):
@@ -431,8 +435,8 @@ def test_dvc_yaml_lists_no_source_file() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_reads_the_test_split_but_the_last_ones(stage: str) -> None:
-    shown = {"data/test.parquet", "predictions/teacher.npy"}
-    reads = any(shown & set(map(str, deps)) for _, deps, _ in members(stage))
+    shown = ("data/test.parquet", "predictions", "stability")
+    reads = any(str(dep).startswith(shown) for _, deps, _ in members(stage) for dep in deps)
     assert reads == (stage in READS_TEST_SPLIT)
 
 
@@ -440,11 +444,12 @@ def test_no_code_knows_the_test_split_but_that_of_the_last_stages() -> None:
     knowing = {
         file.parts[1]
         for file in FILES
-        if file != Path("tasks/pipeline/splits.py")
+        if file not in (Path("tasks/pipeline/splits.py"), ANSWERS)
         and "TEST" in {getattr(node, "attr", getattr(node, "id", "")) for node in nodes_of(file)}
     }
-    assert knowing == {"evaluate", "benchmark"}
-    importing = {file.parts[1] for file in FILES if "tasks.pipeline.splits.TEST" in imported_by(file)}
+    assert knowing == {"evaluate", "stability", "benchmark"}
+    shown = {"tasks.pipeline.splits.TEST", "tasks.pipeline.predictions"}
+    importing = {file.parts[1] for file in FILES if file != ANSWERS and shown & imported_by(file)}
     assert importing <= knowing
     for file in FILES:
         assert not any("test.parquet" in word for word in words_of(parsed(file))), file

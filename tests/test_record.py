@@ -314,6 +314,8 @@ def test_what_some_edits_rerun(pipeline: Pipeline) -> None:
     assert pipeline.edited("tasks/evaluate/accuracy.py").stages == [
         "evaluate-teacher",
         *(f"evaluate@{name}" for name in models),
+        "stability-teacher",
+        *(f"stability@{name}" for name in models),
         "report",
     ]
     everything = [stage.name for stage in pipeline.stages]

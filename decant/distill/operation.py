@@ -18,6 +18,7 @@ from decant.distill.params import DistillParams
 from decant.distill.students import Proposed, inherit_, narrowed, propose
 from decant.errors import DecantError
 from decant.examples import Examples, Rows, Splits
+from decant.inputs import alike
 from decant.networks.architectures import FOREIGN, Architecture, build, picture
 from decant.recipes import recipe_of
 from decant.training.fresh import train
@@ -94,7 +95,7 @@ def _second(parent: Checkpoint, teacher: Checkpoint | None) -> Checkpoint:
     """Return the second teacher of an ensemble."""
     if teacher is None or teacher.module is parent.module:
         raise DecantError("ensemble: there is one teacher alone; start from a student of it, or leave it out")
-    if teacher.classes != parent.classes or teacher.shape != parent.shape:
+    if teacher.classes != parent.classes or not alike(teacher.shape, parent.shape):
         raise DecantError(
             "ensemble: the teachers have other classes or inputs; take two that answer the same"
         )

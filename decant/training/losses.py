@@ -12,7 +12,7 @@ from decant.errors import DecantError
 from decant.lazy import torch
 from decant.networks.devices import CPU
 from decant.schema import Section
-from decant.targets import CLASSES, Target
+from decant.targets import CLASSES, Target, Tokens
 from decant.training.feature_losses import Attention, Contrastive, Hints, Relational, Similarity
 from decant.training.logit_losses import (
     Decoupled,
@@ -162,7 +162,8 @@ def loss_of(
         return training.hard_loss(examples.target)
     soft = soft or Outputs()
     for member in soft.members():
-        _check_possible(member, bool(classes), examples.labels is not None)
+        logits = bool(classes) or isinstance(examples.target, Tokens)
+        _check_possible(member, logits, examples.labels is not None)
     if largest(soft.hard) and examples.labels is None:
         raise DecantError(
             f"loss.hard: {largest(soft.hard):g} of the loss is against labels, and these examples have "

@@ -24,7 +24,7 @@ from decant.schema import did_you_mean
 from decant.seeds import derive_seed
 from decant.targets import CLASSES, Target
 from decant.training.feature_losses import Features
-from decant.training.soft import Answers, Link, Soft
+from decant.training.soft import Answers, Link, Soft, by_token
 
 Seen = dict[str, Tensor]
 """What layers gave in the last pass, by module path."""
@@ -129,10 +129,10 @@ class Teaching:
         """Return which part of several of the last loss is NaN or infinite; empty where none alone is."""
         if self._answers is None or len(self.loss.members()) == 1:
             return ""
-        links = self._answers.links
+        answers, links = by_token(self._answers, self.target), self._answers.links
         with torch.no_grad():
             values = [
-                part.soft(replace(self._answers, links=links[at : at + 1])).item()
+                part.soft(replace(answers, links=links[at : at + 1])).item()
                 for at, part in enumerate(self.loss.members())
             ]
         wrong = [f"loss.parts.{at}" for at, value in enumerate(values) if not math.isfinite(value)]
