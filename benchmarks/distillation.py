@@ -219,7 +219,8 @@ def page(results: Mapping[str, Any]) -> str:
         "Accuracy on the test split in percent: mean over seeds, its spread (standard deviation), the gain",
         "over the same student with labels alone, of the same first weights and batches, and McNemar's p",
         "over all seeds' test examples together: how likely such a gain is by chance. Seconds are of one",
-        "training, of the processor. Nothing was tuned for a row: each loss has its default numbers.",
+        "training, of the processor. Nothing was tuned for a row: each loss has its default numbers. A",
+        "loss that has no row was not measured since it last changed.",
         "",
     ]
     for name, found in results["subjects"].items():
