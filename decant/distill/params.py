@@ -22,8 +22,8 @@ class DistillParams(Block):
             and its own teacher. Features are those of `from`.
         cache: Whether teachers answer all training examples once, before the first epoch, and no batch;
             images must not be augmented, and nothing inside of the teacher be looked at.
-        start: What the student's weights are before the training: `fresh`, or the first channels of the
-            teacher's where shapes allow.
+        start: What the student's weights are before the training: `fresh`, or the teacher's where shapes
+            allow, cut to the channels that pruning by reconstruction would keep.
         device: Where the student is trained, and its teacher answers.
     """
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from decant.checkpoints.checkpoint import Checkpoint
-    from decant.prune.channels.coupling import ChannelGroup
-    from decant.prune.channels.scores import ChannelScores
+    from decant.compression.channel_scores import ChannelScores
+    from decant.compression.coupling import ChannelGroup
 
 Scores: TypeAlias = "dict[str, Tensor]"
 """Importance of each weight, by name, in the weight's shape; what scores least is removed first."""
@@ -331,7 +331,7 @@ class Obs(OfInputs):
 
         H is of the survivors alone; what does not survive scores 0.
         """
-        from decant.prune.obs import saliencies
+        from decant.reconstruction.obs import saliencies
 
         seen = _seen(self.kind, examples, self.images)
         found = saliencies(module, seen.images, self.damping, asked.masks, asked.names)
@@ -395,7 +395,7 @@ class Reconstruction(OfChannels):
         self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples, device: str = CPU
     ) -> ChannelScores:
         """Return the error of the layers that read each channel, as shares of their outputs' squares."""
-        from decant.prune.channels.scores import by_reconstruction
+        from decant.compression.channel_scores import by_reconstruction
 
         seen = _seen(self.kind, examples, self.images)
         masks = {name: held.mask for name, held in parent.constraints.items() if held.mask is not None}
@@ -421,8 +421,8 @@ class Drift(OfChannels):
         self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples, device: str = CPU
     ) -> ChannelScores:
         """Return the distance without each channel, of classes in nats."""
+        from decant.compression.channel_scores import by_drift
         from decant.costs.divergence import distance
-        from decant.prune.channels.scores import by_drift
 
         images = _seen(self.kind, examples, self.images).images
         return by_drift(parent.module, groups, images, distance(parent.classes), device)

@@ -26,12 +26,12 @@ from decant.prune.allocations import Counts
 from decant.prune.budgets import PruningBudget
 from decant.prune.criteria import Asked, Obs
 from decant.prune.masks import Candidates, Masks, masked, masks_of, probe_of, ranked, search, smallest
-from decant.prune.obs import Choose, reconstruct
 from decant.prune.origins import fresh
 from decant.prune.params import PruneParams
 from decant.prune.schedules import OneShot, Rounds
 from decant.prune.structures import Masked, Weights, split, zeros_after
 from decant.prune.targets import Target, check_possible, formatted, target_of, unmasked
+from decant.reconstruction.obs import Choose, reconstruct
 from decant.training.fit import EpochMetrics
 
 DRIFT_IMAGES = 1000

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from decant.training.recipe import Loss, Training
     from decant.training.teaching import Teaching
 
-OneLoss = Annotated[
+Kind = (
     Softmax
     | Temperature
     | Standardized
@@ -47,9 +47,11 @@ OneLoss = Annotated[
     | Relational
     | Similarity
     | Contrastive
-    | Smoothing,
-    Field(discriminator="kind"),
-]
+    | Smoothing
+)
+"""All losses but their mixtures."""
+
+OneLoss = Annotated[Kind, Field(discriminator="kind")]
 
 
 class Part(Section):
@@ -103,23 +105,7 @@ class Mix(Soft):
         return tuple(part.loss for part in self.parts)
 
 
-SoftTargets = Annotated[
-    Softmax
-    | Temperature
-    | Standardized
-    | MultiLevel
-    | Decoupled
-    | Dist
-    | Outputs
-    | Hints
-    | Attention
-    | Relational
-    | Similarity
-    | Contrastive
-    | Smoothing
-    | Mix,
-    Field(discriminator="kind"),
-]
+SoftTargets = Annotated[Kind | Mix, Field(discriminator="kind")]
 
 
 FEW_BITS = 3
