@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tasks.report.page.evidence import EXPLAIN, STABILITY, Evidence, read_eviden
 from tasks.report.page.layers import Layer, layers_of
 from tasks.report.page.recipes import block_of
 from tasks.report.page.snippets import Snippet, snippets
-from tasks.report.rows import ModelRow, read_curves, read_rows
+from tasks.report.rows import ModelRow, read_curves, read_metrics
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ def read_models(params: Mapping[str, Any]) -> list[Model]:
 
 def _read(name: str, params: Mapping[str, Any]) -> Model:
     block = block_of(name, params)
-    operation = TEACHER if name == TEACHER else str(block.get("op")) if isinstance(block, Mapping) else "?"
+    names = chain(name, params)
     problems: list[str] = []
-    row = _row(name, problems)
+    row = _row(name, [_operation(each, params) for each in names], problems)
     checkpoint = _checkpoint(name, params, problems)
     evidence = [read_evidence(folder, name) for folder in (STABILITY, EXPLAIN)]
     problems += [each.problem for each in evidence if each.problem]
     return Model(
         name=name,
-        chain=tuple(chain(name, params)),
-        operation=operation,
+        chain=tuple(names),
+        operation=_operation(name, params),
         block=block,
         row=row,
         layers=tuple(layers_of(checkpoint, _ledger(name, problems))) if checkpoint else (),
@@ -104,9 +104,14 @@ def _read(name: str, params: Mapping[str, Any]) -> Model:
     )
 
 
-def _row(name: str, problems: list[str]) -> ModelRow | None:
+def _operation(name: str, params: Mapping[str, Any]) -> str:
+    block = block_of(name, params)
+    return TEACHER if name == TEACHER else str(block.get("op")) if isinstance(block, Mapping) else "?"
+
+
+def _row(name: str, operations: Sequence[str], problems: list[str]) -> ModelRow | None:
     try:
-        return read_rows([name])[0]
+        return ModelRow(name, tuple(operations), read_metrics(name))
     except DecantError as error:
         problems.append(str(error))
         return None
