@@ -1,4 +1,4 @@
-"""Chromium without a window, and a server of files for it; or a sentence that says how to get what is missing."""
+"""Chromium without a window, and a server of files for it; or a sentence on how to get what is missing."""
 
 from __future__ import annotations
 
@@ -13,25 +13,15 @@ from typing import Any
 
 import pytest
 
+from benchmarks.screenshot import BROWSERS, QUIET
 from tests.imports import ROOT
 
 NODE_MODULES = ROOT / "tests" / "browser" / "node_modules"
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-QUIET = [
-    "--headless",
-    "--no-sandbox",  # which a container does not allow, and nothing foreign is opened
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def executable() -> str:
     """Return where Chromium lies; where it lies nowhere, the test is skipped."""
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("needs Chromium: `apt-get install chromium` (Debian), or Google Chrome")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,12 @@ def teacher() -> Checkpoint:
     )
 
 
-def put_project(folder: Path, copies: int = 0, *, exported: bool = False) -> None:
-    """Write a project of a teacher, three models, and copies of the last one, as the stages leave it behind.
+def put_project(folder: Path, exported: Collection[str] = ()) -> None:
+    """Write a project of a teacher and three models, as the stages leave it behind.
 
     Args:
         folder: An empty folder.
-        copies: How many.
-        exported: Whether onnx/ has the first four, and benchmark/ their times.
+        exported: The models that onnx/ has.
     """
     operations = {"prune": prune, "quantize": quantize}
     models = {"teacher": teacher()}
@@ -90,18 +89,23 @@ def put_project(folder: Path, copies: int = 0, *, exported: bool = False) -> Non
         step = {"name": name, "op": recipe["op"]}
         models[name] = Checkpoint(**{**vars(made.model), "lineage": (*models[recipe["from"]].lineage, step)})
         keep(models[name], folder / "models" / name, {"ledger.json": json_text(as_json(made.ledger))})
+    put_params(folder, RECIPES)
+    put_metrics(folder, {name: numbers(0.9 - 0.01 * i, 9000 / (1 + i)) for i, name in enumerate(models)})
+    (folder / "onnx").mkdir()
+    for name in exported:
+        (folder / "onnx" / f"{name}.onnx").write_bytes(decant.deploy(models[name]).content)
+
+
+def put_copies(folder: Path, copies: int) -> dict[str, Any]:
+    """Add copies of the last model to those in a folder, with params and metrics of all; return its blocks."""
     blocks = dict(RECIPES)
     for index in range(copies):
         shutil.copytree(folder / "models" / "binary", folder / "models" / f"copy-{index}")
         blocks[f"copy-{index}"] = copy.deepcopy(RECIPES["binary"])
     put_params(folder, blocks)
-    put_metrics(
-        folder, {name: numbers(0.9 - 0.01 * i, 9000 / (1 + i)) for i, name in enumerate(["teacher", *blocks])}
-    )
-    if exported:
-        (folder / "onnx").mkdir()
-        for name, model in models.items():
-            (folder / "onnx" / f"{name}.onnx").write_bytes(decant.deploy(model).content)
+    rows = {name: numbers(0.9 - 0.002 * i, 9000 / (1 + i)) for i, name in enumerate(["teacher", *blocks])}
+    put_metrics(folder, rows)
+    return blocks
 
 
 def keep(model: Checkpoint, folder: Path, beside: Mapping[str, str]) -> None:

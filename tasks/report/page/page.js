@@ -119,11 +119,15 @@
     }
     const line = points.filter((point) => front.has(point.name)).sort((a, b) => a.x - b.x || a.y - b.y);
     const bounds = limits.filter((limit) => limit.metric === x.key && shown().some((model) => model.name === limit.model));
-    const made = await draw(byId("chart"), spec, {
-      points: points.map((point) => ({ ...point, named: front.has(point.name) || point.operation === "teacher", low: point.low ?? point.y, high: point.high ?? point.y })),
+    const named = (point) => front.has(point.name) || point.operation === "teacher";
+    const datasets = {
+      points: points.map((point) => ({ ...point, named: named(point), low: point.low ?? point.y, high: point.high ?? point.y })),
       front: line.map(({ x, y }) => ({ x, y })),
       limits: bounds.map((limit) => ({ value: x.factor * limit.value, label: `${limit.model}: ${limit.place}` })),
-    });
+    };
+    // Vega warns of a layer without data.
+    spec.layer = spec.layer.filter(({ data, mark }) => datasets[data.name].length && (mark.type !== "text" || points.some(named)));
+    const made = await draw(byId("chart"), spec, datasets);
     made.view.addEventListener("click", (event, item) => {
       if (item?.datum?.name) location.hash = `model/${encodeURIComponent(item.datum.name)}`;
     });
