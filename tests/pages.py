@@ -97,7 +97,7 @@ def put_project(folder: Path, exported: Collection[str] = ()) -> None:
 
 
 def put_copies(folder: Path, copies: int) -> dict[str, Any]:
-    """Add copies of the last model to those in a folder, with params and metrics of all; return its blocks."""
+    """Add copies of the last model to those in a folder, params and metrics of all; return the blocks."""
     blocks = dict(RECIPES)
     for index in range(copies):
         shutil.copytree(folder / "models" / "binary", folder / "models" / f"copy-{index}")

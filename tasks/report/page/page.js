@@ -44,10 +44,12 @@
   }
 
   const drawn = new Map(); // what is on the page, to be drawn again in other colours
-  function draw(holder, spec, datasets) {
+  async function draw(holder, spec, datasets) {
     drawn.set(holder, () => draw(holder, spec, datasets));
     const settings = { actions: false, renderer: "svg", ast: true, config: looks(), tooltip: { theme: dark.matches ? "dark" : "light" } };
-    return vegaEmbed(holder, { ...spec, datasets }, settings);
+    const made = await vegaEmbed(holder, { ...spec, datasets }, settings);
+    holder.querySelector("svg").setAttribute("aria-hidden", "true"); // the holder says what it is; tables have the numbers
+    return made;
   }
   dark.addEventListener("change", () => drawn.forEach((again) => again()));
 
@@ -313,7 +315,7 @@
     const [a, b] = ["first", "second"].map((id) => models[Number(byId(id).value)]);
     const parts = [];
     const numbers = compareNumbers(a, b);
-    const titles = [["number", ""], [a.name, "num"], [b.name, "num"], ["difference", "num"], ["", ""]];
+    const titles = [["number", ""], [a.name, "num"], [b.name, "num"], ["difference", "num"], ["verdict", ""]];
     parts.push(numbers.length ? table("Numbers", titles, numbers) : element("p", "They have no number in common.", { class: "note" }));
     const differing = compareSettings(a, b);
     parts.push(element("h3", "Recipes"));
