@@ -177,7 +177,7 @@ def _count(number: int, one: str, many: str) -> str:
 def _rest(content: Content, model: Model, total: int) -> str:
     """Return what the files hold beside the numbers of layers."""
     size = content.values[model.name].get("size_bytes")
-    return f"and {size - total:,.0f} bytes that describe them" if size else ""
+    return f"and {size - total:,.0f} bytes that describe them" if size and size >= total else ""
 
 
 def _data(content: Content, operations: Sequence[str]) -> dict[str, Any]:
