@@ -6,6 +6,7 @@ Colours, axes' titles and scales that a reader chooses are set by page.js on the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -18,7 +19,8 @@ STAR = "M0-1L.29-.4L.95-.31L.48.15L.59.81L0 .5L-.59.81L-.48.15L-.95-.31L-.29-.4Z
 TEACHER_STYLE = ("#8a6d00", STAR)
 
 
-def tradeoff(operations: Sequence[str]) -> dict[str, Any]:
+@cache
+def tradeoff(operations: tuple[str, ...]) -> dict[str, Any]:
     """Return the chart of one number of all models against another.
 
     Its data are `points` (name, x, y, low, high, operation, chain, on_front and texts), `front` (x, y) and
@@ -59,6 +61,7 @@ def tradeoff(operations: Sequence[str]) -> dict[str, Any]:
     return _plain(chart)
 
 
+@cache
 def curve() -> dict[str, Any]:
     """Return the chart of a training: `curve` has the columns epoch, value and series."""
     chart = (
@@ -75,6 +78,7 @@ def curve() -> dict[str, Any]:
     return _plain(chart)
 
 
+@cache
 def corruption() -> dict[str, Any]:
     """Return the chart of accuracy under corruptions: `curve` has corruption, strength and accuracy."""
     chart = (
@@ -93,6 +97,7 @@ def corruption() -> dict[str, Any]:
     return _plain(chart)
 
 
+@cache
 def reliability() -> dict[str, Any]:
     """Return the reliability curve: `curve` has confidence, accuracy and count, each a bin of confidence."""
     diagonal = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from tasks.pipeline.lineages import TEACHER
@@ -87,16 +87,9 @@ def render(content: Content, against: Against | None = None) -> str:
         content: What it shows.
         against: What differs from a revision; None where nobody asked.
     """
-    operations = list(dict.fromkeys(["teacher", *(model.operation for model in content.models)]))
+    operations = tuple(dict.fromkeys([TEACHER, *(model.operation for model in content.models)]))
     runtime, script = _in_script(_runtime()), _in_script(_file("page.js"))
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
+    return _template().render(
         policy=_policy(runtime, script),
         style=Markup(_file("page.css")),
         runtime=Markup(runtime),
@@ -180,7 +173,7 @@ def _rest(content: Content, model: Model, total: int) -> str:
     return f"and {size - total:,.0f} bytes that describe them" if size and size >= total else ""
 
 
-def _data(content: Content, operations: Sequence[str]) -> dict[str, Any]:
+def _data(content: Content, operations: tuple[str, ...]) -> dict[str, Any]:
     """Return what the page's code reads, as plain values."""
     measured = content.measured
     teacher = content.values.get(TEACHER, {})
@@ -252,6 +245,19 @@ def _in_json(content: Any) -> str:
 def _in_script(code: str) -> str:
     """Return code without what ends a script or begins a comment there; strings alone hold such."""
     return re.sub(r"<(?=!--|/?script)", r"\\x3c", code.replace("\r\n", "\n"), flags=re.IGNORECASE)
+
+
+@cache
+def _template() -> Template:
+    """Return the page's template, which escapes all that is put into it."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
 
 
 @cache
