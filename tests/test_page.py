@@ -24,7 +24,7 @@ from tasks.report.page import __main__ as command
 from tasks.report.page import charts, render
 from tasks.report.page.against import compare
 from tasks.report.page.columns import MINUS, columns_of
-from tasks.report.page.evidence import corruptions, read_evidence, reliability
+from tasks.report.page.evidence import corruptions, deletion, read_evidence, reliability, tables
 from tasks.report.page.layers import layers_of
 from tasks.report.page.recipes import as_yaml, budgets, settings
 from tasks.report.page.times import read_times
@@ -328,6 +328,14 @@ def test_times_and_figures_of_other_stages_are_columns(project: Path) -> None:
     assert f"{MINUS}1.000 ms" in page
     assert "Not measured: there is no stability/teacher.json." in Elements(page).text
     assert "smaller, and faster" in Elements(page).text
+    assert [(point["method"], point["share"]) for point in entry["deletion"]][2:4] == [
+        ("lime", 1.0),
+        ("random", 0.0),
+    ]
+    card = page[page.index('<article class="card" data-card="3"') :]
+    assert '<td class="num">75.00%</td><td class="num">50.00%</td>' in card  # a class: the teacher's, here
+    assert '<th scope="row">1</th><td class="num">7</td><td class="num">12</td>' in card
+    assert '<th scope="row">lime</th><td class="num">0.875</td><td class="num">0.750</td>' in card
 
 
 def test_evidence_of_any_form_is_taken_as_far_as_it_goes(bare: Path) -> None:
@@ -343,6 +351,10 @@ def test_evidence_of_any_form_is_taken_as_far_as_it_goes(bare: Path) -> None:
         {"corruptions": {"noise": [{"strength": 1}, None, {"strength": 1, "accuracy": 0.5}]}}
     ) == [{"corruption": "noise", "strength": 1, "accuracy": 0.5}]
     assert corruptions({"corruptions": [1]}) == [] and reliability({"reliability": {"a": 1}}) == []
+    assert deletion({"methods": {"a": {"deletion": [0.5]}, "b": 3, "c": {"deletion": [0.5, None]}}}) == []
+    assert deletion({"methods": []}) == []
+    broken = {"classes": {"a": 1}, "flips": [{"from": "a", "to": "b", "count": None}, 3], "examples": None}
+    assert tables(broken, {"methods": {"lime": {"kept": 0.5}}}) == {"stability": [], "explanations": []}
 
 
 # --- columns

@@ -229,7 +229,7 @@ def test_the_page_is_used_with_keys_alone(index: Path, browser: Any) -> None:
 def test_a_card_has_its_charts_and_recipe(index: Path, browser: Any) -> None:
     with opened(browser, index, "#model/teacher") as page:
         page.wait_for_selector(".card.shown [data-chart=reliability] svg")
-        assert page.locator(".card.shown [data-chart] svg").count() == 3
+        assert page.locator(".card.shown [data-chart] svg").count() == 4
         page.locator("#chosen").select_option(label="prune-80-int8")
         card = page.locator(".card.shown")
         assert (

@@ -98,6 +98,25 @@ def corruption() -> dict[str, Any]:
 
 
 @cache
+def deletion() -> dict[str, Any]:
+    """Return the chart of what is left of an answer: `curve` has method, share and answer."""
+    chart = (
+        alt.Chart(alt.NamedData("curve"))
+        .mark_line(point=True, strokeWidth=1.5)
+        .encode(
+            x=alt.X("share:Q").axis(format=".0%").title("features removed, those ranked first before others"),
+            y=alt.Y("answer:Q").title("what is left of the answer"),
+            color=alt.Color("method:N")
+            .scale(range=list(PALETTE))
+            .legend(orient="top", title=None, columns=3),
+            tooltip=["method:N", alt.Tooltip("share:Q", format=".0%"), alt.Tooltip("answer:Q", format=".3f")],
+        )
+        .properties(width="container", height=200)
+    )
+    return _plain(chart)
+
+
+@cache
 def reliability() -> dict[str, Any]:
     """Return the reliability curve: `curve` has confidence, accuracy and count, each a bin of confidence."""
     diagonal = (

@@ -130,9 +130,21 @@ def _other(key: str) -> Column:
 
 def known_metrics() -> dict[str, Metric]:
     """Return every metric of the one table by its key: those of sets, and those in groups beside them."""
-    groups = [value for value in vars(metrics).values() if isinstance(value, tuple)]
-    beside = [metric for group in groups for metric in group if isinstance(metric, Metric)]
-    return {metric.key: metric for metric in [*beside, *(m for each in metrics.SETS for m in each.metrics)]}
+    own = (metric for each in metrics.SETS for metric in each.metrics)
+    return {metric.key: metric for metric in [*_metrics_in(vars(metrics)), *own]}
+
+
+def _metrics_in(content: object) -> Iterator[Metric]:
+    """Yield the metrics that stand in tuples and mappings of the table's module."""
+    if isinstance(content, Metric):
+        yield content
+    elif isinstance(content, Mapping):
+        for name, value in content.items():
+            if not str(name).startswith("__"):
+                yield from _metrics_in(value)
+    elif isinstance(content, tuple):
+        for value in content:
+            yield from _metrics_in(value)
 
 
 def _short(processor: str) -> str:

@@ -30,6 +30,15 @@ class Evidence:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class Table:
+    """A small table of a card: its title, its heads, and its rows of texts."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: list[list[str]]
+
+
 def read_evidence(folder: Path, name: str) -> Evidence:
     """Return what a stage wrote of a model; nothing where it has not run."""
     figures, details = folder / f"{name}.json", folder / f"{name}.details.json"
@@ -58,6 +67,80 @@ def reliability(details: Mapping[str, Any]) -> list[dict[str, Any]]:
         for point in (found if isinstance(found, list) else ())
         if _has_numbers(point, "confidence", "accuracy", "count") and point["count"]
     ]
+
+
+def deletion(details: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what is left of the answer while features are removed, by method, and by chance as `random`."""
+    curves: dict[str, Any] = {}
+    for name, method in _methods(details).items():
+        curves[name] = method.get("deletion")
+        curves["random"] = method.get("random_deletion")
+    return [
+        {"method": name, "share": index / (len(curve) - 1), "answer": answer}
+        for name, curve in curves.items()
+        if isinstance(curve, list) and len(curve) > 1 and all(map(is_number, curve))
+        for index, answer in enumerate(curve)
+    ]
+
+
+def methods(details: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row for each method of explanation: its name and its numbers, as `METHOD` names them."""
+    return table([{"method": name, **method} for name, method in _methods(details).items()], METHOD)
+
+
+def table(rows: Any, keys: Mapping[str, str]) -> list[list[str]]:
+    """Return rows of a list of mappings as texts, where they have all of the keys.
+
+    Args:
+        rows: Of a file of details.
+        keys: Which entries, and how each number is written; an empty form is for words.
+    """
+    return [
+        [format(row[key], form) if form else str(row[key]) for key, form in keys.items()]
+        for row in (rows if isinstance(rows, list) else ())
+        if isinstance(row, dict)
+        and all(is_number(row.get(key)) if form else key in row for key, form in keys.items())
+    ]
+
+
+METHOD = {"method": "", "kept": ".3f", "floor": ".3f", "top_k": ".3f", "top_k_floor": ".3f"}
+CLASSES = {"class": "", "teacher": ".2%", "accuracy": ".2%", "low": ".2%", "high": ".2%", "p": ".1e"}
+FLIPS = {"from": "", "to": "", "count": ",.0f"}
+EXAMPLES = {"index": ".0f", "label": "", "teacher": "", "model": "", "kl": ".3f"}
+MOST_ROWS = 10
+"""Of flips and of examples that changed most."""
+
+
+def tables(stability: Mapping[str, Any], explanations: Mapping[str, Any]) -> dict[str, list[Table]]:
+    """Return the tables of a card: of stability, and of explanations; those without rows are left out."""
+    found = {
+        "stability": [
+            Table(
+                "Classes",
+                ("class", "teacher", "here", "from", "to", "p (Holm)"),
+                table(stability.get("classes"), CLASSES),
+            ),
+            Table("Flips", ("from", "to", "examples"), table(stability.get("flips"), FLIPS)[:MOST_ROWS]),
+            Table(
+                "Examples that changed most",
+                ("index", "label", "teacher", "here", "KL"),
+                table(stability.get("examples"), EXAMPLES)[:MOST_ROWS],
+            ),
+        ],
+        "explanations": [
+            Table("Methods", ("method", "kept", "floor", "top k", "its floor"), methods(explanations)),
+        ],
+    }
+    return {kind: [each for each in listed if each.rows] for kind, listed in found.items()}
+
+
+def _methods(details: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = details.get("methods")
+    return (
+        {str(name): each for name, each in found.items() if isinstance(each, dict)}
+        if isinstance(found, dict)
+        else {}
+    )
 
 
 def _mapping(path: Path, name: str) -> dict[str, Any]:

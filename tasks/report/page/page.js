@@ -223,6 +223,7 @@
   const charts = {
     curve: (model) => [specs.curve, { curve: seriesOf(model.curve) }],
     corruption: (model) => [specs.corruption, { curve: model.corruptions }],
+    deletion: (model) => [specs.deletion, { curve: model.deletion }],
     reliability: (model) => [specs.reliability, { curve: model.reliability, diagonal: [0, 1].map((end) => ({ confidence: end, accuracy: end })) }],
   };
   // Losses and shares are of different sizes: shares are drawn, and losses where there are no shares.

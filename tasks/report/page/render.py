@@ -21,7 +21,7 @@ from tasks.pipeline.metrics import MetricSet, interval
 from tasks.report.page import charts
 from tasks.report.page.against import Against
 from tasks.report.page.columns import Column, columns_of, half_width
-from tasks.report.page.evidence import corruptions, is_number, reliability
+from tasks.report.page.evidence import corruptions, deletion, is_number, reliability, tables
 from tasks.report.page.lineage import Node, tree
 from tasks.report.page.models import Model
 from tasks.report.page.recipes import as_yaml, budgets, settings
@@ -111,6 +111,8 @@ def render(content: Content, against: Against | None = None) -> str:
         count=_count,
         rest=partial(_rest, content),
         corruptions=corruptions,
+        deletion=deletion,
+        tables=tables,
         reliability=reliability,
     )
 
@@ -201,6 +203,7 @@ def _data(content: Content, operations: tuple[str, ...]) -> dict[str, Any]:
             "curve": charts.curve(),
             "corruption": charts.corruption(),
             "reliability": charts.reliability(),
+            "deletion": charts.deletion(),
         },
     }
 
@@ -223,6 +226,7 @@ def _entry(model: Model, content: Content) -> dict[str, Any]:
         "curve": model.curve,
         "corruptions": corruptions(model.stability.details),
         "reliability": reliability(model.stability.details),
+        "deletion": deletion(model.explanations.details),
     }
 
 
