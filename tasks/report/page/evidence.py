@@ -104,7 +104,7 @@ def table(rows: Any, keys: Mapping[str, str]) -> list[list[str]]:
 
 
 METHOD = {"method": "", "kept": ".3f", "floor": ".3f", "top_k": ".3f", "top_k_floor": ".3f"}
-CLASSES = {"class": "", "teacher": ".2%", "accuracy": ".2%", "low": ".2%", "high": ".2%", "p": ".1e"}
+CLASSES = {"class": "", "teacher": ".2%", "accuracy": ".2%", "low": ".2%", "high": ".2%", "p": ".2g"}
 FLIPS = {"from": "", "to": "", "count": ",.0f"}
 EXAMPLES = {"index": ".0f", "label": "", "teacher": "", "model": "", "kl": ".3f"}
 MOST_ROWS = 10
