@@ -46,7 +46,7 @@ FOR_FLOWS = {
 }
 """All that flows may import of the rest."""
 
-LIBRARIES_OF_THE_PIPELINE = ("prefect", "dvc", "yaml", "ruamel", "pyarrow", "matplotlib")
+LIBRARIES_OF_THE_PIPELINE = ("prefect", "dvc", "yaml", "ruamel", "pyarrow", "matplotlib", "altair", "jinja2")
 """What decant imports without."""
 
 ASKED_BY_NAME = {"decant/prune/channels/latency.py", "tasks/teacher/adopted.py"}
@@ -73,6 +73,9 @@ RAISED_LATER = {
     "tasks/prepare/files.py": "all ways to the files that failed",
     "tasks/prepare/own_files.py": "pictures or sounds that cannot be read, all at once: raised, or printed",
     "tasks/prepare/readers.py": "asked which column of CSV it is about, then raised",
+    "tasks/report/page/evidence.py": "stands on the page in the place of what cannot be read",
+    "tasks/report/page/models.py": "stands on the page in the place of what cannot be read",
+    "tasks/report/page/times.py": "stands on the page in the place of what cannot be read",
     "tasks/validate/chains.py": "mistakes in params.yaml, all at once",
     "tasks/validate/gates.py": "mistakes in params.yaml, all at once",
     "tasks/validate/recipes.py": "mistakes in params.yaml, all at once",
