@@ -17,10 +17,14 @@ from decant.examples import Rows
 from decant.explanations.agreement import places, ranks, spearman, top_overlap
 from decant.explanations.answers import Direction, OneClass, OneLabel, OneNumber, answer_of
 from decant.explanations.curves import STEPS, area, curves_of
-from decant.explanations.features import Numbers, Patches, Places, bands, features_of
+from decant.explanations.features import features_of
 from decant.explanations.gradients import POINTS, integrated_gradients
 from decant.explanations.masked import Masked
+from decant.explanations.numbers import Numbers
+from decant.explanations.patches import Patches
 from decant.explanations.perturbations import coins, kernel_shap, lime, occlusion, shapley_subsets
+from decant.explanations.runs import bands
+from decant.explanations.tokens import Places
 from decant.inputs import IDS, MASK
 from decant.networks.architectures import Resnet, build
 from decant.targets import CLASSES, Labels, Tokens
