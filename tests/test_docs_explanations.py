@@ -25,6 +25,12 @@ def test_what_the_page_concludes_holds() -> None:
     assert FOUND["clip-int4"].accuracy < FOUND["obs-80"].accuracy
     assert kept["clip-int4"] > kept["obs-80"] + 0.02
     assert abs(kept["obs-80"] - kept["obs-80-int8"]) < 0.01
+    assert kept["thin-ft"] > kept["thin"] + 0.02
+    for name in (each for each in kept if each.endswith("-int8")):
+        assert abs(kept[name] - kept[name.removesuffix("-int8")]) < 0.005
+    lost = {name: FOUND["teacher"].accuracy - each.accuracy for name, each in FOUND.items()}
+    assert 4 <= lost["clip-int4"] / lost["obs-80"] <= 5
+    assert lost["student"] < lost["clip-int4"]
     students = [name for name in kept if name.startswith("student")]
     assert max(kept[name] for name in students) < min(kept[name] for name in kept if name not in students)
     assert all(each.side > 0 for name, each in FOUND.items() if name not in students)
