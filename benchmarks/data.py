@@ -80,7 +80,7 @@ def main() -> None:
     if chosen.run:
         print(json.dumps(trained(chosen.run)))
         return
-    begin, out = time.perf_counter(), chosen.out.absolute()
+    begin, load, out = time.perf_counter(), os.getloadavg()[0], chosen.out.absolute()
     out.mkdir(parents=True, exist_ok=True)  # before minutes of work
     chosen.work.mkdir(parents=True)
     try:
@@ -90,6 +90,7 @@ def main() -> None:
         os.chdir(ROOT)
         shutil.rmtree(chosen.work)
     found["seconds"] = round(time.perf_counter() - begin)
+    found["load"] = [round(each, 1) for each in (load, os.getloadavg()[0])]
     (out / "data.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     (out / "data.md").write_text(page(found), encoding="utf-8")
     print(page(found))
@@ -292,6 +293,7 @@ def page(found: dict[str, Any]) -> str:
     head = f"| {' | '.join(COLUMNS)} |\n|---|{'---:|' * bound}"
     rows = "\n".join(f"| {' | '.join(row(what, each, runs['in memory']))} |" for what, each in runs.items())
     same = len({each["weights"] for each in runs.values()}) == 1
+    left = [what for what in RUNS if what not in runs]
     return PAGE.format(
         **found,
         head=head,
@@ -302,6 +304,7 @@ def page(found: dict[str, Any]) -> str:
         group=GROUP >> 20,
         window=WINDOW,
         weights="the same bytes" if same else "NOT the same bytes",
+        stopped=f" Stopped before it was done: {', '.join(left)}." if left else "",
         prepared=found["pictures"] / found["prepare"]["seconds"],
         own=found["prepare"]["own_bytes"] / 1e9,
     )
@@ -332,14 +335,15 @@ second) with {own:.2f} GB of memory of its own. scikit-learn's digits come back 
 
 One epoch of a small network of convolutions, in batches of {batch}, on one thread. Own memory is what the
 process and its children have beside the pages of mapped files. The processor's seconds are those of the
-training's own process; they count where other work on the machine makes an epoch take longer. Before it the
-sum over the file is checked, and the channels' mean and deviation are computed; a cold cache is one that the
-system was asked to drop before each of these.
+training's own process; they count where other work on the machine makes an epoch take longer: its load, the
+processes that want a core, was {load[0]} in the minute before all this and {load[1]} in the last one. Before
+an epoch the sum over the file is checked, and the channels' mean and deviation are computed; a cold cache is
+one that the system was asked to drop before each of these.
 
 {head}
 {rows}
 
-All of them end with {weights}.
+All of them end with {weights}.{stopped}
 """
 
 COLUMNS = (

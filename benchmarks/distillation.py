@@ -1,6 +1,6 @@
 """What each loss of distillation gains: one student, alone and with each of them, on pictures and on a table.
 
-    python -m benchmarks.distillation [--seeds 1 2 3] [--write] [--quick]
+    python -m benchmarks.distillation [--seeds 1 2 3] [--rows hints "the default mix" …] [--write] [--quick]
 
 `garments` are Fashion-MNIST with the default teacher of models/ (run `dvc repro` first) and a student of a
 tenth of its parameters at most; `digits` are scikit-learn's as a table of 64 numbers, whose order is drawn,
@@ -50,7 +50,7 @@ class Subject:
 
     Attributes:
         layers: The student's layer whose features are compared, and the teacher's.
-        maps: Whether these have places.
+        maps: The same of an early layer, whose maps have many places; none where there are no places.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Subject:
     student: Block
     training: Block
     layers: Mapping[str, str]
-    maps: bool
+    maps: Mapping[str, str]
 
 
 def cases(subject: Subject) -> dict[str, Block]:
@@ -79,7 +79,7 @@ def cases(subject: Subject) -> dict[str, Block]:
         "dist": {"kind": "dist"},
         "outputs": {"kind": "outputs", "hard": 0.1},
         "hints": {"kind": "hints", **layers},
-        "attention": {"kind": "attention", **layers},
+        "attention": {"kind": "attention", "layers": dict(subject.maps)},
         "relational": {"kind": "relational", **layers},
         "similarity": {"kind": "similarity", **layers},
         "contrastive": {"kind": "contrastive", **layers, "negatives": 256},
@@ -112,7 +112,7 @@ def garments(quick: bool) -> Subject:
             "augmentation": {"flip": True, "shift": 1},
         },
         {"stages.1": "stages.1"},
-        maps=True,
+        {"stages.0": "stages.0"},
     )
 
 
@@ -139,7 +139,7 @@ def digits(quick: bool) -> Subject:
             "schedule": {"kind": "cosine"},
         },
         {"layers.3": "layers.3"},
-        maps=False,
+        {},
     )
 
 
@@ -159,10 +159,23 @@ def hits(model: Checkpoint, test: decant.Examples) -> torch.Tensor:
     return decant.predict(model.module, test.images).argmax(1) == test.known_labels
 
 
-def measured(subject: Subject, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the accuracies of all rows in percent, and how each compares with the student alone."""
+def measured(
+    subject: Subject, seeds: Sequence[int], only: Sequence[str] = (), known: Sequence[Row] = ()
+) -> dict[str, Any]:
+    """Return the accuracies of all rows in percent, and how each compares with the student alone.
+
+    Args:
+        subject: Student, teacher and data.
+        seeds: A training of each row for each.
+        only: The rows that are measured anew, the student alone always; all where empty.
+        known: The others, as they were measured.
+    """
     rows, right = list[Row](), dict[str, list[torch.Tensor]]()
+    earlier = {row["name"]: row for row in known}
     for name, changes in cases(subject).items():
+        if only and name not in (ALONE, *only) and name in earlier:
+            rows.append(earlier[name])
+            continue
         begun, models = time.process_time(), list[Checkpoint]()
         for seed in seeds:
             block = {"student": subject.student, "training": subject.training, **changes}
@@ -206,7 +219,8 @@ def page(results: Mapping[str, Any]) -> str:
         "Accuracy on the test split in percent: mean over seeds, its spread (standard deviation), the gain",
         "over the same student with labels alone, of the same first weights and batches, and McNemar's p",
         "over all seeds' test examples together: how likely such a gain is by chance. Seconds are of one",
-        "training, of the processor. Nothing was tuned for a row: each loss has its default numbers.",
+        "training, of the processor. Nothing was tuned for a row: each loss has its default numbers. A",
+        "loss that has no row was not measured since it last changed.",
         "",
     ]
     for name, found in results["subjects"].items():
@@ -257,8 +271,9 @@ def _verdict(found: Mapping[str, Any]) -> str:
     begun = gain(named["temperature, start: teacher"], named["temperature"])
     worth = "more" if begun > 0 else "less"
     return (
-        f"The best is {best['name']}, {gain(best, alone):+.2f} points. A student that begins with the first\n"
-        f"channels of its teacher has {abs(begun):.2f} points {worth} than a fresh one."
+        f"The best is {best['name']}, {gain(best, alone):+.2f} points. A student that begins with those\n"
+        f"channels of its teacher that pruning would keep has {abs(begun):.2f} points {worth} than a fresh\n"
+        "one."
     )
 
 
@@ -267,6 +282,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--subjects", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--rows", nargs="*", default=[], help="rows to measure anew; the others stay")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--write", action="store_true", help="write benchmarks/distillation.{json,md}")
@@ -275,13 +291,18 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         parser.error("--quick measures nothing worth writing; leave out one of the two")
     decant.make_deterministic(chosen.threads)
     begun = time.process_time()
-    found = {name: measured(SUBJECTS[name](chosen.quick), chosen.seeds) for name in chosen.subjects}
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if chosen.rows and RESULTS.exists() else {}
+    before = {name: found["rows"] for name, found in known.get("subjects", {}).items()}
+    found = {
+        name: measured(SUBJECTS[name](chosen.quick), chosen.seeds, chosen.rows, before.get(name, ()))
+        for name in chosen.subjects
+    }
     results = {
         "machine": describe_machine(chosen.threads) | {"cores": os.cpu_count()},
         "threads": chosen.threads,
         "seeds": chosen.seeds,
         "subjects": found,
-        "seconds": time.process_time() - begun,
+        "seconds": time.process_time() - begun + known.get("seconds", 0.0),
     }
     if chosen.write:
         write_json(RESULTS, results)

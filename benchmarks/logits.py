@@ -90,6 +90,9 @@ def ways(network: str, images: int, iterations: int = 40) -> dict[str, dict[str,
                 "costs: logits, logits, 3 rounds, T = 4": plain
                 | costs
                 | {"logits": {**in_rounds["logits"], "temperature": 4.0}},
+                "costs: logits, logits, 3 rounds, twice the images": plain
+                | costs
+                | {"logits": {**in_rounds["logits"], "images": 2 * images}},
             }
         }
     models = read_yaml(ROOT / "params.yaml")["models"]
@@ -100,7 +103,19 @@ def ways(network: str, images: int, iterations: int = 40) -> dict[str, dict[str,
         "rounding": {"kind": "gptq", "search": 8},
     }
     plain_blocks = {"obs-80": models["obs-80"], "thin": models["thin"], "2 bits": bits}
-    return {recipe: {PLAIN: block, "logits": block | logits} for recipe, block in plain_blocks.items()}
+    found = {recipe: {PLAIN: block, "logits": block | logits} for recipe, block in plain_blocks.items()}
+    more: Block = {"logits": {"images": 4 * images, "iterations": iterations // 2}}
+    costly: Block = {"criterion": {"kind": "obs", "costs": "logits"}}
+    found["obs-80"]["logits, 4 times the images, half the iterations"] = plain_blocks["obs-80"] | more
+    found["obs-80"]["costs: logits, logits"] = plain_blocks["obs-80"] | costly | logits
+    found["thin"]["logits, 4 times the images, half the iterations"] = plain_blocks["thin"] | more
+    for name, change in (
+        ("rounded on as many images", {"images": images}),
+        ("adaround", {"rounding": {"kind": "adaround", "search": 8}}),
+    ):
+        found["2 bits"][name] = bits | change
+        found["2 bits"][f"{name}, logits"] = bits | change | logits
+    return found
 
 
 def measured(shop: Workshop, name: str) -> Row:
@@ -125,15 +140,33 @@ def made(shop: Workshop, name: str, block: Block, seed: int) -> Row:
 
 
 def recipe_rows(
-    shop: Workshop, network: str, recipe: str, blocks: Mapping[str, Block], seed: int
+    shop: Workshop,
+    network: str,
+    recipe: str,
+    blocks: Mapping[str, Block],
+    seed: int,
+    *,
+    only: Sequence[str] = (),
+    most: int = 0,
 ) -> Iterator[Row]:
-    """Yield a row for each way to make a recipe, and one for fine-tuning the first of them with labels."""
-    most, of = 0, {"network": network, "recipe": recipe, "seed": seed}
+    """Yield a row for each way to make a recipe, and one for fine-tuning the first of them with labels.
+
+    Args:
+        shop: Where models are made.
+        network: Its name.
+        recipe: Its name.
+        blocks: Of each way.
+        seed: Of what is drawn.
+        only: The ways that are wanted; all where empty.
+        most: Passes of what is known already.
+    """
+    of, labels = {"network": network, "recipe": recipe, "seed": seed}, not only or LABELS in only
     for number, (way, block) in enumerate(blocks.items()):
-        row = made(shop, f"model-{number}", block, seed)
-        most = max(most, row["passes"])
-        yield {**of, "way": way, **row}
-    if blocks[PLAIN]["op"] == "prune":
+        if not only or way in only or (labels and way == PLAIN):
+            row = made(shop, f"model-{number}", block, seed)
+            most = max(most, row["passes"])
+            yield {**of, "way": way, **row}
+    if labels and blocks[PLAIN]["op"] == "prune":
         with shop.inside({}, 1):
             epochs = max(1, round(most / len(splits.read(splits.TRAIN))))
         tuning = {"op": "finetune", "from": "model-0", "training": {"epochs": epochs, **TUNING[network]}}
@@ -149,6 +182,7 @@ def run(
     *,
     quick: bool,
     keep: Path,
+    only: Sequence[str] = (),
 ) -> list[Row]:
     """Return all rows; those that are there already stay, and each is kept as soon as it is known."""
     rows: list[Row] = json.loads(keep.read_text(encoding="utf-8")) if keep.exists() else []
@@ -161,7 +195,8 @@ def run(
             for recipe, blocks in ways(network, images, 3 if quick else 40).items():
                 if recipes and recipe not in recipes:
                     continue
-                for row in recipe_rows(shop, network, recipe, blocks, seed):
+                most = max((row["passes"] for row in rows if row["recipe"] == recipe), default=0)
+                for row in recipe_rows(shop, network, recipe, blocks, seed, only=only, most=most):
                     rows = merged(rows, [row])
                     write_json(keep, rows)
     return rows
@@ -196,8 +231,8 @@ def page(rows: Sequence[Row]) -> str:
         "Change of the accuracy from the parent's in points, mean over seeds and deviation, on validation",
         "images and on the test split; KL divergence of the logits from the parent's on validation images;",
         "passes, forward and back, over images in thousands; seconds with two threads, on a machine that did",
-        "other work beside it. What has labels is the model as it is, fine-tuned for as many epochs as the",
-        "longest `logits` took passes. What is not there was not measured.",
+        "other work beside it. What has labels is the model as it is, fine-tuned for as many epochs as",
+        "`logits` took passes. What is not there was not measured.",
         "",
     ]
     for network in dict.fromkeys(row["network"] for row in rows):
@@ -254,6 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(TUNING), choices=list(TUNING))
     parser.add_argument("--recipes", nargs="*", default=[], help="some of them, by name; all otherwise")
+    parser.add_argument("--ways", nargs="*", default=[], help="some of them, by name; all otherwise")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--images", type=int, default=10_000, help="for logits")
     parser.add_argument("--quick", action="store_true", help="small images, to see that it runs")
@@ -264,7 +300,16 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     with tempfile.TemporaryDirectory() as temporary:
         folder, images = Path(temporary), 200 if chosen.quick else chosen.images
         keep = folder / RESULTS.name if chosen.quick else RESULTS
-        rows = run(folder, chosen.only, chosen.recipes, chosen.seeds, images, quick=chosen.quick, keep=keep)
+        rows = run(
+            folder,
+            chosen.only,
+            chosen.recipes,
+            chosen.seeds,
+            images,
+            quick=chosen.quick,
+            keep=keep,
+            only=chosen.ways,
+        )
     text = page(rows)
     if chosen.write:
         write_text(PAGE, text)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from decant.prune import obs as obs
-from decant.prune.channels.coupling import groups_of
+from decant.compression.coupling import groups_of
 from decant.prune.criteria import Criterion, Obs, OfChannels
 from decant.prune.structures import Weights
+from decant.reconstruction import obs
 from tasks.pipeline import splits as data
 from tasks.pipeline.models import load_model
 from tasks.pipeline.params import validate

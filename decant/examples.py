@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 from decant.errors import DecantError
-from decant.inputs import LENGTH, MASK, Inputs, inputs_of
+from decant.inputs import LENGTH, MASK, Inputs, Kind, inputs_of
 from decant.lazy import torch
 from decant.row_groups import RowGroups, in_groups
 from decant.targets import CLASSES, Target
@@ -26,6 +26,7 @@ class Rows:
             are larger than memory are in row groups; what is taken from them is not.
         inputs: What a network takes of them, where that is more than they show: free lengths, whole numbers
             that none of them holds.
+        kinds: What they hold, by name, where that is more than tensors.
 
     Raises:
         DecantError: There are none, or their lengths differ.
@@ -33,6 +34,7 @@ class Rows:
 
     tensors: Mapping[str, Tensor | RowGroups]
     inputs: Inputs | None = None
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse tensors that are no rows of one table."""
@@ -107,7 +109,7 @@ class Examples:
     def shape(self) -> tuple[int, int, int] | Inputs:
         """Channels, height and width of one picture; or what takes these rows, by name."""
         if isinstance(self.images, Rows):
-            return self.images.inputs or inputs_of(self.images.tensors)
+            return self.images.inputs or inputs_of(self.images.tensors, self.images.kinds)
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
@@ -174,7 +176,17 @@ class Splits:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [0, 1], which is what every network of pictures takes."""
+    """Return uint8 images as float32 in [0, 1], which is what every network of pictures takes.
+
+    Raises:
+        DecantError: They are of another type, such as fractions in [0, 1], which would become black.
+    """
+    if images.dtype != torch.uint8:
+        raise DecantError(
+            f"Pictures are {str(images.dtype).removeprefix('torch.')}, expected uint8 in [0, 255]; give "
+            "`(255 * pictures).round().to(torch.uint8)` of fractions in [0, 1], or call the network itself "
+            "with these"
+        )
     return images.to(torch.float32) / 255
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
 from pydantic import Field, model_validator
 
@@ -33,10 +34,57 @@ Type = Literal[
 Dimension = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 
 
+Kind = Literal["image", "numbers", "text", "sound", "tensor"]
+
+
+class Meaning(NamedTuple):
+    """What a kind of input means.
+
+    Attributes:
+        row: What a row of it looks like.
+        types: Those that it may be of.
+        dimensions: How many a row may have.
+        unit: What of it can be covered, or explained, by itself.
+    """
+
+    row: str
+    types: tuple[str, ...]
+    dimensions: tuple[int, ...]
+    unit: str
+
+
+FRACTIONS = ("float32", "float64", "float16", "bfloat16")
+KINDS: Mapping[Kind, Meaning] = MappingProxyType(
+    {
+        "image": Meaning(
+            "pixels [C, H, W], uint8 from 0 to 255, or fractions", ("uint8", *FRACTIONS), (3,), "patch"
+        ),
+        "numbers": Meaning(
+            "columns [F], each in a unit of its own; NaN is missing", FRACTIONS, (1,), "column"
+        ),
+        "text": Meaning("tokens [L], or what masks them", ("int64", "int32"), (1,), "token"),
+        "sound": Meaning("samples [C, L], full scale from -1 to 1", FRACTIONS, (2,), "stretch of time"),
+        "tensor": Meaning("anything else", get_args(Type), tuple(range(9)), "element"),
+    }
+)
+"""What each kind of input means: the one place that says it."""
+
+
+def misfit(kind: Kind, dtype: str, row: Sequence[object]) -> str:
+    """Return why rows of a type and shape are none of a kind; empty where they are."""
+    meaning = KINDS[kind]
+    if dtype in meaning.types and len(row) in meaning.dimensions:
+        return ""
+    return (
+        f"rows {[*row]} of {dtype} are no {kind}, which is {meaning.row}; take another of {', '.join(KINDS)}"
+    )
+
+
 class TensorInput(Section):
     """One of the tensors that a network is called with.
 
     Attributes:
+        kind: What it holds, one of `KINDS`.
         shape: Of one row, without the dimension of the rows: a number for each dimension; a name or null
             where it may have any length.
         dtype: Its type.
@@ -45,7 +93,7 @@ class TensorInput(Section):
         example: The shape of the example's rows, where some of `shape` is free.
     """
 
-    kind: Literal["tensor"] = "tensor"
+    kind: Kind = "tensor"
     shape: tuple[Length | Dimension | None, ...] = Field(max_length=8)
     dtype: Type = "float32"
     at_least: Annotated[int, Field(ge=-(1 << 62), le=1 << 62)] = 0
@@ -63,6 +111,12 @@ class TensorInput(Section):
             numbers *= length
         if numbers > MOST_NUMBERS:
             raise ValueError(f"a row has {numbers:,} numbers, expected at most {MOST_NUMBERS:,}")
+        return self
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> TensorInput:
+        if wrong := misfit(self.kind, self.dtype, self.shape):
+            raise ValueError(wrong)
         return self
 
     @property
@@ -104,8 +158,43 @@ def drawn(inputs: Mapping[str, TensorInput], rows: int = 1, seed: int = 0) -> tu
         return tuple(each.drawn(rows, generator) for each in inputs.values())
 
 
-def inputs_of(tensors: Mapping[str, Tensor | RowGroups]) -> Inputs:
-    """Return what takes these tensors [N, ...]: their shapes, types, and the whole numbers that they hold."""
+Taken = tuple[int, ...] | Mapping[str, TensorInput]
+"""What a network takes: one picture [C, H, W], or each of its inputs by name."""
+
+
+def kinds_of(takes: Taken) -> dict[str, Kind]:
+    """Return the kind of each input of a network, by its name; one picture [C, H, W] is called `image`."""
+    return (
+        {"image": "image"} if isinstance(takes, tuple) else {name: each.kind for name, each in takes.items()}
+    )
+
+
+def alike(one: Taken, other: Taken) -> bool:
+    """Say whether two networks, or a network and data, take the same tensors, whatever kinds they are called.
+
+    Models and tables of before kinds have none.
+    """
+    if isinstance(one, tuple) or isinstance(other, tuple):
+        return one == other
+    return _unnamed(one) == _unnamed(other)
+
+
+def _unnamed(inputs: Mapping[str, TensorInput]) -> dict[str, TensorInput]:
+    return {name: each.model_copy(update={"kind": "tensor"}) for name, each in inputs.items()}
+
+
+def inputs_of(
+    tensors: Mapping[str, Tensor | RowGroups], kinds: Mapping[str, Kind] = MappingProxyType({})
+) -> Inputs:
+    """Return what takes these tensors [N, ...]: their shapes, types, and the whole numbers that they hold.
+
+    Args:
+        tensors: By name.
+        kinds: Of those that are more than tensors.
+
+    Raises:
+        ValueError: One is of a type that no network takes, or of none that its kind has.
+    """
     found: Inputs = {}
     for name, tensor in tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -113,7 +202,8 @@ def inputs_of(tensors: Mapping[str, Tensor | RowGroups]) -> Inputs:
             raise ValueError(f"{name} is of type {dtype}, expected one of {', '.join(get_args(Type))}")
         low, high = (int(tensor.min()), int(tensor.max())) if dtype in WHOLE and len(tensor) else (0, 1)
         shape = tuple(tensor.shape[1:])
-        found[name] = TensorInput.model_validate(
-            {"shape": shape, "dtype": dtype, "at_least": low, "below": high + 1}
-        )
+        if wrong := misfit(kinds.get(name, "tensor"), dtype, shape):
+            raise ValueError(f"{name}: {wrong}")
+        described = {"shape": shape, "dtype": dtype, "at_least": low, "below": high + 1}
+        found[name] = TensorInput.model_validate({"kind": kinds.get(name, "tensor"), **described})
     return found

@@ -18,6 +18,7 @@ from decant.errors import DecantError, Message
 
 _FULL = re.compile("no space left on device|disk quota exceeded|os error 28|disk is full", re.IGNORECASE)
 _CUT = re.compile("PytorchStreamWriter failed|unexpected pos")
+_UNNAMED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SCARCE = 16e6
 """Bytes: with fewer left, a file that torch could not write was too large for the disk."""
 
@@ -41,6 +42,10 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in _UNNAMED and error.filename is None:  # as Arrow raises them
+            error.filename = str(path)
+        raise
     finally:
         _remove(temporary)
 
@@ -92,17 +97,36 @@ def file_name(words: str) -> str:
 
 @contextmanager
 def telling_full_disks() -> Iterator[None]:
-    """Turn whatever says that a disk is full into one sentence.
+    """Turn whatever says that a disk is full, or a file as large as files may be, into one sentence.
 
     Raises:
-        DecantError: It is; with the folder, and what is left there.
+        DecantError: It is; with the folder or the file, and what is left there.
     """
     try:
         yield
     except Exception:
         if is_full(sys.exception()):
             raise DecantError(no_space(sys.exception())) from None
+        if (name := _too_large(sys.exception())) is not None:
+            raise DecantError(
+                f"{name or 'a file'} grew as large as a file may be here; raise the limit (`ulimit -f`), or "
+                "take a disk of larger files, and run again: what had finished is kept"
+            ) from None
         raise
+
+
+def lacks_room(error: BaseException | None) -> bool:
+    """Say whether an error is that nothing more can be written: a full disk, or a file that may not grow."""
+    return is_full(error) or _too_large(error) is not None
+
+
+def _too_large(error: BaseException | None) -> str | None:
+    """Return the name of a file that may not grow, empty where it has none; None of any other error."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.EFBIG:
+            return str(getattr(error, "filename", None) or "")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -119,9 +143,10 @@ def is_full(error: BaseException | None) -> bool:
 def no_space(error: BaseException | None) -> Message:
     """Return the sentence for an error that says that a disk is full."""
     free, folder = _fullest(error)
+    name = getattr(error, "filename", None)
     return (
         f"no space left on the disk of {folder}: {free / 1e6:.0f} MB free; make room and run again, "
-        "what had finished is kept"
+        f"what had finished is kept{f', {name} is as it was' if name else ''}"
     )
 
 

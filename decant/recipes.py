@@ -30,6 +30,11 @@ def recipe_of(schema: type[B], recipe: B | Mapping[str, Any], sizes: Mapping[str
     content = {"op": op, "from": "parent", **recipe}
     if wrong := mistakes(content, schema):
         raise DecantError(f"The recipe for {op} is not valid:\n" + "\n".join(f"  {line}" for line in wrong))
+    if content.get("seeds", 1) != 1:
+        raise DecantError(
+            f"The recipe for {op} has seeds: {content['seeds']}, and a call makes one model; leave it out, "
+            "and call once for each with run=Run(seed=...)"
+        )
     return counted(schema.model_validate(content), sizes)
 
 

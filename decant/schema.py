@@ -98,10 +98,18 @@ class Section(BaseModel):
 
 
 class Block(Section):
-    """What the block of every compressed model has: an operation and the model that it starts from."""
+    """What the block of every compressed model has: an operation and the model that it starts from.
+
+    Attributes:
+        op: The operation.
+        from_: The model that it is applied to.
+        seeds: How often the pipeline makes the model, each time by another seed; the first is the model, the
+            others say how much of it is chance. A call of an operation makes one.
+    """
 
     op: str
     from_: str = Field(alias="from")
+    seeds: Annotated[int, Field(gt=0, le=20, exclude_if=lambda count: count == 1)] = 1
 
 
 LISTED = 100

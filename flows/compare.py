@@ -118,7 +118,7 @@ def _check_sets(
                 f"{model} is measured by its {before.quality} {there} and by its {after.quality} here; "
                 "compare with a revision whose data have the same kind of labels, or lack them as well"
             )
-        measured = [metric for metric in after.higher if metric in new[model]]
+        measured = [metric for metric in after.gated if metric in new[model]]
         if missing := [metric for metric in gates.of(model) if metric not in measured]:
             raise CannotCompare(
                 f"gates: {model} has no {', '.join(missing)}, as it is measured by its {after.quality}; take "

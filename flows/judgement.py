@@ -79,7 +79,7 @@ def judge(
 
 def _differing(old: MetricValues, new: MetricValues) -> Iterator[str]:
     """Yield what differs, of what both have: a model of an older revision may have no top 5."""
-    both = (metric for metric in set_of(new).higher if metric in old and metric in new)
+    both = (metric for metric in set_of(new).gated if metric in old and metric in new)
     return (metric for metric in both if old[metric] != new[metric])
 
 

@@ -8,8 +8,9 @@ import math
 import re
 import shlex
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -17,7 +18,7 @@ from decant.errors import DecantError, Message
 from decant.sealed import one_line, read_bytes
 from flows.noise import MOST_IMAGES, TEACHER, MetricValues, images
 from tasks.pipeline.lockfile import MEND
-from tasks.pipeline.metrics import OF_CLASSES, Metric, interval, set_of
+from tasks.pipeline.metrics import EVIDENCE, OF_CLASSES, Metric, interval, set_of
 from tasks.pipeline.params import MOST_LINES, sections
 
 MOST = 1e30
@@ -275,26 +276,23 @@ class Snapshot:
         return [TEACHER, *map(str, self.params["models"])]
 
     def rows(self, models: Collection[str]) -> dict[str, MetricValues]:
-        """Return all numbers of each of these models.
+        """Return all numbers of each of these models; those of other stages where they lie beside them.
 
         Raises:
-            CannotCompare: A file is missing or broken, a key is missing, a number is none.
+            CannotCompare: A file is broken or one in metrics/ is missing, a key is missing, a number is none.
         """
         wrong: list[str] = []
         rows: dict[str, MetricValues] = {}
         for model in models:
-            path = f"metrics/{model}.json"
             try:
-                row = json.loads(self.state.text(path), object_pairs_hook=_once, parse_constant=_no_number)
+                row = self._row(f"metrics/{model}.json", _mistakes)
+                chosen = set_of(row)
+                found = {metric.key: row[metric.key] for metric in chosen.of(row)}
+                for folder, sets in EVIDENCE.items():
+                    found |= self._beside(f"{folder}/{model}.json", sets[chosen.target])
+                rows[model] = found
             except CannotCompare as error:
                 wrong.append(str(error))
-            except (ValueError, RecursionError) as error:
-                wrong.append(f"{path} {self.label} is not valid JSON: {one_line(error)}")
-            else:
-                mistakes = [f"{path} {self.label}: {line}" for line in _mistakes(row)]
-                wrong += mistakes
-                if not mistakes:
-                    rows[model] = {metric.key: row[metric.key] for metric in set_of(row).of(row)}
         if wrong:
             more = [f"and {len(wrong) - MOST_LINES} more"] if len(wrong) > MOST_LINES else []
             raise CannotCompare(
@@ -302,6 +300,31 @@ class Snapshot:
                 + f"\nWhat writes them is `dvc repro`, run {self.label} and committed"
             )
         return rows
+
+    def _row(self, path: str, mistakes: Callable[[Any], Iterable[str]]) -> dict[str, float]:
+        """Return the numbers of one file.
+
+        Raises:
+            CannotCompare: It is missing or broken, or has mistakes.
+        """
+        text = self.state.text(path)
+        try:
+            row = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            raise CannotCompare(f"{path} {self.label} is not valid JSON: {one_line(error)}") from None
+        if found := [f"{path} {self.label}: {line}" for line in mistakes(row)]:
+            raise CannotCompare("\n  ".join(found))
+        numbers: dict[str, float] = row
+        return numbers
+
+    def _beside(self, path: str, metrics: Sequence[Metric]) -> dict[str, float]:
+        """Return the numbers that another stage wrote of a model; none where there is no such file."""
+        try:
+            self.state.text(path)
+        except CannotCompare:
+            return {}
+        row = self._row(path, partial(_mistakes_beside, metrics=metrics))
+        return {metric.key: row[metric.key] for metric in metrics if metric.key in row}
 
     def settings(self) -> dict[str, Any]:
         """Return every value of params.yaml by its dotted place; a list is one value."""
@@ -338,6 +361,18 @@ def _mistakes(row: Any) -> Iterator[str]:
             yield from _misplaced(row, metric)
         elif metric.key not in ends and not metric.least <= row[metric.key] <= metric.most:
             yield f"expected {metric.key} in [{metric.least:g}, {metric.most:g}], found {row[metric.key]}"
+
+
+def _mistakes_beside(row: Any, metrics: Sequence[Metric]) -> Iterator[str]:
+    """Yield what keeps the numbers of another stage from being compared."""
+    if not isinstance(row, dict):
+        yield f"expected a mapping of metrics to numbers, found {type(row).__name__}"
+        return
+    for metric in (each for each in metrics if each.always or each.key in row):
+        value: Any = row.get(metric.key)
+        if not _is_number(value) or not metric.least <= value <= metric.most:
+            least = f"[{metric.least:g}, {metric.most:g}]"
+            yield f"expected {metric.key} in {least}, found {one_line(repr(value))}"
 
 
 def _misplaced(row: Mapping[str, Any], metric: Metric) -> Iterator[str]:

@@ -28,6 +28,7 @@ from decant.checkpoints.activations import RecurrentGrid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.files import load, save
 from decant.clip.operation import clip
+from decant.compression.coupling import groups_of
 from decant.compression.finish import Result
 from decant.costs import counts
 from decant.errors import DecantError
@@ -41,7 +42,6 @@ from decant.networks.execution import as_rows, predict
 from decant.networks.python import Python
 from decant.networks.record import record_of
 from decant.networks.structure import compressible, observable
-from decant.prune.channels.coupling import groups_of
 from decant.prune.channels.ladder import ChannelPlan
 from decant.prune.operation import prune
 from decant.quantize.equalization import equalized

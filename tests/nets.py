@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from decant.checkpoints import files as checkpoints
 from decant.checkpoints.checkpoint import Checkpoint
+from decant.compression.coupling import groups_of
 from decant.examples import Examples
 from decant.networks.architectures import Architecture, Resnet, Shape, WeightShapes, build
-from decant.prune.channels.coupling import groups_of
 from decant.prune.channels.ladder import ChannelPlan
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Quantizer, Ternary
 from decant.schema import Section

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from decant.errors import DecantError
 from decant.examples import Rows
+from decant.inputs import kinds_of
 from decant.targets import Classes, Labels, Numbers, SmoothL1
 from tasks.pipeline import splits
 from tasks.pipeline.params import validate
@@ -101,6 +102,29 @@ def test_classes_may_be_balanced() -> None:
     )
 
 
+def test_rows_in_two_splits_are_counted_and_shares_are_told() -> None:
+    write(np.arange(20) % 2, np.arange(8) % 2)
+    notes = drawn().notes
+    assert notes[0].startswith("the same inputs in two splits: ")
+    assert "test rows are in train too" in notes[0]
+    assert "test: 8 rows (0 50.0%, 1 50.0%)" in notes
+    with pytest.raises(DecantError, match=r"data.leak: the same inputs in two splits"):
+        drawn(leak="fail")
+
+
+def test_arrays_have_kinds() -> None:
+    np.savez(TRAIN, x=np.zeros((20, 3, 4, 4), np.uint8), z=np.zeros((20, 5), np.float32))
+    kinds = {"x": "image", "z": "numbers"}
+    data = section(labels=None, test=3, kinds=kinds)
+    write_params({"seed": 3, "data": data})
+    prepare()
+    assert kinds_of(splits.read(splits.TRAIN).shape) == kinds
+    with pytest.raises(DecantError, match=r"train.npz: x: rows \[3, 4, 4\] of uint8 are no sound"):
+        drawn(labels=None, test=3, kinds={"x": "sound"})
+    with pytest.raises(DecantError, match=r"train.npz has no y; it has x, z"):
+        drawn(labels=None, test=3, kinds={"y": "sound"})
+
+
 @pytest.mark.parametrize(
     "target", [None, {"kind": "numbers"}, {"kind": "labels"}, {"kind": "classes", "balanced": True}]
 )
@@ -118,15 +142,19 @@ def test_what_is_written_is_what_is_read(target: Any) -> None:
     assert splits.TRAIN.read_bytes() == first
 
 
+def strange(found: Drawn) -> list[str]:
+    return [line for line in found.notes if "which no training row is of" in line]
+
+
 def test_classes_that_no_training_row_has_are_told() -> None:
     write(np.arange(20) % 2, np.arange(20) % 4)
-    assert drawn().notes == ["test has rows of 2, 3, which no training row is of"]
+    assert strange(drawn()) == ["test has rows of 2, 3, which no training row is of"]
     marks = np.zeros((20, 2), np.int64)
     marks[:, 0] = 1
     write(marks, 1 - marks)
-    assert drawn(target={"kind": "labels"}).notes == ["test has rows of 1, which no training row is of"]
+    assert strange(drawn(target={"kind": "labels"})) == ["test has rows of 1, which no training row is of"]
     write(Y, Y + 1)
-    assert drawn(target={"kind": "numbers"}).notes == []
+    assert strange(drawn(target={"kind": "numbers"})) == []
 
 
 NUMBERS, LABELS = {"kind": "numbers"}, {"kind": "labels"}

@@ -18,7 +18,8 @@ from tasks.pipeline import splits
 from tasks.pipeline.params import validate
 from tasks.prepare import own_pictures
 from tasks.prepare.__main__ import main as prepare
-from tasks.prepare.params import DataParams, FolderParams
+from tasks.prepare.of_files import FolderParams
+from tasks.prepare.params import DataParams
 from tests.homes import home, write_params
 
 PHOTOS, FILE = "data/own/photos", "data/own/photos.csv"

@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from decant.checkpoints.checkpoint import Checkpoint
-from decant.costs import counts
-from decant.costs.layers import LayerShape, layers_of, macs
-from decant.errors import DecantError
-from decant.export.layer_timing import Calls, OnnxRuntime, layer_call, stopwatch
-from decant.networks.architectures import Lenet5, Resnet, build
-from decant.networks.execution import predict
-from decant.networks.record import give_example_
-from decant.prune.channels.coupling import (
+from decant.compression.coupling import (
     ChannelGroup,
     find_groups,
     groups_of,
@@ -26,6 +19,13 @@ from decant.prune.channels.coupling import (
     proven,
     zeroed,
 )
+from decant.costs import counts
+from decant.costs.layers import LayerShape, layers_of, macs
+from decant.errors import DecantError
+from decant.export.layer_timing import Calls, OnnxRuntime, layer_call, stopwatch
+from decant.networks.architectures import Lenet5, Resnet, build
+from decant.networks.execution import predict
+from decant.networks.record import give_example_
 from decant.prune.channels.ladder import ChannelPlan, Ladder, ladder_of, shrink, shrink_to_drift, smallest
 from decant.prune.channels.latency import (
     ATTEMPTS,

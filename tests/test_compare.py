@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from decant.errors import DecantError
+from decant.evidence.significance import wilson_interval
 from decant.schema import mistakes
-from flows.compare import main
+from flows.compare import compare, main
 from flows.judgement import (
     Change,
     Comparison,
@@ -28,10 +29,10 @@ from flows.judgement import (
     differing_settings,
     judge,
 )
+from flows.snapshots import CannotCompare
 from flows.staleness import stale_models
 from flows.tables import as_json, cells, markdown, show
-from tasks.evaluate.accuracy import wilson_interval
-from tasks.pipeline.metrics import COSTS, OF_CLASSES, OF_OUTPUTS
+from tasks.pipeline.metrics import COSTS, OF_CLASSES, OF_OUTPUTS, STABILITY
 from tasks.pipeline.params import validate
 from tasks.validate.gates import Gates, Tolerance
 from tests.clones import commit, isolated
@@ -50,6 +51,7 @@ def row(accuracy: float = 0.93, images: int = 10_000, **others: float) -> Row:
         "macs": 6_541_440,
     }
     shares = {"calibration_error": 0.02, "agreement": 0.97, "sparsity": 0.0, "top5_accuracy": 0.98}
+    shares |= {"balanced_accuracy": 0.91, "macro_f1": 0.9}
     ends = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
     return ends | shares | sizes | {"nll": 0.25, "bits_per_weight": 8.0} | others
 
@@ -73,12 +75,13 @@ def test_the_metrics_are_those_that_evaluate_writes() -> None:
     for file in (ROOT / "metrics").glob("*.json"):
         row = json.loads(file.read_text())
         assert sorted(row) == sorted(metric.key for metric in OF_CLASSES.of(row))
-    assert len(OF_CLASSES.keys) == 14
+    assert len(OF_CLASSES.keys) == 16
 
 
 def test_each_metric_knows_its_better_direction() -> None:
     higher = {metric for metric, up in OF_CLASSES.higher.items() if up}
-    assert higher == {"accuracy", "top5_accuracy", "agreement", "ratio", "sparsity"}
+    rare = {"balanced_accuracy", "macro_f1"}
+    assert higher == {"accuracy", "top5_accuracy", "agreement", "ratio", "sparsity"} | rare
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,16 @@ def test_without_a_gate_nothing_fails_and_the_direction_is_told(metric: str) -> 
 
 @pytest.mark.parametrize("metric", [metric for metric in OF_CLASSES.higher if metric != "accuracy"])
 def test_without_an_interval_the_tolerance_decides(metric: str) -> None:
-    old = row(calibration_error=0.4, agreement=0.4, sparsity=0.4, nll=0.4, top5_accuracy=0.4)
+    keys = (
+        "calibration_error",
+        "agreement",
+        "sparsity",
+        "nll",
+        "top5_accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+    )
+    old = row(**dict.fromkeys(keys, 0.4))
     sign, word = (-1, "drop") if OF_CLASSES.higher[metric] else (1, "rise")
     new = old | {metric: old[metric] + sign * 0.1}
     assert verdicts(old, new, gates(**{metric: {word: 0.1}})) == {metric: "within tolerance"}
@@ -484,6 +496,59 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     commit(tmp_path, "first")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def put_stability(project: Path, **changed: float) -> None:
+    """Write what the stage `stability` does of the model int8, of numbers that are in range."""
+    found = {metric.key: metric.least for metric in STABILITY["classes"] if metric.always} | changed
+    (project / "stability").mkdir(exist_ok=True)
+    (project / "stability" / "int8.json").write_text(json.dumps(found))
+
+
+def gate_on(project: Path, **limits: Any) -> None:
+    (project / "params.yaml").write_text(yaml.safe_dump(PROJECT | {"gates": {"models": {"int8": limits}}}))
+
+
+def test_what_other_stages_measure_can_have_a_gate(project: Path) -> None:
+    gate_on(project, mean_corruption_error={"rise": 0.02})
+    put_stability(project, mean_corruption_error=1.01)
+    commit(project, "stable")
+    put_stability(project, mean_corruption_error=1.02)
+    (change,) = compare(project, "main").models["int8"]
+    assert (change.metric, change.verdict) == ("mean_corruption_error", Verdict.TOLERATED)
+    put_stability(project, mean_corruption_error=1.04)
+    found = compare(project, "main")
+    assert found.models["int8"][0].verdict is Verdict.REGRESSION
+    assert found.code == 1
+    put_stability(project, mean_corruption_error=1.01, logit_drift=0.1)  # no gate
+    assert [each.metric for each in compare(project, "main").models["int8"]] == ["logit_drift"]
+
+
+def test_where_another_stage_has_not_run_its_numbers_are_not_compared(project: Path) -> None:
+    put_stability(project)
+    assert compare(project, "main").models["int8"] == ()
+    (project / "stability" / "int8.json").unlink()
+    gate_on(project, negative_flips={"rise": 0})
+    with pytest.raises(CannotCompare, match="gates: int8 has no negative_flips"):
+        compare(project, "main")
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        (
+            {"negative_flips": 1.5},
+            r"stability/int8\.json here: expected negative_flips in \[0, 1\], found 1",
+        ),
+        ({"logit_drift": None}, r"stability/int8\.json here: expected logit_drift in \[0, inf\], found None"),
+    ],
+)
+def test_broken_numbers_of_another_stage_give_no_verdict(
+    changed: dict[str, Any], line: str, project: Path
+) -> None:
+    put_stability(project, **changed)
+    with pytest.raises(CannotCompare, match=line):
+        compare(project, "main")
 
 
 PROJECT: dict[str, Any] = {

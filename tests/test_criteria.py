@@ -18,7 +18,7 @@ from decant.errors import DecantError
 from decant.examples import Examples, Splits
 from decant.networks.structure import compressible
 from decant.prune.channels.channel_pruning import ChannelPruning
-from decant.prune.criteria import Criterion, Fisher, Obs, Scoring, Taylor, Wanda
+from decant.prune.criteria import Asked, Criterion, Fisher, Obs, Scoring, Taylor, Wanda
 from decant.prune.mask_pruning import MaskPruning
 from decant.prune.masks import masks_of
 from decant.prune.params import PruneParams
@@ -204,7 +204,7 @@ def test_inputs_are_those_that_a_layer_multiplies(parent: str) -> None:
     alive = hessian.diagonal() > 0
     hessian += torch.diag(torch.where(alive, 0.01 * hessian.diagonal().sum() / alive.sum(), 1.0))
     masks = masks_of(model)
-    scores = Obs(images=SEEN).scores_within(model.module, masks, seen, 0)["head.weight"]
+    scores = Obs(images=SEEN).scores(model.module, seen, 0, Asked(masks))["head.weight"]
     for row, column in itertools.product(range(len(weight)), range(weight.shape[1])):
         kept = torch.ones(weight.shape[1]).bool() if "head.weight" not in masks else masks["head.weight"][row]
         expected = 0.0

@@ -441,7 +441,7 @@ def full_for(what: str, patch: pytest.MonkeyPatch) -> None:
         ("outputs", "decant.training.teaching.place_", "for the teacher that answers each batch; try cpu"),
         (
             "obs",
-            "decant.prune.obs.placed",
+            "decant.reconstruction.obs.placed",
             "for the weights and what one layer's inputs are summed up to; try",
         ),
         (

@@ -34,7 +34,7 @@ from decant.training.feature_losses import (
     distances,
 )
 from decant.training.fit import _told_rows, batches, fit_
-from decant.training.learners import Adapter, Contrast, critic_loss
+from decant.training.learners import Adapter, Contrast, critic_loss, similarities_to
 from decant.training.logit_losses import (
     Decoupled,
     Dist,
@@ -205,7 +205,9 @@ GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "hints": lambda z: made("hints").between(Link(z, numbers(9)), None),  # type: ignore
     "decoupled, standardized": lambda z: made("decoupled", standardize=True)(z, numbers(9), LABELS),
     "multi-level, standardized": lambda z: made("multi-level", standardize=True)(z, numbers(9), LABELS),
-    "contrastive": lambda z: critic_loss(F.normalize(z), F.normalize(numbers(8, 5, 7, 4), dim=2), 0.2, 50),
+    "contrastive": lambda z: critic_loss(
+        F.normalize(z) @ F.normalize(numbers(8, 4, 7)) / 0.2, z.new_ones(())
+    ),
 }
 
 
@@ -243,8 +245,11 @@ def test_logits_standardized_agree_with_a_loop_whatever_their_size() -> None:
     rows = zip(z.tolist(), t.tolist(), strict=True)
     both = [(naive_standardized(b), naive_standardized(a)) for a, b in rows]
     expected = 4 * math.fsum(kl(probabilities(p, 2), probabilities(q, 2)) for p, q in both) / len(z)
-    loss = Standardized(temperature=2.0, hard=0.0)
+    loss = Standardized(temperature=2.0, factor=1.0, hard=0.0)
     assert loss(z, t, LABELS).item() == pytest.approx(expected, rel=1e-9)
+    assert Standardized(hard=0.1)(z, t, LABELS).item() == pytest.approx(
+        0.1 * F.cross_entropy(z, LABELS).item() + 9 * expected
+    )
     assert loss(5 * z + 3, 0.1 * t, LABELS).item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -264,9 +269,17 @@ def test_multi_level_agrees_with_loops() -> None:
             for a in range(c)
             for b in range(c)
         )
-        expected += temperature**2 * sum(map(kl, q, p)) / n + images / n + classes / c
+        expected += temperature**2 * sum(map(kl, q, p)) / n + images / n**2 + classes * c / n**2
     found = MultiLevel(temperatures=(1.0, 3.0), hard=0.0)(z, t, LABELS)
     assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_relations_of_multi_level_do_not_grow_with_the_batch() -> None:
+    z, t = numbers(3), numbers(4)
+    loss = MultiLevel(hard=0.0)
+    assert loss(z.repeat(6, 1), t.repeat(6, 1), None).item() == pytest.approx(
+        loss(z, t, None).item(), rel=1e-9
+    )
 
 
 def test_decoupled_agrees_with_a_loop() -> None:
@@ -396,9 +409,22 @@ def test_the_contrast_agrees_with_the_paper_s_critic() -> None:
     for anchor, rows in zip(anchors.tolist(), entries.tolist(), strict=True):
         for number, entry in enumerate(rows):
             power = math.exp(sum(a * b for a, b in zip(anchor, entry, strict=True)) / 0.3)
-            h = power / (power + 5 / 40)
+            h = power / (power + 5 * 0.4)
             expected -= math.log(h if number == 0 else 1 - h) / 3
-    assert critic_loss(anchors, entries, 0.3, 40).item() == pytest.approx(expected, rel=1e-9)
+    found = critic_loss(similarities_to(anchors, entries) / 0.3, torch.tensor(0.4).double().log())
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_contrast_begins_where_chance_is_right_and_keeps_its_level() -> None:
+    torch.manual_seed(0)
+    contrast = Contrast((2, 3), (2, 5), 60, width=16, momentum=0.5)
+    rows, more = torch.arange(40), {"negatives": 32, "temperature": 1.0}
+    begin = contrast(torch.randn(40, 3), torch.randn(40, 5), rows, generator=None, **more).item()
+    levels = contrast.levels.clone()
+    # In both directions one is told from 32 others, at odds of 1 to 32.
+    assert begin == pytest.approx(2 * (math.log(33) + 32 * math.log(33 / 32)), rel=0.05)
+    contrast(torch.randn(40, 3), torch.randn(40, 5), rows, generator=None, **more)
+    assert torch.equal(contrast.levels, levels)
 
 
 def test_a_memory_takes_the_features_of_its_rows_and_no_image_is_its_own_negative() -> None:
@@ -845,5 +871,5 @@ def test_losses_of_classes_are_refused_where_there_are_none(name: str) -> None:
 )
 def test_validate_tells_what_needs_classes_or_labels(labels: bool, loss: Soft, lines: list[str]) -> None:
     block = {"op": "finetune", "from": "teacher", "training": {"epochs": 1}, "loss": loss.model_dump()}
-    found = list(_needing(validate(block, FinetuneParams), "m", labels))
+    found = list(_needing(validate(block, FinetuneParams), "m", "numbers" if labels else "same"))
     assert [line[: len(start)] for line, start in zip(found, lines, strict=True)] == lines

@@ -55,6 +55,13 @@ def test_a_gain_is_of_means() -> None:
     assert gain({"accuracies": [90.0, 92.0]}, {"accuracies": [90.0, 90.0]}) == 1
 
 
+def test_rows_that_are_not_asked_for_stay_as_they_were(digits: distillation.Subject) -> None:
+    known = [{"name": name, "accuracies": [1.5]} for name in cases(digits)]
+    found = distillation.measured(digits, [1], ["softmax"], known)["rows"]
+    assert [row["name"] for row in found] == list(cases(digits))
+    assert [row["name"] for row in found if row["accuracies"] != [1.5]] == [ALONE, "softmax"]
+
+
 def test_quick_goes_through_all_of_it_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         distillation.main(["--quick", "--write"])

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -19,7 +20,7 @@ from PIL import Image
 from decant import outputs
 from decant.errors import DecantError
 from tasks.pipeline.stage import report_errors
-from tasks.prepare import tables
+from tasks.prepare import room, tables
 from tasks.prepare.__main__ import main as prepare
 from tests.homes import home
 from tests.imports import ROOT
@@ -59,6 +60,12 @@ def test_other_errors_stay_what_they_are() -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
     with pytest.raises(KeyboardInterrupt), outputs.telling_full_disks():
         raise KeyboardInterrupt
+
+
+def test_an_error_without_a_name_gets_that_of_the_file_that_was_written(tmp_path: Path) -> None:
+    for number in (errno.ENOSPC, errno.EFBIG):
+        with pytest.raises(OSError, match=str(tmp_path / "table")), outputs.replacing(tmp_path / "table"):
+            raise OSError(number, "no more")
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="Linux has a file on a disk that is full")
@@ -119,8 +126,34 @@ def test_a_disk_that_fills_up_while_tables_are_written_leaves_what_was_there(
                 raise OSError(errno.ENOSPC, "No space left on device", "data")
 
         monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", until_full)
-        with pytest.raises(SystemExit, match="error: no space left on the disk of /"), report_errors():
+        told = "error: no space left on the disk of /.* kept, data.* is as it was"
+        with pytest.raises(SystemExit, match=told), report_errors():
             prepare()
+        assert there() == before and len(before) == 3
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_file_that_may_not_grow_is_told_and_nothing_is_lost(
+    mapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"source": "table", "file": "data/own/rows.csv", "numbers": ["a"], "split": SHARES}
+    with home(tmp_path, params={"seed": 3, "data": table}):
+        Path("data/own").mkdir(parents=True)
+        Path("data/own/rows.csv").write_text("a\n" + "\n".join(map(str, range(100))))
+        prepare()
+        before = there()
+        Path("data/own/rows.csv").write_text("a\n" + "\n".join(map(str, range(9000))))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if mapped:  # what is read lies in a file, which is the first that may not grow
+            monkeypatch.setattr(room, "SMALL", 10)
+        name = "a file" if mapped else "data/train.parquet"
+        told = f"error: {name} grew as large as a file may be here; raise the limit"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(SystemExit, match=told), report_errors():
+                prepare()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert there() == before and len(before) == 3
 
 

@@ -18,6 +18,7 @@ from decant.costs import counts
 from decant.costs.divergence import divergence
 from decant.costs.likeness import cosines, relative_errors
 from decant.errors import DecantError
+from decant.evidence.significance import wilson_interval
 from decant.networks.architectures import Lenet5, Lenet300100, Mlp, build
 from decant.networks.record import give_example_
 from tasks.evaluate import accuracy
@@ -64,31 +65,29 @@ def test_accuracy_of_many_is_not_rounded_to_float32() -> None:
 @pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 10), (9, 10), (81, 263), (9312, 10_000)])
 def test_wilson_s_interval_agrees_with_scipy(hits: int, count: int) -> None:
     reference = binomtest(hits, count).proportion_ci(0.95, "wilson")
-    found = accuracy.wilson_interval(hits / count, count)
+    found = wilson_interval(hits / count, count)
     assert found == pytest.approx((reference.low, reference.high), rel=1e-12, abs=1e-12)
 
 
 def test_wilson_s_interval_is_the_published_one() -> None:
     # Newcombe, Two-sided confidence intervals for the single proportion, 1998, table I, method 3.
-    assert accuracy.wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert accuracy.wilson_interval(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert accuracy.wilson_interval(0 / 20, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert accuracy.wilson_interval(1 / 29, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0 / 20, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(1 / 29, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1))
 def test_the_interval_holds_the_share_and_stays_in_range(count: int, part: float) -> None:
     share = round(part * count) / count
-    low, high = accuracy.wilson_interval(share, count)
+    low, high = wilson_interval(share, count)
     assert 0 <= low <= share
     assert share <= high <= 1
     assert high - low > 0
 
 
 def test_the_ends_of_the_interval_are_whole_where_the_share_is() -> None:
-    ends = [
-        (accuracy.wilson_interval(0.0, n)[0], accuracy.wilson_interval(1.0, n)[1]) for n in range(1, 20001)
-    ]
+    ends = [(wilson_interval(0.0, n)[0], wilson_interval(1.0, n)[1]) for n in range(1, 20001)]
     assert set(ends) == {(0.0, 1.0)}
 
 
@@ -338,6 +337,8 @@ KEYS = [
     "accuracy",
     "accuracy_low",
     "accuracy_high",
+    "balanced_accuracy",
+    "macro_f1",
     "nll",
     "calibration_error",
     "agreement",

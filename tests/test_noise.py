@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decant.evidence.significance import wilson_interval
 from flows.noise import (
     ALARMS,
     MetricValues,
@@ -22,7 +23,7 @@ from flows.noise import (
     reach_of_means,
     unpaired_reach,
 )
-from tasks.evaluate.accuracy import mean_interval, wilson_interval
+from tasks.evaluate.accuracy import mean_interval
 
 
 def row(right: int, count: int, agreeing: int = 0) -> MetricValues:

@@ -17,11 +17,10 @@ from decant.examples import arguments, pixels
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.layer_inputs import patches, received
 from decant.networks.structure import compressible
-from decant.prune import obs
-from decant.prune.obs import channel_order, prune, reconstruct, refit, saliencies, saliency
 from decant.prune.structures import Blocks, NOfM, Weights, lowest
-from decant.reconstruction import least_squares
+from decant.reconstruction import least_squares, obs
 from decant.reconstruction.hessians import moments, norms
+from decant.reconstruction.obs import channel_order, prune, reconstruct, refit, saliencies, saliency
 from tests.drawn import drawn
 
 

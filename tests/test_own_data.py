@@ -22,8 +22,10 @@ from tasks.pipeline import splits
 from tasks.pipeline.params import validate
 from tasks.prepare import own_pictures, own_tables, parts
 from tasks.prepare.__main__ import main as prepare
-from tasks.prepare.params import AnyData, ByShares, DataParams, FolderParams, TableParams
+from tasks.prepare.of_files import FolderParams
+from tasks.prepare.params import AnyData, DataParams, TableParams
 from tasks.prepare.splits import Split
+from tasks.prepare.ways import ByShares
 from tests.homes import home
 
 FILE = "data/own/rows.csv"
@@ -215,7 +217,16 @@ def test_whole_numbers_are_ordered_by_their_value() -> None:
     ("change", "more", "sentence"),
     [
         ({}, {"numbers": ["widht"]}, r"no column 'widht'; did you mean 'width'\?"),
-        ({}, {"numbers": ["colour"]}, r"colour holds string such as 'red', expected numbers; name it among"),
+        (
+            {},
+            {"numbers": ["colour"]},
+            r"row 1: colour holds string such as 'red', expected numbers; name",
+        ),
+        (
+            {"width": "wide"},
+            {},
+            r"rows.csv, row 3: width holds string such as 'wide', expected",
+        ),
         ({"width": "inf"}, {}, "row 3: width is infinite, or beyond float32"),
         ({"width": "1e39"}, {}, "row 3: width is infinite, or beyond float32"),
         ({"price": ""}, {}, "row 3: price is missing"),

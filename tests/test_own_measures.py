@@ -8,8 +8,8 @@ import torch
 from sklearn import metrics as reference
 
 from decant.errors import DecantError
+from decant.evidence.significance import wilson_interval
 from tasks.evaluate import marks
-from tasks.evaluate.accuracy import wilson_interval
 from tasks.evaluate.marks import AveragePrecision
 from tasks.evaluate.numbers import Errors, apart
 from tasks.evaluate.resampling import bootstrap
@@ -94,6 +94,7 @@ def test_rare_classes_count_as_much_as_others() -> None:
     labels = torch.tensor([0] * 70 + [1] * 15 + [2] * 5)
     logits = LOGITS[:, :3] + torch.nn.functional.one_hot(labels, 3)
     found, said = marks.balanced(logits, labels), logits.argmax(1)
+    assert found.items() > marks.by_class(logits, labels).items()
     assert found["balanced_accuracy"] == pytest.approx(reference.balanced_accuracy_score(labels, said))
     assert found["macro_f1"] == pytest.approx(reference.f1_score(labels, said, average="macro"))
     assert found["balanced_accuracy_low"] < found["balanced_accuracy"] < found["balanced_accuracy_high"]
@@ -128,8 +129,14 @@ def test_what_is_measured_is_what_the_table_says() -> None:
     assert [*marks.several(LOGITS, LOGITS, MARKS.float())] == [
         *OF_LABELS.keys[: len(OF_LABELS.keys) - len(metrics.COSTS)]
     ]
-    balanced = [*marks.balanced(LOGITS, torch.arange(90) % 4)]
-    assert [*OF_BALANCED.keys] == [*balanced, *OF_CLASSES.keys]
+    balanced = {*marks.balanced(LOGITS, torch.arange(90) % 4)}
+    assert {*OF_BALANCED.keys[:4]} == balanced and {*OF_BALANCED.keys} == {*OF_CLASSES.keys} | balanced
+    assert {*marks.by_class(LOGITS, torch.arange(90) % 4)} == balanced & {*OF_CLASSES.keys}
+
+
+def test_classes_measured_before_rare_ones_counted_are_still_of_classes() -> None:
+    few = [key for key in OF_CLASSES.keys if key not in ("balanced_accuracy", "macro_f1")]
+    assert set_of(few) is OF_CLASSES and [metric.key for metric in OF_CLASSES.of(few)] == few
 
 
 def test_the_keys_of_classes_are_those_that_they_were() -> None:

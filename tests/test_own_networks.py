@@ -25,9 +25,8 @@ from decant.prune.operation import prune as pruned
 from decant.prune.params import PruneParams
 from decant.quantize.operation import quantize
 from decant.quantize.params import QuantizeParams
-from tasks.evaluate import predictions
 from tasks.evaluate.__main__ import main as evaluate
-from tasks.pipeline import networks, splits
+from tasks.pipeline import networks, predictions, splits
 from tasks.pipeline.lineages import MODELS
 from tasks.pipeline.metrics import OF_OUTPUTS
 from tasks.pipeline.models import load_model
@@ -247,7 +246,7 @@ def test_models_without_labels_are_measured_and_reported(workshop: Path) -> None
         evaluate(name)
     test = splits.read(splits.TEST).images
     right = network()(**test.tensors).double()
-    assert np.allclose(np.load(predictions.TEACHER), right.detach(), atol=1e-6)
+    assert np.allclose(np.load(predictions.path_of("teacher")), right.detach(), atol=1e-6)
     rows = {name: json.loads(Path("metrics", f"{name}.json").read_text()) for name in ("teacher", *models)}
     assert all(list(row) == list(OF_OUTPUTS.keys) for row in rows.values())
     assert rows["teacher"]["cosine"] == rows["teacher"]["cosine_least"] == 1

@@ -66,6 +66,9 @@ def test_every_model_is_there_and_measured_by_the_same_keys(built: Path) -> None
     assert rows["prune-80"]["sparsity"] == pytest.approx(0.8, abs=1e-5)
     assert rows["prune-80-ft-int8"]["sparsity"] >= rows["prune-80"]["sparsity"]
     assert rows["binary"]["size_bytes"] < rows["prune-80"]["size_bytes"] < rows["teacher"]["size_bytes"]
+    stable = {name: json.loads((built / "stability" / f"{name}.json").read_text()) for name in rows}
+    assert len({tuple(row) for row in stable.values()}) == 1
+    assert stable["teacher"]["corruption_agreement"] == 1.0 > stable["binary"]["corruption_agreement"]
     for name, row in rows.items():
         files = [built / "models" / name / file for file in ("model.safetensors", "model.json")]
         assert row["size_bytes"] == sum(file.stat().st_size for file in files)
@@ -91,9 +94,11 @@ def test_an_edited_block_reruns_the_model_and_its_descendants_alone(built: Path,
     write_params(built, params)
     ran = stages_run(dvc(built, "repro", python=python))
     descendants = {
-        f"{kind}@{m}" for kind in ("compress", "evaluate") for m in ("prune-80-ft", "prune-80-ft-int8")
+        f"{kind}@{m}"
+        for kind in ("compress", "evaluate", "stability", "explain")
+        for m in ("prune-80-ft", "prune-80-ft-int8")
     }
-    assert ran == descendants | {"validate", "benchmark", "report"}
+    assert ran == descendants | {"validate", "benchmark", "report", "illustrate"}
     assert "prune-80-ft" in dvc(built, "metrics", "diff")
     run(["git", "checkout", "--quiet", "."], built)
     dvc(built, "checkout")

@@ -1,4 +1,4 @@
-"""The teacher's predictions on disk: what was written is read; anything else is refused with the way out."""
+"""What models answer, on disk: what was written is read; anything else is refused with the way out."""
 
 import io
 from pathlib import Path
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from decant.errors import DecantError
-from tasks.evaluate import predictions
+from tasks.pipeline import predictions
 
-CLASSES = torch.tensor([3, 0, 255, 256, 299, 9])
+ANSWERS = torch.tensor([[3.0], [0.0], [255.0], [-256.5], [299.0], [1e-30]])
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file with the predictions of six images, some of more classes than a byte can tell."""
-    predictions.write(tmp_path / "deep" / "teacher.npy", CLASSES)
+    """A file with an output for each of six images."""
+    predictions.write(tmp_path / "deep" / "teacher.npy", ANSWERS)
     return tmp_path / "deep" / "teacher.npy"
 
 
@@ -30,19 +30,19 @@ def header(text: str) -> bytes:
 
 
 def test_what_was_written_is_read_and_is_the_same_bytes_again(path: Path) -> None:
-    assert torch.equal(predictions.read(path, 6), CLASSES)
+    assert torch.equal(predictions.read(path, (6, 1)), ANSWERS)
     first = path.read_bytes()
-    predictions.write(path, CLASSES)
+    predictions.write(path, ANSWERS)
     assert path.read_bytes() == first
 
 
 def test_numpy_reads_them_too(path: Path) -> None:
-    assert np.load(path).tolist() == CLASSES.tolist()
+    assert np.load(path).tolist() == ANSWERS.tolist()
 
 
 def test_a_missing_file_names_the_stage_that_writes_it(tmp_path: Path) -> None:
     with pytest.raises(DecantError, match=r"No .*teacher\.npy; run `dvc repro -f evaluate-teacher`"):
-        predictions.read(tmp_path / "teacher.npy", 4)
+        predictions.read(tmp_path / "teacher.npy", (4, 1))
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,9 @@ def test_a_missing_file_names_the_stage_that_writes_it(tmp_path: Path) -> None:
         b"",
         b"PK\x03\x04",
         b"\x93NUMPY\x01\x00",
-        npy(CLASSES.numpy()),
-        npy(CLASSES.numpy().astype(np.uint8)),
+        npy(ANSWERS.numpy()),
+        npy(ANSWERS.numpy().astype(np.uint8)),
+        npy(ANSWERS.numpy().astype(np.float64)),
         npy(np.zeros((2, 3), np.int64)),
         npy(np.array([object] * 6)),
         header("{'descr': '<i8', 'fortran_order': False, 'shape': ((((("),
@@ -66,14 +67,14 @@ def test_another_file_is_refused(content: bytes, path: Path) -> None:
     with pytest.raises(
         DecantError, match=r"teacher\.npy does not hold .* run `dvc repro -f evaluate-teacher`$"
     ):
-        predictions.read(path, 6)
+        predictions.read(path, (6, 1))
 
 
 def test_a_long_file_is_not_read(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(1 << 40)
-    with pytest.raises(DecantError, match="1,099,511,627,776 bytes, where it can have 208"):
-        predictions.read(path, 6)
+    with pytest.raises(DecantError, match="1,099,511,627,776 bytes, where it can have 184"):
+        predictions.read(path, (6, 1))
 
 
 def test_each_byte_is_under_the_sum(path: Path) -> None:
@@ -81,26 +82,26 @@ def test_each_byte_is_under_the_sum(path: Path) -> None:
     for place in range(len(good)):
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
         with pytest.raises(DecantError):
-            predictions.read(path, 6)
+            predictions.read(path, (6, 1))
 
 
 @pytest.mark.parametrize("count", [0, 5, 7])
 def test_another_number_of_images_is_refused(count: int, path: Path) -> None:
-    with pytest.raises(DecantError, match=rf"does not hold the classes of {count} images|it can have"):
-        predictions.read(path, count)
+    with pytest.raises(DecantError, match=rf"does not hold the 1 outputs each of {count} rows|it can have"):
+        predictions.read(path, (count, 1))
 
 
 def test_predictions_of_another_teacher_are_refused(path: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "model"
     teacher.write_bytes(b"one")
-    predictions.write(path, CLASSES, [teacher])
-    assert torch.equal(predictions.read(path, 6, [teacher]), CLASSES)
+    predictions.write(path, ANSWERS, [teacher])
+    assert torch.equal(predictions.read(path, (6, 1), [teacher]), ANSWERS)
     teacher.write_bytes(b"two")
-    with pytest.raises(DecantError, match="of another model or images"):
-        predictions.read(path, 6, [teacher])
+    with pytest.raises(DecantError, match="of another model or other rows"):
+        predictions.read(path, (6, 1), [teacher])
 
 
-# --- outputs that are no classes
+# --- outputs of several numbers
 
 OUTPUTS = torch.tensor([[0.5, -1e-30], [3e38, 0.0], [-2.25, 7.0]])
 
@@ -108,7 +109,7 @@ OUTPUTS = torch.tensor([[0.5, -1e-30], [3e38, 0.0], [-2.25, 7.0]])
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
     """A file with the outputs of three rows."""
-    predictions.write(tmp_path / "teacher.npy", predictions.expected(OUTPUTS.double(), classes=False))
+    predictions.write(tmp_path / "teacher.npy", OUTPUTS)
     return tmp_path / "teacher.npy"
 
 
@@ -117,8 +118,8 @@ def test_outputs_come_back_as_they_were_and_numpy_reads_them(kept: Path) -> None
     assert np.array_equal(np.load(kept), OUTPUTS.numpy())
 
 
-@pytest.mark.parametrize("shape", [(3, 1), (2, 3), (6, 1), (3, 3), (3,), 6])
-def test_outputs_of_another_shape_are_refused(shape: int | tuple[int, ...], kept: Path) -> None:
+@pytest.mark.parametrize("shape", [(3, 1), (2, 3), (6, 1), (3, 3)])
+def test_outputs_of_another_shape_are_refused(shape: tuple[int, int], kept: Path) -> None:
     with pytest.raises(
         DecantError, match=r"does not hold the .* run `dvc repro -f evaluate-teacher`|it can have"
     ):
@@ -138,7 +139,3 @@ def test_outputs_that_are_too_large_are_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DecantError, match=r"3 test rows of 2 outputs take 24 bytes, and at most 23 are kept"):
         predictions.write(tmp_path / "teacher.npy", OUTPUTS)
     assert not (tmp_path / "teacher.npy").exists()
-
-
-def test_of_classes_the_largest_logit_is_kept() -> None:
-    assert predictions.expected(OUTPUTS, classes=True).tolist() == [0, 0, 1]

@@ -33,8 +33,10 @@ def test_the_report_names_every_model_of_params() -> None:
 def test_the_lock_holds_every_stage_of_the_default_params() -> None:
     models = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["models"]
     locked = set(yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"])
-    alone = {"code", "validate", "prepare", "teacher", "evaluate-teacher", "report", "benchmark"}
-    assert locked == alone | {f"{stage}@{model}" for stage in ("compress", "evaluate") for model in models}
+    once = {"code", "validate", "prepare", "teacher", "report", "illustrate", "benchmark"}
+    alone = once | {f"{stage}-teacher" for stage in ("evaluate", "stability", "explain")}
+    stages = ("compress", "evaluate", "stability", "explain")
+    assert locked == alone | {f"{stage}@{model}" for stage in stages for model in models}
 
 
 def test_the_default_teacher_reaches_what_it_promises() -> None:

@@ -21,7 +21,6 @@ from decant.examples import Examples, pixels
 from decant.networks.architectures import Mlp
 from decant.networks.record import give_example_
 from decant.networks.structure import compressible
-from decant.prune.obs import prune, refit
 from decant.prune.structures import lowest
 from decant.quantize.params import QuantizeParams
 from decant.quantize.quantizable import quantizable
@@ -36,6 +35,7 @@ from decant.reconstruction import within
 from decant.reconstruction.elementwise import better, errors, per_element, select_elements
 from decant.reconstruction.hessians import InputHessian, moments
 from decant.reconstruction.least_squares import normal_equations
+from decant.reconstruction.obs import prune, refit
 from decant.reconstruction.within import optimum
 from tasks.pipeline.params import validate
 from tests.drawn import drawn

@@ -18,8 +18,9 @@ from decant.examples import Examples, Rows
 from decant.networks.sound import LogMel
 from tasks.pipeline.params import validate
 from tasks.prepare import own_sounds
+from tasks.prepare.of_files import SoundParams
 from tasks.prepare.own_tables import Drawn
-from tasks.prepare.params import DataParams, SoundParams
+from tasks.prepare.params import DataParams
 from tests.homes import home
 
 soundfile = pytest.importorskip("soundfile", reason="the extra `sound` is not installed")

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from decant.checkpoints.checkpoint import Checkpoint
+from decant.compression.coupling import groups_of
 from decant.costs.counts import macs, parameters
 from decant.costs.divergence import softened_kl
 from decant.distill import distill
 from decant.distill.cache import key_of, remember_
 from decant.distill.params import DistillParams
-from decant.distill.students import Proposed, StudentBudget, inherit_, propose
+from decant.distill.students import Proposed, StudentBudget, inherit_, narrowed, propose
 from decant.errors import DecantError
 from decant.examples import Splits
 from decant.finetune import finetune
@@ -169,6 +170,56 @@ def test_a_student_of_the_teacher_s_size_begins_as_it() -> None:
     )
     weight = result.model.module.get_parameter("stages.1.conv1.weight")
     assert torch.allclose(weight, of.module.get_parameter("stages.1.conv1.weight"), atol=1e-6)
+
+
+def sparse_teacher() -> Checkpoint:
+    """Of whose eight hidden channels only three are read."""
+    of = parent(Mlp(hidden=(8,)))
+    with torch.no_grad():
+        read = dict(of.module.named_parameters())["layers.2.weight"]
+        read[:, [1, 2, 3, 5, 7]] = 0.0
+    return of
+
+
+STILL = TRAINING | {"optimizer": {"kind": "sgd", "learning_rate": 1e-12}, "weight_decay": 0.0}
+
+
+def test_a_student_begins_with_the_channels_that_matter() -> None:
+    of = sparse_teacher()
+    student = {"kind": "mlp", "hidden": [3]}
+    found = distilled(of, student=student, start="teacher", training=STILL).model.module
+    images = SPLITS.validation.images.float() / 255
+    with torch.no_grad():
+        assert torch.allclose(found(images), of.module(images), atol=5e-3)
+
+
+def test_what_stays_makes_up_for_the_channels_that_go() -> None:
+    of, student = parent(), Resnet(widths=(4, 8), blocks=(1, 2))
+    fresh = build(student, (1, 8, 8), 3, 5)
+    cut = narrowed(of, groups_of(of), fresh, student, SPLITS.train)
+    assert {name: each.shape for name, each in cut.state_dict().items()} == {
+        name: each.shape for name, each in fresh.state_dict().items()
+    }
+    first = copy.deepcopy(fresh)
+    inherit_(first, student, of.module, FAMILY)
+    images = SPLITS.validation.images.float() / 255
+    with torch.no_grad():
+        near, far = ((net.eval()(images) - of.module(images)).square().mean().item() for net in (cut, first))
+    assert near < 0.5 * far
+
+
+def test_a_student_begins_with_the_first_channels_where_none_can_be_cut_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise DecantError("No channels can be removed")
+
+    monkeypatch.setattr("decant.distill.operation.groups_of", refuse)
+    result = distilled(start="teacher", training=STILL)
+    assert result.notes[-1].startswith("start: teacher: the student begins with the first channels")
+    weight = result.model.module.get_parameter("stages.1.conv2.weight")
+    whole = parent().module.get_parameter("stages.1.conv2.weight")
+    assert torch.allclose(weight, whole[: weight.shape[0], : weight.shape[1]], atol=1e-6)
 
 
 def test_a_student_of_another_family_has_nothing_to_begin_from() -> None:

@@ -18,7 +18,9 @@ from decant.networks.next_tokens import scoring
 from decant.targets import NO_TOKEN, Tokens, next_tokens, scored
 from decant.training.fit import batches, bucketed
 from decant.training.goals import OfTokens, goal_of
+from decant.training.logit_losses import Temperature
 from decant.training.recipe import Training
+from decant.training.soft import Answers
 from tasks.evaluate.accuracy import accuracy, top
 from tasks.evaluate.tokens import Scores
 from tasks.pipeline import splits
@@ -26,7 +28,7 @@ from tasks.pipeline.metrics import MANY, OF_CLASSES, OF_TOKENS
 from tasks.prepare import tables
 from tasks.prepare.own_texts import draw
 from tasks.prepare.params import TextParams
-from tasks.prepare.tokens import encoded, read_tokenizer
+from tasks.prepare.tokens import Coder, encoded, read_tokenizer
 
 pytest.importorskip("tokenizers")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -83,20 +85,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_text_becomes_its_tokens_and_a_mask(here: Path) -> None:
-    found = encoded(
-        read_tokenizer(Path("data/own/tokenizer.json")), ["buy now", "hello dear friend other"], 3
-    )
-    assert found.ids.tolist() == [[3, 4, 0], [6, 7, 8]]
+    coder = Coder(read_tokenizer(Path("data/own/tokenizer.json")), 3)
+    found = encoded(coder, [["buy now"], ["hello dear friend other"]])
+    assert found.ids(np.array([0, 1])).tolist() == [[3, 4, 0], [6, 7, 8]]
+    assert found.ids(np.array([1])).tolist() == [[6, 7, 8]]
+    assert found.mask(np.array([0, 1])).tolist() == [[1, 1, 0], [1, 1, 1]]
     assert found.lengths.tolist() == [2, 3]
-    assert found.vocabulary == 10
+    assert coder.vocabulary == 10
 
 
 def test_bytes_are_those_of_the_tokens_that_are_predicted(here: Path) -> None:
     texts = ["buy now", "hello dear friend other", "buy", "dear fri€nd"]
-    found = encoded(read_tokenizer(words_file()), texts, 3)
+    found = encoded(Coder(read_tokenizer(words_file()), 3), [texts])
     assert found.sizes.tolist() == [len(" now"), len(" dear friend"), 0, len(" fri€nd".encode())]
-    started = encoded(read_tokenizer(words_file(started=True)), texts, 3)
-    assert started.ids[0].tolist() == [2, 3, 4]
+    started = encoded(Coder(read_tokenizer(words_file(started=True)), 3), [texts])
+    assert started.ids(np.array([0])).tolist() == [[2, 3, 4]]
     assert started.sizes.tolist() == [
         len("buy now"),
         len("hello dear"),
@@ -109,7 +112,7 @@ def test_a_byte_of_a_character_counts_once_in_a_text(here: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({letter: at for at, letter in enumerate(alphabet)}, []))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    found = encoded(made, ["abcdef"], 100)
+    found = encoded(Coder(made, 100), [["abcdef"]])
     assert found.lengths.tolist() == [6] and found.sizes.tolist() == [5]
 
 
@@ -270,6 +273,7 @@ def test_a_length_without_place_for_a_text_is_refused(here: Path) -> None:
     ("changes", "sentence"),
     [
         ({"column": None}, "needs column"),
+        ({"column": ["text", "other"]}, "is one column of texts; write two texts of a row into one column"),
         ({"file": "data/own/a.txt"}, "column needs a table"),
         (
             {"file": "data/own/a.txt", "column": None, "split": {**SHARES, "groups": "x"}},
@@ -373,6 +377,30 @@ def test_the_loss_of_tokens_is_a_mean_over_the_places_that_have_one() -> None:
     found = goal.measures(scored(logits, labels))
     assert found["validation_loss"] == pytest.approx(sum(naive) / len(naive), rel=1e-5)
     assert found["validation_token_accuracy"] == pytest.approx(target.watch(logits, labels), rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_tokens_are_distilled_by_the_divergence_at_each_place_that_has_one(temperature: float) -> None:
+    examples = texts(5)
+    labels, count = examples.known_labels, 0
+    one, other = (torch.randn(5, 12 * 9, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    naive = 0.0
+    for row in range(5):
+        for place, label in enumerate(labels[row].tolist()):
+            if label == NO_TOKEN:
+                continue
+            here = slice(9 * place, 9 * place + 9)
+            q, p = ((each[row, here].double() / temperature).softmax(0) for each in (one, other))
+            naive += sum((b * (b / a).log()).item() for a, b in zip(q, p, strict=True)) * temperature**2
+            count += 1
+    loss = Temperature(temperature=temperature, hard=0.25)
+    hard = examples.target.loss(one, labels).item()
+    found = loss.total(Answers(one, other, labels), 0.0, examples.target)
+    assert found.item() == pytest.approx(0.25 * hard + 0.75 * naive / count, rel=1e-5)
+    behind = other.clone().reshape(5, 12, 9)
+    behind[labels == NO_TOKEN] += 100 * torch.randn(9)
+    same = loss.total(Answers(one, behind.flatten(1), labels), 0.0, examples.target)
+    assert torch.equal(same, found)
 
 
 def test_perplexity_and_bits_per_byte_by_hand() -> None:

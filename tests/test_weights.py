@@ -20,6 +20,7 @@ from decant.checkpoints.checkpoint import Checkpoint, state
 from decant.checkpoints.constraints import Constraints, Range
 from decant.checkpoints.files import load, save
 from decant.clip.operation import clip
+from decant.compression.coupling import proven
 from decant.compression.ledger import compare, lines
 from decant.compression.selection import select
 from decant.compression.surgery import removed
@@ -32,7 +33,6 @@ from decant.networks.record import give_example_
 from decant.networks.roles import roles
 from decant.networks.structure import compressible
 from decant.networks.ties import ties, unite_
-from decant.prune.channels.coupling import proven
 from decant.prune.channels.ladder import ChannelPlan
 from decant.prune.criteria import Magnitude
 from decant.prune.operation import prune as pruned

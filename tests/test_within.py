@@ -18,12 +18,12 @@ from decant.examples import Examples, Splits, pixels
 from decant.networks.architectures import Mlp, build
 from decant.prune.channels.channel_pruning import ChannelPruning
 from decant.prune.mask_pruning import MaskPruning
-from decant.prune.obs import channel_order, prune
 from decant.prune.params import PruneParams
 from decant.prune.structures import lowest
 from decant.quantize.schemes import Binary, Codebook, Integer, Ternary
 from decant.reconstruction.elementwise import errors, per_element
 from decant.reconstruction.least_squares import normal_equations
+from decant.reconstruction.obs import channel_order, prune
 from decant.reconstruction.within import fitted, optimum
 from tasks.pipeline.params import validate
 from tests.drawn import drawn
@@ -303,7 +303,7 @@ def test_beyond_some_size_rows_share_the_inverse_of_the_mean_field(monkeypatch: 
     inputs, mask = leaning(0, 200, 12), drawn(1, 6, 12) > -0.2
     weight = torch.where(mask, drawn(2, 6, 12), 0.0)
     exact, _ = channel_order(weight, inputs.mT @ inputs / 200, 1, mask=mask)
-    monkeypatch.setattr("decant.prune.obs.EXACT", 0)
+    monkeypatch.setattr("decant.reconstruction.obs.EXACT", 0)
     shared, errors_of = channel_order(weight, inputs.mT @ inputs / 200, 1, mask=mask)
     assert sorted(shared.tolist()) == list(range(12))
     assert (errors_of.diff() >= 0).all()

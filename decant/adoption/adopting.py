@@ -116,7 +116,7 @@ def takes_of(source: Source, examples: Examples | None) -> Takes:
 
 def _fitted(inputs: Mapping[str, TensorInput], rows: Rows) -> dict[str, TensorInput]:
     """Return inputs whose examples have the lengths of the rows, under the rows' own name if it is one."""
-    found = inputs_of(rows.tensors)
+    found = inputs_of(rows.tensors, rows.kinds)
     if len(inputs) == len(found) == 1:
         inputs = dict(zip(found, inputs.values(), strict=True))
     if list(inputs) != list(found):
@@ -134,7 +134,8 @@ def _fitted(inputs: Mapping[str, TensorInput], rows: Rows) -> dict[str, TensorIn
                 f"{seen.dtype}"
             )
         free = any(not isinstance(n, int) for n in each.shape)
-        fitted[name] = each.model_copy(update={"example": row} if free else {})
+        kind = {"kind": seen.kind} if each.kind == "tensor" else {}
+        fitted[name] = each.model_copy(update=kind | ({"example": row} if free else {}))
     return fitted
 
 

@@ -11,12 +11,14 @@ from torch import nn
 
 from decant.adoption.texts import check_texts
 from decant.checkpoints.checkpoint import Checkpoint
+from decant.compression.coupling import groups_of
 from decant.compression.finish import Result
 from decant.distill.cache import remember_
 from decant.distill.params import DistillParams
-from decant.distill.students import Proposed, inherit_, propose
+from decant.distill.students import Proposed, inherit_, narrowed, propose
 from decant.errors import DecantError
 from decant.examples import Examples, Rows, Splits
+from decant.inputs import alike
 from decant.networks.architectures import FOREIGN, Architecture, build, picture
 from decant.recipes import recipe_of
 from decant.training.fresh import train
@@ -65,9 +67,16 @@ def distill(
     if isinstance(student, FOREIGN) and isinstance(images := splits.train.images, Rows):
         check_texts(build(student, parent.shape, classes, 0).eval(), images, student.origin)
     notes = [_remembered(loss, block, splits.train, run)] if block.cache else []
-    begin = partial(_inherited_, student, parent) if block.start == "teacher" else None
+    begin = partial(_inherited_, student, parent, splits.train, device, notes)
     result = train(
-        student, block.training, splits, run, loss=loss, teacher=parent, device=device, begin_=begin
+        student,
+        block.training,
+        splits,
+        run,
+        loss=loss,
+        teacher=parent,
+        device=device,
+        begin_=begin if block.start == "teacher" else None,
     )
     return replace(result, facts={**result.facts, **facts}, notes=[*result.notes, *notes])
 
@@ -86,7 +95,7 @@ def _second(parent: Checkpoint, teacher: Checkpoint | None) -> Checkpoint:
     """Return the second teacher of an ensemble."""
     if teacher is None or teacher.module is parent.module:
         raise DecantError("ensemble: there is one teacher alone; start from a student of it, or leave it out")
-    if teacher.classes != parent.classes or teacher.shape != parent.shape:
+    if teacher.classes != parent.classes or not alike(teacher.shape, parent.shape):
         raise DecantError(
             "ensemble: the teachers have other classes or inputs; take two that answer the same"
         )
@@ -101,5 +110,18 @@ def _student(block: DistillParams, parent: Checkpoint) -> tuple[Architecture, di
     return found, {"proposed": found.model_dump(mode="json")}
 
 
-def _inherited_(student: Architecture, parent: Checkpoint, module: nn.Module) -> None:
-    inherit_(module, student, parent.module, parent.built_by)
+def _inherited_(
+    student: Architecture,
+    parent: Checkpoint,
+    train: Examples,
+    device: str,
+    notes: list[str],
+    module: nn.Module,
+) -> None:
+    """Begin with the teacher's channels that are best kept; with its first ones where none can be cut out."""
+    try:
+        groups = groups_of(parent)
+    except DecantError as error:
+        notes.append(f"start: teacher: the student begins with the first channels of each layer. {error}")
+        groups = []
+    inherit_(module, student, narrowed(parent, groups, module, student, train, device), parent.built_by)

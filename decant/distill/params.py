@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from decant.distill.students import Student
-from decant.networks.devices import Device, untrue
+from decant.networks.devices import Device
 from decant.schema import Block
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Augmentation, Training
@@ -22,8 +22,8 @@ class DistillParams(Block):
             and its own teacher. Features are those of `from`.
         cache: Whether teachers answer all training examples once, before the first epoch, and no batch;
             images must not be augmented, and nothing inside of the teacher be looked at.
-        start: What the student's weights are before the training: `fresh`, or the first channels of the
-            teacher's where shapes allow.
+        start: What the student's weights are before the training: `fresh`, or the teacher's where shapes
+            allow, cut to the channels that pruning by reconstruction would keep.
         device: Where the student is trained, and its teacher answers.
     """
 
@@ -38,7 +38,7 @@ class DistillParams(Block):
 
     @model_validator(mode="after")
     def _fitting(self) -> DistillParams:
-        if wrong := untrue(self.device, self.training.precision):
+        if wrong := self.training.unsuited(self.device):
             raise ValueError(wrong)
         return self
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Discriminator, Tag, model_validator
 
 from decant.errors import DecantError
 from decant.lazy import torch
 from decant.networks.architectures import Architecture, Lenet300100, Mlp, OwnArchitecture, Resnet, Shape
+from decant.networks.devices import CPU
 from decant.schema import Amount, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from decant.checkpoints.checkpoint import Checkpoint
+    from decant.compression.coupling import ChannelGroup
+    from decant.examples import Examples
 
 BYTES = 4
 """Of a weight in float32."""
+
+IMAGES, DAMPING = 1000, 0.01
+"""What channels are chosen by: so many first training examples, and a share of their Hessians' diagonals."""
 
 
 class StudentBudget(Section):
@@ -112,6 +124,72 @@ def _cost(budget: StudentBudget, shape: Shape, classes: int) -> tuple[Callable[[
         return in_bytes, 1024 * budget.kib
     assert budget.macs is not None
     return lambda architecture: macs(build(architecture, shape, classes, 0).eval()), budget.macs
+
+
+def narrowed(
+    teacher: Checkpoint,
+    groups: Sequence[ChannelGroup],
+    student: nn.Module,
+    architecture: Any,
+    train: Examples,
+    device: str = CPU,
+) -> nn.Module:
+    """Return the teacher with as many channels as a student has: those that `prune` would keep.
+
+    As with the criterion `reconstruction`, a channel is scored by what the layers that read it lose without
+    it once they are solved anew, and those are solved for the channels that stay. What the student has no
+    counterpart of stays whole.
+
+    Args:
+        teacher: The model; untouched.
+        groups: Its channels that can go.
+        student: The network, whose shapes alone are looked at.
+        architecture: Its description.
+        train: Training examples, of which the first `IMAGES` are looked at, without labels.
+        device: Where the teacher answers.
+
+    Raises:
+        DecantError: The network does not run a layer, or one receives NaN or infinity.
+    """
+    from decant.compression.channel_scores import by_reconstruction, refitted
+    from decant.compression.coupling import kept_of
+    from decant.compression.surgery import cut_
+
+    module = copy.deepcopy(teacher.module)
+    shapes = {
+        other: student.state_dict()[name].shape
+        for name, other in _counterparts(student.state_dict(), architecture, teacher.built_by)
+    }
+    fewer = [group for group in groups if _left(group, shapes) < group.count]
+    if not fewer:
+        return module
+    images = train.at_most(IMAGES).images
+    scores = by_reconstruction(module, fewer, images, DAMPING, device=device)
+    gone = {group.name: _lowest(scores[group.name], group.count - _left(group, shapes)) for group in fewer}
+    weights = refitted(module, fewer, gone, images, DAMPING, device=device)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            module.get_parameter(name).copy_(weight)
+    cut_(module, kept_of(module, fewer, gone))
+    return module
+
+
+def _left(group: ChannelGroup, shapes: dict[str, Sequence[int]]) -> int:
+    """Return how many of a group's channels a student has, given the shape of each counterpart."""
+    sizes = [
+        shapes[name][dim] // indices.shape[1]
+        for name, dim, indices in sorted(group.members, key=lambda member: member[1])
+        if len(shapes.get(name, ())) > dim
+    ]
+    return max(1, sizes[0]) if sizes else group.count
+
+
+def _lowest(scores: Tensor, count: int) -> Tensor:
+    """Return which channels [C] have the lowest scores; of equal ones the later."""
+    order = scores.flip(0).argsort(stable=True)[:count]
+    found = torch.zeros(len(scores), dtype=torch.bool)
+    found[len(scores) - 1 - order] = True
+    return found
 
 
 def inherit_(student: Any, architecture: Any, teacher: Any, of_teacher: Any) -> int:

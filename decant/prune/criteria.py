@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from decant.checkpoints.checkpoint import Checkpoint
-    from decant.prune.channels.coupling import ChannelGroup
-    from decant.prune.channels.scores import ChannelScores
+    from decant.compression.channel_scores import ChannelScores
+    from decant.compression.coupling import ChannelGroup
 
 Scores: TypeAlias = "dict[str, Tensor]"
 """Importance of each weight, by name, in the weight's shape; what scores least is removed first."""
@@ -32,6 +33,22 @@ SENSED = 1000
 
 LEAST_COST = 1e-30
 """What the errors of outputs count that none of these images depends on; a removed weight stays below."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of the weights to be scored.
+
+    Attributes:
+        masks: True where a weight survives, by the names of those that have masks.
+        names: The weights whose scores are asked for: others need none; all where None.
+    """
+
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    names: Sequence[str] | None = None
+
+
+EVERY = Asked()
 
 
 class Scoring(Section):
@@ -51,31 +68,18 @@ class Scoring(Section):
     runs: ClassVar[bool] = False
     structures: ClassVar[tuple[str, ...]] = ()
 
-    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+    def scores(self, module: nn.Module, examples: Examples, seed: int, asked: Asked = EVERY) -> Scores:
         """Return the score of each weight, finite and without gradient; the module is untouched.
 
         They are computed where the module lies.
-        """
-        raise NotImplementedError
-
-    def scores_within(
-        self,
-        module: nn.Module,
-        masks: Mapping[str, Tensor],
-        examples: Examples,
-        seed: int,
-        names: Sequence[str] | None = None,
-    ) -> Scores:
-        """Return the same, where it is known more of what is scored.
 
         Args:
             module: The network, in eval mode.
-            masks: True where a weight survives, by the names of those that have masks.
             examples: Training images.
             seed: For what is drawn.
-            names: The weights whose scores are asked for: others need none; all where None.
+            asked: Which scores are needed: more of them are allowed.
         """
-        return self.scores(module, examples, seed)
+        raise NotImplementedError
 
     def unscored(self, module: nn.Module) -> dict[str, str]:
         """Return why it has no scores for a weight, by its name: by default for embeddings alone."""
@@ -110,7 +114,7 @@ class Magnitude(Scoring):
     norm: Literal[1, 2] = 1
     folded: bool = False
 
-    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+    def scores(self, module: nn.Module, examples: Examples, seed: int, asked: Asked = EVERY) -> Scores:
         """Return |w| per weight, or its square."""
         scales = normalized_by(module) if self.folded else {}
         return {
@@ -132,7 +136,7 @@ class Random(Scoring):
 
     kind: Literal["random"] = "random"
 
-    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+    def scores(self, module: nn.Module, examples: Examples, seed: int, asked: Asked = EVERY) -> Scores:
         """Return a uniform draw in [0, 1) per weight, a function of the seed."""
         generator = torch.Generator().manual_seed(seed)
         return {
@@ -161,24 +165,13 @@ class Taylor(Scoring):
     kind: Literal["taylor"] = "taylor"
     images: TrainImages = 2000
 
-    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+    def scores(self, module: nn.Module, examples: Examples, seed: int, asked: Asked = EVERY) -> Scores:
         """Return |w * g| per weight.
 
         Raises:
             DecantError: There are no labels.
         """
-        return self.scores_within(module, {}, examples, seed)
-
-    def scores_within(
-        self,
-        module: nn.Module,
-        masks: Mapping[str, Tensor],
-        examples: Examples,
-        seed: int,
-        names: Sequence[str] | None = None,
-    ) -> Scores:
-        """Return the same of some weights."""
-        seen, weights = _seen(self.kind, examples, self.images), _named(module, names)
+        seen, weights = _seen(self.kind, examples, self.images), _named(module, asked.names)
         if seen.labels is None:
             raise DecantError(
                 f"criterion {self.kind} scores weights by the gradient of a loss on labels, and these "
@@ -228,20 +221,9 @@ class Fisher(Scoring):
     kind: Literal["fisher"] = "fisher"
     images: TrainImages = 1000
 
-    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+    def scores(self, module: nn.Module, examples: Examples, seed: int, asked: Asked = EVERY) -> Scores:
         """Return w^2 F / 2 per weight."""
-        return self.scores_within(module, {}, examples, seed)
-
-    def scores_within(
-        self,
-        module: nn.Module,
-        masks: Mapping[str, Tensor],
-        examples: Examples,
-        seed: int,
-        names: Sequence[str] | None = None,
-    ) -> Scores:
-        """Return the same of some weights."""
-        seen, weights = _seen(self.kind, examples, self.images), _named(module, names)
+        seen, weights = _seen(self.kind, examples, self.images), _named(module, asked.names)
         squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         # One by one: it is no slower than torch's vmap, which stops at what rounds by the range of a batch.
         with _differentiable(weights):
@@ -280,23 +262,12 @@ class Wanda(OfInputs):
     kind: Literal["wanda"] = "wanda"
     images: TrainImages = 1000
 
-    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+    def scores(self, module: nn.Module, examples: Examples, seed: int, asked: Asked = EVERY) -> Scores:
         """Return |w| * ||x|| per weight whose inputs can be seen."""
-        return self.scores_within(module, {}, examples, seed)
-
-    def scores_within(
-        self,
-        module: nn.Module,
-        masks: Mapping[str, Tensor],
-        examples: Examples,
-        seed: int,
-        names: Sequence[str] | None = None,
-    ) -> Scores:
-        """Return the same of some weights, whose layers alone are looked at."""
         from decant.reconstruction.hessians import norms
 
         seen = _seen(self.kind, examples, self.images)
-        sizes, weights = norms(module, seen.images, names), observable(module)
+        sizes, weights = norms(module, seen.images, asked.names), observable(module)
         return {
             name: (weights[name].detach().flatten(1).abs() * size).reshape(weights[name].shape)
             for name, size in sizes.items()
@@ -317,7 +288,7 @@ class Movement(Scoring):
     accumulates: ClassVar[bool] = True
     kind: Literal["movement"] = "movement"
 
-    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+    def scores(self, module: nn.Module, examples: Examples, seed: int, asked: Asked = EVERY) -> Scores:
         """Refuse: a network that stands still does not move.
 
         Raises:
@@ -355,23 +326,15 @@ class Obs(OfInputs):
         "outputs"
     )
 
-    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
-        """Return w^2 / [H^-1] per weight: the rise of its layer's mean squared output error."""
-        return self.scores_within(module, {}, examples, seed)
+    def scores(self, module: nn.Module, examples: Examples, seed: int, asked: Asked = EVERY) -> Scores:
+        """Return w^2 / [H^-1] per weight: the rise of its layer's mean squared output error.
 
-    def scores_within(
-        self,
-        module: nn.Module,
-        masks: Mapping[str, Tensor],
-        examples: Examples,
-        seed: int,
-        names: Sequence[str] | None = None,
-    ) -> Scores:
-        """Return the same with H of the survivors alone; what does not survive scores 0."""
-        from decant.prune.obs import saliencies
+        H is of the survivors alone; what does not survive scores 0.
+        """
+        from decant.reconstruction.obs import saliencies
 
         seen = _seen(self.kind, examples, self.images)
-        found = saliencies(module, seen.images, self.damping, masks, names)
+        found = saliencies(module, seen.images, self.damping, asked.masks, asked.names)
         rows = self.row_costs(module, list(found), examples)
         every = {
             n: moved(rows[n], each.device).reshape(-1, *[1] * (each.dim() - 1)) for n, each in found.items()
@@ -395,7 +358,7 @@ class OfChannels(Scoring):
     runs: ClassVar[bool] = True
     structures: ClassVar[tuple[str, ...]] = ("channels",)
 
-    def scores(self, module: nn.Module, examples: Examples, seed: int) -> Scores:
+    def scores(self, module: nn.Module, examples: Examples, seed: int, asked: Asked = EVERY) -> Scores:
         """Refuse: channels alone have scores.
 
         Raises:
@@ -432,7 +395,7 @@ class Reconstruction(OfChannels):
         self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples, device: str = CPU
     ) -> ChannelScores:
         """Return the error of the layers that read each channel, as shares of their outputs' squares."""
-        from decant.prune.channels.scores import by_reconstruction
+        from decant.compression.channel_scores import by_reconstruction
 
         seen = _seen(self.kind, examples, self.images)
         masks = {name: held.mask for name, held in parent.constraints.items() if held.mask is not None}
@@ -458,8 +421,8 @@ class Drift(OfChannels):
         self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples, device: str = CPU
     ) -> ChannelScores:
         """Return the distance without each channel, of classes in nats."""
+        from decant.compression.channel_scores import by_drift
         from decant.costs.divergence import distance
-        from decant.prune.channels.scores import by_drift
 
         images = _seen(self.kind, examples, self.images).images
         return by_drift(parent.module, groups, images, distance(parent.classes), device)

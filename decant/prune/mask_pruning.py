@@ -24,14 +24,14 @@ from decant.networks.record import record_of
 from decant.networks.structure import axis_of, compressible, tables, unordered
 from decant.prune.allocations import Counts
 from decant.prune.budgets import PruningBudget
-from decant.prune.criteria import Obs
+from decant.prune.criteria import Asked, Obs
 from decant.prune.masks import Candidates, Masks, masked, masks_of, probe_of, ranked, search, smallest
-from decant.prune.obs import Choose, reconstruct
 from decant.prune.origins import fresh
 from decant.prune.params import PruneParams
 from decant.prune.schedules import OneShot, Rounds
 from decant.prune.structures import Masked, Weights, split, zeros_after
 from decant.prune.targets import Target, check_possible, formatted, target_of, unmasked
+from decant.reconstruction.obs import Choose, reconstruct
 from decant.training.fit import EpochMetrics
 
 DRIFT_IMAGES = 1000
@@ -198,7 +198,7 @@ class MaskPruning:
         criterion = self.block.criterion
         scored = module or (fresh(self.parent, self.train) if criterion.fresh else self.parent.module)
         with self.placed(scored) as (there, masks):
-            every = criterion.scores_within(there, masks, self.train, self.seed, self.names)
+            every = criterion.scores(there, self.train, self.seed, Asked(masks, self.names))
             every = moved(dict(every), CPU)
         return ranked({name: every[name].detach() for name in self.names}, self._alive)
 

@@ -92,7 +92,8 @@ class Attention(Features):
     """Where a layer is active, whatever its width: maps of the sum of squares over channels.
 
     Each map is scaled to length 1 over its places; the loss is the mean over images and places of the squared
-    difference. Does not help at layers of few places, nor where fully connected layers do the work.
+    difference. Does not help at layers of few places, such as a last stage: take an early one; nor where
+    fully connected layers do the work.
 
     References:
         Zagoruyko and Komodakis, Paying More Attention to Attention, 2016. https://arxiv.org/abs/1612.03928
@@ -198,8 +199,10 @@ class Contrastive(Features):
     """The student's features of an image are told from those of others by the teacher's, and the other way.
 
     Both are mapped to `width` numbers of length 1 by linear maps that are trained beside. The critic is
-    h(t, s) = e / (e + m / M), where e = exp(t's / temperature), m is `negatives` and M the number of training
-    examples; the loss is - log h of the image's own pair - sum over the others of log(1 - h), mean over
+    h(t, s) = e / (e + m z), where e = exp(t's / temperature), m is `negatives` and z the mean of e over the
+    first batch and its negatives, which stays: with it the critic begins at 1 / (1 + m), which is right by
+    chance, whatever the temperature. (The paper writes 1 / M, over M examples, and normalizes e by M z in its
+    experiments.) The loss is - log h of the image's own pair - sum over the others of log(1 - h), mean over
     images, of the student against a memory of the teacher's features and of the teacher against one of the
     student's. Others are any other examples, drawn anew in each step from the recipe's seed. Does not help in
     a short training, in which most of a memory is never written; takes a memory of 2 * width * M numbers.
@@ -210,6 +213,9 @@ class Contrastive(Features):
 
     References:
         Tian et al., Contrastive Representation Distillation, 2019. https://arxiv.org/abs/1910.10699
+        Gutmann and Hyvarinen, Noise-Contrastive Estimation, 2010, for the normalization, which is estimated
+        and held as in Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination,
+        2018, section 3.2. https://arxiv.org/abs/1805.01978
     """
 
     kind: Literal["contrastive"] = "contrastive"

@@ -43,10 +43,15 @@ class Contrast(nn.Module):
         count: How many training examples there are.
         width: Numbers that each is mapped to.
         momentum: The share of an old entry.
+
+    Attributes:
+        levels: Of either memory, the logarithm of the mean power e over the first batch's pairs, which stays:
+            what noise-contrastive estimation divides by. Minus infinity until then.
     """
 
     students: Tensor
     teachers: Tensor
+    levels: Tensor
 
     def __init__(
         self, student: Sequence[int], teacher: Sequence[int], count: int, *, width: int, momentum: float
@@ -58,6 +63,7 @@ class Contrast(nn.Module):
         for name in ("students", "teachers"):
             bound = 1 / math.sqrt(width / 3)
             self.register_buffer(name, torch.empty(count, width).uniform_(-bound, bound))
+        self.register_buffer("levels", torch.full((2,), -math.inf))
 
     def forward(
         self,
@@ -82,10 +88,17 @@ class Contrast(nn.Module):
         own, other = _mapped(self.of_student, student), _mapped(self.of_teacher, teacher.detach())
         drawn = self._drawn(rows, negatives, generator)
         picked = torch.cat([rows[:, None], drawn], 1)
-        total = critic_loss(own, self.teachers[picked], temperature, len(self.teachers))
-        total = total + critic_loss(other, self.students[picked], temperature, len(self.students))
+        pairs = (own, self.teachers[picked]), (other, self.students[picked])
+        scores = [similarities_to(anchors, entries) / temperature for anchors, entries in pairs]
+        self._level_(scores)
+        first, second = (critic_loss(*each) for each in zip(scores, self.levels, strict=True))
         self._remember_(rows, own, other)
-        return total
+        return first + second
+
+    def _level_(self, scores: Sequence[Tensor]) -> None:
+        """Set the levels by the first batch."""
+        found = torch.stack([each.detach().logsumexp((0, 1)) - math.log(each.numel()) for each in scores])
+        self.levels = torch.where(self.levels == -math.inf, found, self.levels)
 
     def _drawn(self, rows: Tensor, negatives: int, generator: torch.Generator | None) -> Tensor:
         """Return other examples than each row's own, [N, negatives]."""
@@ -100,18 +113,20 @@ class Contrast(nn.Module):
                 memory[rows] = F.normalize(mixed)
 
 
-def critic_loss(anchors: Tensor, entries: Tensor, temperature: float, count: int) -> Tensor:
-    """Return - log h of each anchor's first entry less the sum of log(1 - h) of its others; mean, shape [].
+def similarities_to(anchors: Tensor, entries: Tensor) -> Tensor:
+    """Return the products [N, 1 + m] of anchors [N, D] with entries [N, 1 + m, D], which have no gradient."""
+    return torch.einsum("nd,nmd->nm", anchors, entries)
+
+
+def critic_loss(scores: Tensor, level: Tensor) -> Tensor:
+    """Return - log h of each row's first entry less the sum of log(1 - h) of its others; mean, shape [].
 
     Args:
-        anchors: [N, D].
-        entries: [N, 1 + m, D], without gradient.
-        temperature: Of h = e / (e + m / M), where e = exp(anchor' entry / temperature).
-        count: M.
+        scores: [N, 1 + m].
+        level: log z of h = e / (e + m z), where e = exp(score); shape [].
     """
-    scores = torch.einsum("nd,nmd->nm", anchors, entries) / temperature
-    # h is the sigmoid of the score less the log of m / M.
-    odds = scores - math.log((entries.shape[1] - 1) / count)
+    # h is the sigmoid of the score less the log of m z.
+    odds = scores - level - math.log(scores.shape[1] - 1)
     return -(F.logsigmoid(odds[:, 0]) + F.logsigmoid(-odds[:, 1:]).sum(1)).mean()
 
 

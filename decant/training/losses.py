@@ -12,7 +12,7 @@ from decant.errors import DecantError
 from decant.lazy import torch
 from decant.networks.devices import CPU
 from decant.schema import Section
-from decant.targets import CLASSES, Target
+from decant.targets import CLASSES, Target, Tokens
 from decant.training.feature_losses import Attention, Contrastive, Hints, Relational, Similarity
 from decant.training.logit_losses import (
     Decoupled,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from decant.training.recipe import Loss, Training
     from decant.training.teaching import Teaching
 
-OneLoss = Annotated[
+Kind = (
     Softmax
     | Temperature
     | Standardized
@@ -47,9 +47,11 @@ OneLoss = Annotated[
     | Relational
     | Similarity
     | Contrastive
-    | Smoothing,
-    Field(discriminator="kind"),
-]
+    | Smoothing
+)
+"""All losses but their mixtures."""
+
+OneLoss = Annotated[Kind, Field(discriminator="kind")]
 
 
 class Part(Section):
@@ -103,23 +105,7 @@ class Mix(Soft):
         return tuple(part.loss for part in self.parts)
 
 
-SoftTargets = Annotated[
-    Softmax
-    | Temperature
-    | Standardized
-    | MultiLevel
-    | Decoupled
-    | Dist
-    | Outputs
-    | Hints
-    | Attention
-    | Relational
-    | Similarity
-    | Contrastive
-    | Smoothing
-    | Mix,
-    Field(discriminator="kind"),
-]
+SoftTargets = Annotated[Kind | Mix, Field(discriminator="kind")]
 
 
 FEW_BITS = 3
@@ -176,7 +162,8 @@ def loss_of(
         return training.hard_loss(examples.target)
     soft = soft or Outputs()
     for member in soft.members():
-        _check_possible(member, bool(classes), examples.labels is not None)
+        logits = bool(classes) or isinstance(examples.target, Tokens)
+        _check_possible(member, logits, examples.labels is not None)
     if largest(soft.hard) and examples.labels is None:
         raise DecantError(
             f"loss.hard: {largest(soft.hard):g} of the loss is against labels, and these examples have "

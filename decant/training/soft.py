@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from decant.schema import Section
-from decant.targets import CLASSES, Target
+from decant.targets import CLASSES, NO_TOKEN, Target, Tokens, by_place
 from decant.training.ramps import Ramp, at
 
 if TYPE_CHECKING:
@@ -55,12 +55,24 @@ class Answers:
     generator: torch.Generator | None = None
 
 
+def by_token(answers: Answers, target: Target) -> Answers:
+    """Return answers with a row for each token that has a label, where the target is the next one.
+
+    What is soft is then a mean over tokens, as the target's own loss is; places behind a text count nothing.
+    """
+    if not isinstance(target, Tokens) or answers.labels is None:
+        return answers
+    there = answers.labels != NO_TOKEN
+    student, teacher = (by_place(each, there.shape[1])[there] for each in (answers.student, answers.teacher))
+    return replace(answers, student=student, teacher=teacher, labels=answers.labels[there])
+
+
 class Soft(Section):
     """What is learned from a teacher's answers, mixed with the target's own loss against labels.
 
     Attributes:
         hard: The share of the labels.
-        of_classes: Whether it compares probabilities, so that outputs have to be logits of classes.
+        of_classes: Whether it compares probabilities, so that outputs have to be logits of classes or tokens.
         of_labels: Whether it needs labels, whatever their share is.
     """
 
@@ -80,7 +92,7 @@ class Soft(Section):
             return self.soft(answers)
         share = at(self.hard, answers.progress)
         hard = target.loss(answers.student, answers.labels, smoothing=label_smoothing)
-        return share * hard + (1 - share) * self.soft(answers)
+        return share * hard + (1 - share) * self.soft(by_token(answers, target))
 
     def __call__(
         self,

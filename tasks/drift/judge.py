@@ -15,7 +15,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.costs.likeness import cosines
 from decant.errors import DecantError
 from decant.examples import Batch, Rows
-from decant.inputs import inputs_of
+from decant.inputs import alike, inputs_of
 from decant.networks.execution import make_deterministic, predict
 from tasks.drift import cuts
 from tasks.drift.features import Column, features
@@ -166,7 +166,7 @@ def _read(path: Path, model: Checkpoint, rows: int) -> Batch:
     """Return a file's first rows, once they are what the network takes."""
     batch = _named(path, model) if path.suffix in ENDINGS else splits.read(path).images
     found = inputs_of(batch.tensors) if isinstance(batch, Rows) else tuple(batch.shape[1:])
-    if found != model.shape:
+    if not alike(found, model.shape):
         raise DecantError(f"{path} has {_told(found)}, and the model takes {_told(model.shape)}")
     if len(batch) < FEWEST:
         raise DecantError(

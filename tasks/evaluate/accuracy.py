@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from decant.errors import DecantError
+from decant.evidence.significance import Z95
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -23,27 +24,6 @@ def top(count: int, logits: Tensor, labels: Tensor) -> float:
     """
     own = logits.gather(1, labels[:, None])
     return ((logits > own).sum(1) < count).double().mean().item()
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share observed in `count` independent trials.
-
-    Unlike share +- 1.96 sigma it stays inside [0, 1] and does not vanish at 0 and 1. Two models measured on
-    the same images differ more surely than two such intervals suggest: their errors are paired.
-
-    References:
-        Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927, J. Am. Stat.
-        Assoc. 22.
-    """
-    return _wilson_low(share, count), 1 - _wilson_low(1 - share, count)
-
-
-def _wilson_low(share: float, count: int) -> float:
-    """Return the lower end in [0, share]: the product of both ends over the upper one."""
-    z = 1.959963984540054
-    middle = share + z**2 / (2 * count)
-    reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return share**2 / (middle + reach)
 
 
 def mean_interval(values: Tensor) -> tuple[float, float, float]:
@@ -61,7 +41,7 @@ def mean_interval(values: Tensor) -> tuple[float, float, float]:
     """
     if len(values) < 2:
         raise DecantError(f"{len(values)} test row has no spread to judge a mean by; take two or more")
-    z, left = 1.959963984540054, len(values) - 1
+    z, left = Z95, len(values) - 1
     t = z + (z**3 + z) / (4 * left) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * left**2)
     mean, reach = values.double().mean().item(), t * values.double().std().item() / math.sqrt(len(values))
     return mean, mean - reach, mean + reach

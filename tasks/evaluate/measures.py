@@ -13,9 +13,10 @@ from decant.costs import counts
 from decant.costs.likeness import cosines as cosines_of
 from decant.costs.likeness import relative_errors
 from decant.errors import DecantError
+from decant.evidence.significance import wilson_interval
 from decant.targets import CLASSES, Classes, Target, Tokens
 from tasks.evaluate import accuracy
-from tasks.evaluate.marks import balanced, several
+from tasks.evaluate.marks import balanced, by_class, several
 from tasks.evaluate.numbers import Errors, apart
 from tasks.evaluate.tokens import Scores
 from tasks.pipeline.metrics import MANY, Metric, set_of
@@ -70,7 +71,7 @@ def measure(
     else:
         quality = _of_classes(outputs, reference, labels)
         if isinstance(target, Classes) and target.balanced:
-            quality = balanced(outputs, labels) | quality
+            quality |= balanced(outputs, labels)
     count = counts.parameters(model.module)
     row = quality | {
         "size_bytes": size,
@@ -87,12 +88,13 @@ def measure(
 
 def _of_classes(logits: Tensor, reference: Tensor, labels: Tensor) -> Metrics:
     share, many = accuracy.accuracy(logits, labels), logits.shape[1] >= MANY
-    low, high = accuracy.wilson_interval(share, len(labels))
+    low, high = wilson_interval(share, len(labels))
     return {
         "accuracy": share,
         "accuracy_low": low,
         "accuracy_high": high,
         **({"top5_accuracy": accuracy.top(5, logits, labels)} if many else {}),
+        **by_class(logits, labels),
         "nll": accuracy.nll(logits, labels),
         "calibration_error": accuracy.calibration_error(logits, labels),
         "agreement": accuracy.agreement(logits, reference),

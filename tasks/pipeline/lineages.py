@@ -19,6 +19,8 @@ from tasks.pipeline.params import PARAMS
 
 MODELS = Path("models")
 TEACHER = "teacher"
+SEEDS = "seeds"
+"""The folder in a model's own that has what other seeds made of the same recipe, by number."""
 
 Params = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ Stages write and read them, gates judge them, flows compare them: all by this ta
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -97,6 +97,12 @@ class MetricSet:
         """Every metric that has a better end, and whether that is the higher one."""
         return {metric.key: metric.better == "higher" for metric in self.metrics if metric.better}
 
+    @property
+    def gated(self) -> dict[str, bool]:
+        """Every metric that can have a gate: the same, and those that other stages measure beside them."""
+        beside = (metric for sets in EVIDENCE.values() for metric in sets[self.target])
+        return self.higher | {metric.key: metric.better == "higher" for metric in beside if metric.better}
+
 
 def interval(key: str) -> tuple[str, str]:
     """Return the keys of the ends of a metric's 95 % interval."""
@@ -177,6 +183,18 @@ def _share(key: str, title: str, meaning: str) -> Metric:
 MANY = 10
 """From how many classes on it is worth a number whether the right one is among the five likeliest."""
 
+_MACRO_F1 = _share(
+    "macro_f1",
+    "macro F1",
+    "F1, the harmonic mean of precision and recall, of each class or label; mean over them",
+)
+
+_BALANCED = _share(
+    "balanced_accuracy",
+    "balanced",
+    "balanced accuracy, the share of each class's test examples that are recognized; mean over the classes",
+)
+
 OF_CLASSES = MetricSet(
     target="classes",
     metrics=(
@@ -194,6 +212,9 @@ OF_CLASSES = MetricSet(
             ),
             always=False,
         ),
+        # Not in the files of models that were measured before these two were.
+        replace(_BALANCED, always=False),
+        replace(_MACRO_F1, always=False),
         Metric(
             "nll",
             0,
@@ -360,25 +381,14 @@ OF_NUMBERS = MetricSet(
 )
 """Of networks that predict numbers."""
 
-_MACRO_F1 = _share(
-    "macro_f1",
-    "macro F1",
-    "F1, the harmonic mean of precision and recall, of each class or label; mean over them",
-)
-
 OF_BALANCED = replace(
     OF_CLASSES,
     target="balanced",
     metrics=(
-        _share(
-            "balanced_accuracy",
-            "balanced",
-            "balanced accuracy, the share of each class's test examples that are recognized; mean "
-            "over the classes",
-        ),
+        _BALANCED,
         *_interval("balanced_accuracy", 0, 1),
         _MACRO_F1,
-        *OF_CLASSES.metrics,
+        *(each for each in OF_CLASSES.metrics if each.key not in (_BALANCED.key, _MACRO_F1.key)),
     ),
     quality="balanced_accuracy",
     headline=("balanced_accuracy", "macro_f1", *OF_CLASSES.headline),
@@ -482,15 +492,277 @@ OF_TOKENS = MetricSet(
 )
 """Of networks that predict the next token of a text."""
 
+_ERRORS = (
+    Metric(
+        "mean_corruption_error",
+        0,
+        math.inf,
+        "lower",
+        "mCE",
+        ".3f",
+        meaning="error under corruptions over the teacher's, mean over the corruptions; 1 is as stable as "
+        "the teacher",
+        always=False,
+    ),
+    Metric(
+        "relative_corruption_error",
+        0,
+        math.inf,
+        "lower",
+        "relative mCE",
+        ".3f",
+        meaning="what corruptions add to the error over what they add to the teacher's, mean over the "
+        "corruptions; above 1 a model lost more than its accuracy on clean inputs says",
+        always=False,
+    ),
+)
+"""How much worse corruptions make a model, beside its teacher; not where the teacher makes no error."""
+
+_WEIGHTS = (
+    Metric(
+        "l2_ratio",
+        0,
+        math.inf,
+        title="L2 ratio",
+        shown=".3f",
+        meaning="root of the sum of the squared weights over the teacher's, batch norms folded into them",
+    ),
+    Metric(
+        "lipschitz_ratio",
+        0,
+        math.inf,
+        "lower",
+        "Lipschitz ratio",
+        ".3f",
+        meaning="upper bound of how far a step of the inputs moves the answers, over the teacher's bound",
+        always=False,
+    ),
+)
+
+_STABLE_CLASSES = (
+    replace(
+        _share(
+            "corruption_accuracy",
+            "corrupted",
+            "share of corrupted test examples that are predicted rightly, mean over corruptions and "
+            "strengths",
+        ),
+        always=False,
+    ),
+    replace(
+        _share(
+            "corruption_agreement",
+            "corrupted agreement",
+            "share of corrupted test examples on which model and teacher predict the same class",
+        ),
+        always=False,
+    ),
+    *_ERRORS,
+    Metric(
+        "negative_flips",
+        0,
+        1,
+        "lower",
+        "negative flips %",
+        ".2f",
+        100,
+        meaning="share of test examples that the teacher predicts rightly and the model wrongly",
+    ),
+    Metric(
+        "logit_drift",
+        0,
+        math.inf,
+        "lower",
+        "drift, nats",
+        ".4f",
+        meaning="KL divergence of the model's class probabilities from the teacher's, mean over test "
+        "examples",
+    ),
+    Metric(
+        "worst_class_drop",
+        -1,
+        1,
+        "lower",
+        "worst class %",
+        ".2f",
+        100,
+        meaning="the teacher's accuracy on a class less the model's, for the class that lost most",
+    ),
+    Metric(
+        "classes_worse",
+        0,
+        math.inf,
+        "lower",
+        "classes worse",
+        ".0f",
+        meaning="classes on which the model is worse than chance explains (exact McNemar, Holm, 5 %)",
+    ),
+    Metric(
+        "mcnemar_p",
+        0,
+        1,
+        title="p",
+        shown=".3g",
+        meaning="how likely chance alone makes the accuracies of model and teacher differ as much (exact "
+        "McNemar); above 0.05 they are no different as far as this test set can tell",
+    ),
+    Metric(
+        "smallest_difference",
+        0,
+        1,
+        title="smallest difference %",
+        shown=".2f",
+        times=100,
+        meaning="the smallest difference from the teacher's accuracy that this test set shows in four of "
+        "five cases",
+    ),
+    *_WEIGHTS,
+)
+
+STABILITY = {
+    "classes": _STABLE_CLASSES,
+    "balanced": _STABLE_CLASSES,
+    "labels": (
+        replace(
+            _share(
+                "corruption_micro_f1", "corrupted micro F1", "micro F1, mean over corruptions and strengths"
+            ),
+            always=False,
+        ),
+        replace(
+            _share(
+                "corruption_agreement",
+                "corrupted agreement",
+                "share of marks of corrupted test examples that model and teacher set alike",
+            ),
+            always=False,
+        ),
+        *_ERRORS,
+        *_WEIGHTS,
+    ),
+    "numbers": (
+        Metric(
+            "corruption_mae",
+            0,
+            math.inf,
+            "lower",
+            "corrupted MAE",
+            ".4g",
+            meaning="mean absolute error on corrupted test examples, mean over corruptions and strengths",
+            always=False,
+        ),
+        Metric(
+            "corruption_from_teacher",
+            0,
+            math.inf,
+            "lower",
+            "corrupted from teacher",
+            ".4g",
+            meaning="mean absolute difference from what the teacher predicts for the same corrupted examples",
+            always=False,
+        ),
+        *_ERRORS,
+        *_WEIGHTS,
+    ),
+    "same": (
+        Metric(
+            "corruption_cosine",
+            -1,
+            1,
+            "higher",
+            "corrupted cosine",
+            ".4f",
+            meaning="cosine of the model's outputs and the teacher's for the same corrupted examples, mean "
+            "over corruptions and strengths",
+            always=False,
+        ),
+        Metric(
+            "corruption_cosine_least",
+            -1,
+            1,
+            "higher",
+            "worst corruption",
+            ".4f",
+            meaning="the same of the corruption and strength where it is lowest",
+            always=False,
+        ),
+        *_WEIGHTS,
+    ),
+    "tokens": _WEIGHTS,
+}
+"""What stability/<model>.json has, by the target's kind; the inputs' type decides which of them there are."""
+
+EXPLANATIONS = (
+    Metric(
+        "explanations_kept",
+        -1,
+        1,
+        "higher",
+        "reasons",
+        ".3f",
+        meaning="Spearman's rank correlation of the model's explanations with the teacher's, mean over test "
+        "examples and methods",
+        always=False,
+    ),
+    Metric(
+        "explanations_floor",
+        -1,
+        1,
+        title="floor",
+        shown=".3f",
+        meaning="the same of the teacher's explanations in two draws of each method",
+        always=False,
+    ),
+    Metric(
+        "explanations_top",
+        0,
+        1,
+        "higher",
+        "top features %",
+        ".1f",
+        100,
+        meaning="share of an example's most important features that are the same as the teacher's",
+        always=False,
+    ),
+    Metric(
+        "explanations_deletion",
+        -math.inf,
+        math.inf,
+        "higher",
+        "deletion",
+        ".3f",
+        meaning="how much lower the answer is while the features that explanations rank first are removed "
+        "than while random ones are; below 0 explanations mean nothing",
+        always=False,
+    ),
+    Metric(
+        "explanations_insertion",
+        -math.inf,
+        math.inf,
+        "higher",
+        "insertion",
+        ".3f",
+        meaning="how much higher the answer is with these features alone than with random ones alone",
+        always=False,
+    ),
+)
+"""What explain/<model>.json has; nothing where no explanation fits the inputs or the target."""
+
+EVIDENCE: Mapping[str, Mapping[str, tuple[Metric, ...]]] = {
+    "stability": STABILITY,
+    "explain": dict.fromkeys(("balanced", "classes", "same", "numbers", "labels", "tokens"), EXPLANATIONS),
+}
+"""What other stages than `evaluate` write of a model, in <folder>/<model>.json, by the target's kind."""
+
 SETS = (OF_BALANCED, OF_CLASSES, OF_OUTPUTS, OF_NUMBERS, OF_LABELS, OF_TOKENS)
-"""A row is of the first whose quality it has: balanced classes have the accuracy too."""
+"""A row is of the first whose quality has an interval there: all classes have the balanced accuracy."""
 
 BY_TARGET = {each.target: each for each in SETS}
 
-BETTER_HIGHER = {key: higher for each in SETS for key, higher in each.higher.items()}
+BETTER_HIGHER = {key: higher for each in SETS for key, higher in each.gated.items()}
 """Every metric that has a better direction, and whether that is up."""
 
 
 def set_of(keys: Collection[str]) -> MetricSet:
     """Return the set that a row with these keys is of; that of classes where it has no quality at all."""
-    return next((each for each in SETS if each.quality in keys), OF_CLASSES)
+    return next((each for each in SETS if interval(each.quality)[0] in keys), OF_CLASSES)

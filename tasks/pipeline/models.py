@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.files import load
 from decant.checkpoints.lineage import read_lineage
-from tasks.pipeline.lineages import MODELS, check_lineages, parents
+from decant.errors import DecantError
+from tasks.pipeline.lineages import MODELS, SEEDS, check_lineages, parents
 from tasks.pipeline.networks import network_of
 from tasks.pipeline.params import read_yaml
 
@@ -17,6 +21,30 @@ def load_model(name: str) -> Checkpoint:
         DecantError: As `load_models`.
     """
     return load_models(name)[name]
+
+
+def load_seeds(name: str) -> list[Checkpoint]:
+    """Return what other seeds made by the recipe of a model, in order; none where it asks for one.
+
+    Raises:
+        DecantError: One is missing, broken, or was made otherwise than the model.
+    """
+    params = read_yaml()
+    count = int(params["models"][name].get(SEEDS, 1)) if name in params["models"] else 1
+    folders = [MODELS / name / SEEDS / str(number) for number in range(2, count + 1)]
+    made = _unseeded(MODELS / name)
+    for folder in folders:
+        if _unseeded(folder) != made:
+            raise DecantError(
+                f"{folder} was made otherwise than {MODELS / name}; run `dvc repro -f -s compress@{name}`"
+            )
+    return [load(folder, build=network_of(name, params)) for folder in folders]
+
+
+def _unseeded(folder: Path) -> list[dict[str, Any]]:
+    """Return the steps of a lineage, the last without its seed and what was found out on the way."""
+    *before, last = read_lineage(folder).lineage.steps
+    return [*before, {key: last.get(key) for key in ("name", "op", "threads", "params", "parents", "data")}]
 
 
 def load_models(*names: str, with_parents: bool = False, data: str | None = None) -> dict[str, Checkpoint]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, Rows, Splits
-from decant.inputs import IDS, MASK, Inputs, TensorInput
+from decant.inputs import IDS, MASK, Inputs, Kind, TensorInput, kinds_of
 from decant.row_groups import RowGroups, group_rows, in_groups
 from decant.schema import Section, mistakes
 from decant.sealed import reading
@@ -193,7 +193,12 @@ def _images(table: pa.Table, header: _Header) -> Batch:
     for name, each in header.inputs.items():
         content = _values(table.column(f"input.{name}"), np.uint8).reshape(-1, _width(each))
         tensors[name] = _aligned(content, getattr(torch, each.dtype)).reshape(-1, *each.row)
-    return Rows(tensors, _declared(tensors, header.inputs))
+    return Rows(tensors, _declared(tensors, header.inputs), _kinds(header.inputs))
+
+
+def _kinds(inputs: Inputs) -> dict[str, Kind]:
+    """Return the kinds of inputs that are more than tensors."""
+    return {name: kind for name, kind in kinds_of(inputs).items() if kind != "tensor"}
 
 
 def _declared(tensors: Mapping[str, Tensor | RowGroups], inputs: Inputs) -> Inputs | None:
@@ -228,7 +233,7 @@ def _mapped(content: np.ndarray[Any, Any], file: pq.ParquetFile, header: _Header
         name: RowGroups(found[f"input.{name}"], each.row, getattr(torch, each.dtype))
         for name, each in header.inputs.items()
     }
-    return Rows(tensors, _declared(tensors, header.inputs))
+    return Rows(tensors, _declared(tensors, header.inputs), _kinds(header.inputs))
 
 
 def _pages(content: np.ndarray[Any, Any], metadata: Any, number: int, width: int) -> Iterator[Tensor]:

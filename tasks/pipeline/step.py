@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -20,6 +22,7 @@ from decant.errors import DecantError
 from decant.networks.architectures import FOREIGN
 from decant.networks.devices import CPU, find, made_on
 from decant.networks.execution import make_deterministic
+from decant.networks.processes import leave, number, together
 from decant.outputs import json_text, replacing
 from decant.recipes import counted
 from decant.schema import Block, Section
@@ -27,10 +30,11 @@ from decant.seeds import derive_seed
 from decant.training.resume import SCRATCH, Scratch, scratch
 from decant.training.run import Run
 from tasks.pipeline import splits
-from tasks.pipeline.lineages import MODELS, TEACHER, written
+from tasks.pipeline.lineages import MODELS, SEEDS, TEACHER, written
 from tasks.pipeline.models import load_models
 from tasks.pipeline.networks import with_functions
 from tasks.pipeline.params import read_section, read_yaml
+from tasks.pipeline.processes import PROCESSES, asked, in_processes, without
 from tasks.pipeline.record import ROOT, record
 
 S = TypeVar("S", bound=Section)
@@ -48,6 +52,7 @@ class Step(Generic[S]):
         seed: Of this model alone, derived from the name.
         threads: How many threads every sum is split over; the bits depend on it.
         params: What params.yaml says of this step, as it is written there.
+        number: Which of the seeds it is that the block asks for; the first makes the model.
     """
 
     name: str
@@ -56,6 +61,17 @@ class Step(Generic[S]):
     seed: int
     threads: int
     params: Mapping[str, Any]
+    number: int = 1
+
+    def repeated(self, seeds: int) -> list[Step[S]]:
+        """Return the step, and again with other seeds, so many in all."""
+        more = (replace(self, number=n, seed=derive_seed(self.seed, f"{n}")) for n in range(2, seeds + 1))
+        return [self, *more]
+
+    @property
+    def place(self) -> Path:
+        """Where trainings keep their state; a point stands in no model's name."""
+        return SCRATCH / (self.name if self.number == 1 else f"{self.name}.{self.number}")
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -69,21 +85,26 @@ class Step(Generic[S]):
 
     def _scratch(self, parents: Sequence[str]) -> Scratch:
         files = [MODELS / parent / file for parent in parents for file in DEPLOYED]
-        code = record(self.op, ROOT)
-        return scratch(SCRATCH / self.name, self.recipe, [splits.TRAIN, splits.VALIDATION, *files], code)
+        code, recipe = record(self.op, ROOT), without(self.recipe, PROCESSES)  # goes on with any number
+        return scratch(self.place, recipe, [splits.TRAIN, splits.VALIDATION, *files], code)
 
 
 def begin(name: str, section: str, op: str, schema: type[S]) -> Step[S]:
-    """Read the block of `name` and make the process deterministic.
+    """Read the block of `name` and make the process deterministic; start others where it asks for several.
 
     Raises:
-        DecantError: The block is not valid, or asks for a device that is not there.
+        DecantError: The block is not valid, asks for a device that is not there, or for another number of
+            processes than were started; or these are not alike.
     """
     seed, threads = read_section("seed", int), read_section(f"threads.{op}", int)
     make_deterministic(threads)
     block = read_section(section, schema)
-    find(getattr(block, "device", CPU))
-    return Step(name, op, block, derive_seed(seed, name), threads, written(name, read_yaml())["params"])
+    in_processes(count := asked(block))
+    step = Step(name, op, block, derive_seed(seed, name), threads, written(name, read_yaml())["params"])
+    code = hashlib.sha256(record(op, ROOT).encode()).hexdigest()[:12]
+    facts = {"recipe": json.dumps(step.params, sort_keys=True), "seed": str(step.seed), "tasks": code}
+    together(count, find(getattr(block, "device", CPU)), facts)
+    return step
 
 
 def begin_model(name: str, schema: type[B]) -> Step[B]:
@@ -103,27 +124,51 @@ def compress(name: str, schema: type[B], operation: Callable[..., Result]) -> No
     names, data = tuple(dict.fromkeys((step.block.from_, TEACHER))), training_images()
     models, seals = load_models(*names, data=data), {name: read_lineage(MODELS / name).seal for name in names}
     parent, teacher = models[step.block.from_], models[TEACHER]
-    result = operation(parent, step.block, images, teacher=teacher, run=step.run(*names))
-    write(step, result, seals)
+    steps = step.repeated(step.block.seeds)
+    made = [operation(parent, step.block, images, teacher=teacher, run=each.run(*names)) for each in steps]
+    write(step, made[0], seals, [*zip(steps, made, strict=True)][1:])
 
 
-def write(step: Step[S], result: Result, parents: Mapping[str, str] | None = None) -> None:
+def write(
+    step: Step[S],
+    result: Result,
+    parents: Mapping[str, str] | None = None,
+    others: Sequence[tuple[Step[S], Result]] = (),
+) -> None:
     """Print the ledger and write `models/<name>`: the model, its ledger, and a curve where it was trained.
 
     What was written is read again, and compared with the model in memory and with what the recipe promises.
+    Of several processes the first one alone does so.
 
     Args:
         step: What made it.
         result: What came out.
         parents: The seals of the models that it was made from, by name.
+        others: What other seeds made; each is a model of its own in `seeds/<number>` of the folder.
     """
+    leave()
+    if number() > 0:
+        return
     print("\n".join(lines(f"{step.name}: {step.op}", result.ledger)))
     if result.facts:
         print(f"  {', '.join(f'{name} {value}' for name, value in result.facts.items())}")
+    with replacing(MODELS / step.name) as folder:
+        folder.mkdir()
+        _save(step, result, parents or {}, folder)
+        for each, other in others:
+            _save(each, other, parents or {}, folder / SEEDS / str(each.number))
+    for note in result.notes:
+        print(f"  note: {note}")
+    for each in (step, *(each for each, _ in others)):
+        Scratch(each.place).clear()
+
+
+def _save(step: Step[S], result: Result, parents: Mapping[str, str], folder: Path) -> None:
+    """Write one model, read it again, and compare."""
     entry = {
         **step.recipe,
         "params": step.params,
-        "parents": dict(parents or {}),
+        "parents": dict(parents),
         "data": training_images(),
         "versions": {"torch": torch.__version__} | made_on(getattr(step.block, "device", CPU)),
     }
@@ -131,14 +176,9 @@ def write(step: Step[S], result: Result, parents: Mapping[str, str] | None = Non
     beside = {"ledger.json": json_text(as_json(result.ledger))}
     if result.curve:
         beside["curve.csv"] = _curve(result.curve)
-    with replacing(MODELS / step.name) as folder:
-        folder.mkdir()
-        save(model, folder, beside)
-        own = model.architecture if isinstance(model.architecture, FOREIGN) else None
-        check_written(model, load(folder, build=own), result.promises)
-    for note in result.notes:
-        print(f"  note: {note}")
-    Scratch(SCRATCH / step.name).clear()
+    save(model, folder, beside)
+    own = model.architecture if isinstance(model.architecture, FOREIGN) else None
+    check_written(model, load(folder, build=own), result.promises)
 
 
 def _curve(curve: Sequence[Mapping[str, float]]) -> str:

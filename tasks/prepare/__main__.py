@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decant.examples import Examples
 from decant.seeds import derive_seed
 from decant.targets import Classes
 from tasks.pipeline.params import read_section, validate
 from tasks.pipeline.stage import run
 from tasks.prepare import splits, tables
+from tasks.prepare.of_files import FolderParams, SoundParams
 from tasks.prepare.params import (
     ARRAYS,
     AnyData,
     DataParams,
-    FolderParams,
     PrepareParams,
     PythonParams,
-    SoundParams,
     TableParams,
     TextParams,
 )
@@ -58,7 +58,8 @@ def _write(params: AnyData, seed: int, drawn: Mapping[str, Any]) -> None:
         from tasks.prepare import own_pictures
 
         pictures = own_pictures.draw(params, seed)
-        train = pictures.splits["train"]
+        each = pictures.splits["train"]
+        train = each if isinstance(each, Examples) else each.form
         origin = own_pictures.Origin(params.source, train.classes)
         tables.write(own_pictures.alone(pictures), DATA, origin, drawn, train.target)
         _tell(pictures.notes)

@@ -15,8 +15,10 @@ from decant.examples import Examples, Rows
 from decant.inputs import inputs_of
 from decant.targets import Classes, Labels, Numbers
 from tasks.pipeline.arrays import read_arrays
-from tasks.prepare.own_tables import Drawn, scaled
-from tasks.prepare.params import ArrayOfClasses, ArrayOfLabels, ArrayOfNumbers, PrepareParams
+from tasks.prepare import parts
+from tasks.prepare.asked import ArrayOfClasses, ArrayOfLabels, ArrayOfNumbers
+from tasks.prepare.own_tables import Drawn, bytes_of, scaled
+from tasks.prepare.params import PrepareParams
 
 SHOWN = 8
 """Classes that a line names."""
@@ -50,10 +52,27 @@ def draw(params: PrepareParams, seed: int) -> Drawn:
         found[name], train = train.first(held), _taken(train, torch.arange(held, len(train)))
     splits = {"train": train, "validation": found["validation"], "test": found["test"]}
     _check_alike(splits)
-    if params.labels is None:
-        return Drawn(splits, [], {})
-    named = ARRAYS_OF[params.target.kind if params.target else "classes"](params, splits)
-    return Drawn(named, [*_unlearned(named)], {})
+    notes = [*filter(None, [_leak(splits, params.leak == "fail")])]
+    if params.labels is not None:
+        splits = ARRAYS_OF[params.target.kind if params.target else "classes"](params, splits)
+        notes += _unlearned(splits)
+    return Drawn(splits, [*notes, *_shares(splits)], {})
+
+
+def _leak(splits: Mapping[str, Examples], fail: bool) -> str:
+    """Return a sentence on the rows that two splits have; as of `parts.check_sums`."""
+    sums = {}
+    for name, each in splits.items():
+        assert isinstance(each.images, Rows)
+        sums[name] = parts.sums_of(bytes_of(each.images))
+    return parts.check_sums(sums, fail)
+
+
+def _shares(splits: Mapping[str, Examples]) -> Iterator[str]:
+    """Yield a line on each split: how many rows there are, and the classes' shares."""
+    for name, each in splits.items():
+        labels = each.known_labels.numpy() if each.classes else ()
+        yield parts.shares(name, len(each), labels, each.classes, "rows")
 
 
 def _read(params: PrepareParams, file: str) -> Examples:
@@ -62,11 +81,11 @@ def _read(params: PrepareParams, file: str) -> Examples:
     if params.labels and labels is None:
         raise DecantError(f"{file} has no {params.labels!r} (data.labels); it has {', '.join(tensors)}")
     names = params.inputs or tuple(tensors)
-    if missing := [name for name in names if name not in tensors]:
+    if missing := [name for name in (*names, *(params.kinds or {})) if name not in tensors]:
         raise DecantError(f"{file} has no {', '.join(missing)}; it has {', '.join(tensors) or 'nothing'}")
     try:
-        rows = Rows({name: tensors[name] for name in names})
-        inputs_of(rows.tensors)
+        rows = Rows({name: tensors[name] for name in names}, kinds=params.kinds or {})
+        inputs_of(rows.tensors, rows.kinds)
     except (DecantError, ValueError) as error:
         raise DecantError(f"{file}: {error}") from None
     for name in names:
@@ -144,8 +163,8 @@ def _with_numbers(params: PrepareParams, splits: dict[str, Examples]) -> dict[st
     names = params.target.names or (several if width > 1 else (params.labels,))
     _check_named(names, width)
     target = Numbers(names=names, scale=(1.0,) * width, penalty=params.target.loss)
-    found = {name: replace(each, target=target) for name, each in splits.items()}
-    return {name: replace(each, target=scaled(each, found["train"])) for name, each in found.items()}
+    known = scaled(target, splits["train"].known_labels)
+    return {name: replace(each, target=known) for name, each in splits.items()}
 
 
 def _with_labels(params: PrepareParams, splits: dict[str, Examples]) -> dict[str, Examples]:

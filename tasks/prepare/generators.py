@@ -11,11 +11,14 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from decant.errors import DecantError
 from decant.networks.python import function_of, sum_of_code, where
@@ -27,15 +30,34 @@ from tasks.pipeline.networks import check_tracked
 from tasks.pipeline.params import read_section, validate
 from tasks.pipeline.stage import report_errors
 from tasks.prepare.params import DataParams, PythonParams
+from tasks.prepare.room import Growing
 
-MOST_BYTES = 1 << 36
-"""Of all rows: they lie in memory together."""
+MOST_BYTES = 1 << 40
+"""Of all rows: a function that yields for ever is told before the disk is full, where that is so large."""
+
+SUM = 16
+"""Bytes of the sum of a row."""
 
 Row = dict[str, Any]
 """An array for each input, and plain values for what the network does not see."""
 
 
-def generate(params: PythonParams, seed: int) -> tuple[list[Row], str]:
+@dataclass(frozen=True)
+class Generated:
+    """Rows that a function yielded.
+
+    Attributes:
+        inputs: What the network sees, by name [N, ...]: large ones in files.
+        aside: What it does not see, by name: a value for each row.
+        code: The sum of the code.
+    """
+
+    inputs: dict[str, NDArray[Any]]
+    aside: dict[str, list[Any]]
+    code: str
+
+
+def generate(params: PythonParams, seed: int) -> Generated:
     """Return the rows of two runs that yield the same, and the sum of the code.
 
     Before each run Python's, numpy's and torch's generators of random numbers get the same seed. The second
@@ -49,18 +71,33 @@ def generate(params: PythonParams, seed: int) -> tuple[list[Row], str]:
         DecantError: Git does not track all of the code, or it has another sum than params.yaml says; the
             function fails, yields no row or what is none; or the two runs differ.
     """
-    rows, code = list(run_once(params, seed)), sum_of_code(Path(params.file), Path())
-    if not rows:
+    inputs: dict[str, Growing] = {}
+    aside: dict[str, list[Any]] = {name: [] for name in params.aside}
+    form: Row = {}
+    sums = bytearray()
+    for row in run_once(params, seed):
+        form = form or row
+        for name in aside:
+            aside[name].append(row[name])
+        for name in row.keys() - aside.keys():
+            inputs.setdefault(name, Growing(row[name].dtype)).add(row[name])
+        sums += bytes.fromhex(sum_of(row))
+    code = sum_of_code(Path(params.file), Path())
+    if not form:
         raise DecantError(f"{params.file}: {params.function} yields no row; give it some")
-    sums = _second_run(params)
-    differing = (number for number, row in enumerate(rows) if [sum_of(row)] != sums[number : number + 1])
-    number = next(differing, len(rows) if len(sums) > len(rows) else None)
-    if number is not None:
-        raise DecantError(
-            f"{params.file}: two runs of {params.function} differ, first at row {number + 1}; draw from a "
-            "generator with a seed of its own, sort sets and folders, and look at no clock"
-        )
-    return rows, code
+    _check_repeated(params, [sums[start : start + SUM].hex() for start in range(0, len(sums), SUM)])
+    arrays = {name: inputs[name].array().reshape(-1, *form[name].shape) for name in form if name not in aside}
+    return Generated(arrays, aside, code)
+
+
+def _check_repeated(params: PythonParams, sums: Sequence[str]) -> None:
+    """Refuse rows of which a second run yields others, by their sums."""
+    for number, (first, second) in enumerate(zip_longest(sums, _second_run(params)), start=1):
+        if first != second:
+            raise DecantError(
+                f"{params.file}: two runs of {params.function} differ, first at row {number}; draw from a "
+                "generator with a seed of its own, sort sets and folders, and look at no clock"
+            )
 
 
 def run_once(params: PythonParams, seed: int) -> Iterator[Row]:
@@ -92,7 +129,7 @@ def sum_of(row: Row) -> str:
         array = isinstance(value, np.ndarray)
         described = f"{name} {value.dtype.str} {value.shape}" if array else f"{name} {value!r}"
         found.update(described.encode() + b"\0" + (value.tobytes() if array else b""))
-    return found.hexdigest()[:32]
+    return found.hexdigest()[: 2 * SUM]
 
 
 def _function(params: PythonParams) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -17,28 +17,20 @@ from numpy.typing import NDArray
 
 from decant.errors import DecantError
 from decant.examples import Examples, Rows
+from decant.inputs import Kind as InputKind
 from decant.progress import progress_bar
 from decant.sealed import one_line
 from decant.targets import Classes
-from tasks.prepare import parts
+from tasks.prepare import parts, room
+from tasks.prepare.asked import AnyAnswer, OfClasses, answers
 from tasks.prepare.columns import Source, table_of
-from tasks.prepare.own_tables import Drawn, columns_of, divided, rows_of, with_target
-from tasks.prepare.params import (
-    SPLITS,
-    AnyAnswer,
-    Beside,
-    ByColumn,
-    ByFolder,
-    ByShares,
-    FilesParams,
-    OfClasses,
-)
+from tasks.prepare.of_files import Beside, FilesParams
+from tasks.prepare.own_tables import Drawn, columns_of, divided, known_of, rows_of
+from tasks.prepare.owned import NUMBERS
 from tasks.prepare.splits import Split
+from tasks.prepare.ways import SPLITS, ByColumn, ByFolder, ByShares, sorting
 
 LISTED = 20
-MOST_BYTES = 1 << 36
-"""Of all files once they are read, where they lie in memory together."""
-
 AHEAD = 64
 """Files that are read at a time, by as many threads as there are cores."""
 
@@ -99,10 +91,15 @@ def draw(params: FilesParams, seed: int, kind: Kind, read: Callable[[Path], NDAr
     content, kept, notes = _content(files.paths, kind, read, params.bad == "fail")
     rows = rows_of(files.split, files.target, files.source, kept, seed)
     columns, told, words = columns_of(params.table, files.source, rows)
-    inputs = {params.input: torch.from_numpy(content)} | columns
-    examples = with_target(files.target, files.source, Rows(inputs), rows, kind.one)
-    found, more = divided(examples, rows, params.leak == "fail", f"{kind.one}s")
+    inputs = Rows({params.input: torch.from_numpy(content)} | columns, kinds=_kinds(params, params.table))
+    known = known_of(files.target, files.source, rows, kind.one)
+    found, more = divided(inputs, known, rows, params.leak == "fail", f"{kind.one}s")
     return Drawn(found, [*notes, *told, *more], words)
+
+
+def _kinds(params: FilesParams, table: Beside) -> dict[str, InputKind]:
+    """Return what the inputs hold."""
+    return {params.input: params.kind} | ({NUMBERS: "numbers"} if table.numbers else {})
 
 
 @dataclass
@@ -124,7 +121,7 @@ class Files:
     paths: Sequence[Path]
     classes: Sequence[int]
     labels: list[int] = field(default_factory=list)
-    sums: list[bytes] = field(default_factory=list)
+    sums: bytearray = field(default_factory=bytearray)
     broken: list[str] = field(default_factory=list)
 
     @property
@@ -156,7 +153,7 @@ class Files:
                 self.broken.append(each)
                 continue
             self.labels.append(label)
-            self.sums.append(sha256(each.tobytes()).digest())
+            self.sums += sha256(each.tobytes()).digest()[: parts.DIGEST]
             yield each
 
 
@@ -167,12 +164,14 @@ class Streamed:
     Attributes:
         files: Them.
         name: What the input is called.
+        kinds: What it holds, by that name.
         classes: The classes' names.
         target: What the labels are.
     """
 
     files: Files
     name: str
+    kinds: Mapping[str, InputKind]
     classes: tuple[str, ...]
     target: Classes
 
@@ -195,7 +194,7 @@ class Streamed:
         return map(self._examples, self.files.parts(rows))
 
     def _examples(self, part: Split) -> Examples:
-        images = Rows({self.name: torch.from_numpy(part.images)})
+        images = Rows({self.name: torch.from_numpy(part.images)}, kinds=self.kinds)
         return Examples(images, torch.from_numpy(part.labels), self.classes, self.target)
 
 
@@ -215,8 +214,10 @@ class Stream:
     def rows(self) -> dict[str, Streamed]:
         """The splits as rows of one input, for a network of one's own."""
         params, target = self.params, Classes(balanced=self.params.balanced)
+        kinds = {params.input: params.kind}
         return {
-            name: Streamed(files, params.input, params.names, target) for name, files in self.splits.items()
+            name: Streamed(files, params.input, kinds, params.names, target)
+            for name, files in self.splits.items()
         }
 
     def check(self) -> list[str]:
@@ -233,7 +234,8 @@ class Stream:
         if empty := [name for name, split in splits.items() if not split.labels]:
             raise DecantError(f"{params.folder}: no {one} of {', '.join(empty)} can be read; repair them")
         parts.check_learned(splits["train"].labels, params.names, params.folder, one)
-        leak = parts.check_sums({name: split.sums for name, split in splits.items()}, params.leak == "fail")
+        sums = {name: np.frombuffer(each.sums, f"S{parts.DIGEST}") for name, each in splits.items()}
+        leak = parts.check_sums(sums, params.leak == "fail")
         shares = (
             parts.shares(name, len(splits[name].labels), splits[name].labels, params.names, f"{one}s")
             for name in SPLITS
@@ -324,7 +326,8 @@ def by_table(params: FilesParams, table: Beside, kind: Kind) -> Listed:
     folder = Path(params.folder)
     if not folder.is_dir():
         raise DecantError(f"No folder {folder} here; put the {kind.one}s there that {table.file} names")
-    source, paths = Source(Path(table.file)), list[Path]()
+    wanted = (table.path, *table.numbers, *table.categories, *answers(params.target), *sorting(params.split))
+    source, paths = Source(Path(table.file), wanted), list[Path]()
     for row, word in enumerate(source.words(table.path), start=1):
         if word is None:
             raise DecantError(f"{table.file}, row {row}: {table.path} is missing; leave such rows out")
@@ -342,12 +345,8 @@ def _content(
     paths: Sequence[Path], kind: Kind, read: Callable[[Path], NDArray[Any]], fail: bool
 ) -> tuple[NDArray[Any], parts.Rows, list[str]]:
     """Return all files as one array [N, ...], which of them could be read [M], and what to tell of others."""
-    size = len(paths) * math.prod(kind.shape) * np.dtype(kind.dtype).itemsize
-    if size > MOST_BYTES:
-        raise DecantError(
-            f"{len(paths):,} {kind.one}s take {size:,} bytes, at most {MOST_BYTES:,}; make each of them less"
-        )
-    content = np.zeros((len(paths), *kind.shape), kind.dtype)
+    content = room.empty((len(paths), *kind.shape), kind.dtype)
+    content[:] = 0
     kept, broken = list[int](), list[str]()
     with progress_bar(None, f"{kind.one}s", f"{kind.one}s", total=len(paths)) as bar:
         for place, found in enumerate(_each(paths, kind, read)):

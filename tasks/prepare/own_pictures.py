@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from decant.examples import Rows
+from decant.examples import Examples, Rows
 from tasks.prepare import own_files
+from tasks.prepare.of_files import FolderParams
 from tasks.prepare.own_files import Stream
-from tasks.prepare.own_tables import Drawn
-from tasks.prepare.params import FolderParams
+from tasks.prepare.own_tables import Drawn, Taken
 from tasks.prepare.splits import Split
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -52,14 +53,40 @@ def draw(params: FolderParams, seed: int) -> Drawn:
     return own_files.draw(params, seed, _kind(params), lambda path: picture(path, params))
 
 
-def alone(drawn: Drawn) -> dict[str, Split]:
+@dataclass(frozen=True)
+class Alone:
+    """Pictures and classes without the tensors around them.
+
+    Attributes:
+        rows: Them, of which the picture is the one input.
+    """
+
+    rows: Taken
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One picture [C, H, W]."""
+        return _plain(self.rows.form).shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def parts(self, rows: int) -> Iterator[Split]:
+        """Yield the pictures in order, `rows` at a time."""
+        return map(_plain, self.rows.parts(rows))
+
+
+def alone(drawn: Drawn) -> dict[str, Split | Alone]:
     """Return splits of pictures and classes without the tensors around them."""
-    found = {}
-    for name, each in drawn.splits.items():
-        assert isinstance(each.images, Rows)
-        (images,) = each.images.tensors.values()
-        found[name] = Split(images[:].numpy(), each.known_labels.numpy())
-    return found
+    return {
+        name: Alone(each) if isinstance(each, Taken) else _plain(each) for name, each in drawn.splits.items()
+    }
+
+
+def _plain(examples: Examples) -> Split:
+    assert isinstance(examples.images, Rows)
+    (images,) = examples.images.tensors.values()
+    return Split(images[:].numpy(), examples.known_labels.numpy())
 
 
 def picture(path: Path, params: FolderParams) -> NDArray[np.uint8]:

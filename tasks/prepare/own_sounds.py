@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from decant.errors import DecantError
 from tasks.prepare import own_files
+from tasks.prepare.of_files import SoundParams
 from tasks.prepare.own_files import Stream
 from tasks.prepare.own_tables import Drawn
-from tasks.prepare.params import SoundParams
 
 ENDINGS = (".wav", ".flac", ".ogg")
 ERRORS = (OSError, ValueError, RuntimeError)  # soundfile's own error is a RuntimeError

@@ -2,34 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decant.errors import DecantError
+from decant.errors import DecantError, Message
 from decant.examples import Examples, Rows, tensors_in
+from decant.inputs import Kind
+from decant.row_groups import is_large
 from decant.schema import did_you_mean
-from decant.targets import Classes, Labels, Numbers
-from tasks.prepare import parts
-from tasks.prepare.columns import Source, ordered
-from tasks.prepare.params import (
-    NUMBERS,
-    AnyAnswer,
-    Beside,
-    ByColumn,
-    ByShares,
-    OfClasses,
-    OfLabels,
-    OfNumbers,
-    OfTokens,
-    TableParams,
-)
+from decant.targets import CLASSES, Classes, Labels, Numbers, Target
+from tasks.prepare import parts, room
+from tasks.prepare.asked import AnyAnswer, OfClasses, OfLabels, OfNumbers, OfTokens, answers
+from tasks.prepare.columns import Source, Words, ordered
+from tasks.prepare.of_files import Beside
+from tasks.prepare.owned import NUMBERS
+from tasks.prepare.params import TableParams
+from tasks.prepare.ways import ByColumn, ByShares, sorting
+
+Places = parts.Rows
+
+SEEN = 1 << 12
+"""Rows whose bytes are looked at together."""
+
+
+class AllRows(Protocol):
+    """The inputs of all rows, wherever they lie; `Rows` are some."""
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def __getitem__(self, rows: slice | Tensor) -> Rows:
+        """Return some of them, in memory: of a slice, or at indices [M], int64."""
+
+
+class Known(NamedTuple):
+    """What is to be predicted of all rows.
+
+    Attributes:
+        labels: [N] or [N, K]; None where there are none.
+        classes: Their names; empty where there are none.
+        target: What the labels are.
+    """
+
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    target: Target = CLASSES
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The rows of a split, which are taken from all of them when they are written.
+
+    Attributes:
+        images: All rows.
+        known: What is known of all rows.
+        rows: Those of the split, in its order.
+    """
+
+    images: AllRows
+    known: Known
+    rows: Places
+
+    @property
+    def form(self) -> Examples:
+        """What the parts are like: of no row."""
+        return self._at(self.rows[:0])
+
+    @property
+    def width(self) -> int:
+        """How many bytes the inputs of a row take."""
+        return sum(math.prod(each.shape[1:]) * each.dtype.itemsize for each in tensors_in(self.form.images))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def parts(self, rows: int) -> Iterator[Examples]:
+        """Yield the rows in order, so many at a time."""
+        return (self._at(self.rows[start : start + rows]) for start in range(0, len(self), rows))
+
+    def whole(self) -> Examples:
+        """Return all rows of the split, in memory."""
+        return self._at(self.rows)
+
+    def _at(self, rows: Places) -> Examples:
+        places, (labels, classes, target) = torch.from_numpy(rows), self.known
+        return Examples(self.images[places], None if labels is None else labels[places], classes, target)
+
+
+Split = Examples | Taken
+"""Rows of a split: in memory where they are few, else taken when they are written."""
 
 
 class Drawn(NamedTuple):
@@ -41,7 +110,7 @@ class Drawn(NamedTuple):
         words: Of each category, those that the codes 1, 2, ... stand for.
     """
 
-    splits: dict[str, Examples]
+    splits: Mapping[str, Split]
     notes: list[str]
     words: dict[str, list[str]]
 
@@ -53,10 +122,13 @@ def draw(params: TableParams, seed: int) -> Drawn:
         DecantError: The file is no table; a column is missing or holds something else than is said; a split
             would be empty; or a class, a label or a category cannot be what it is said to be.
     """
-    source = Source(Path(params.file))
+    wanted = (*params.numbers, *params.categories, *answers(params.target), *sorting(params.split))
+    source = Source(Path(params.file), wanted)
     rows = rows_of(params.split, params.target, source, np.arange(len(source)), seed)
     inputs, notes, words = columns_of(params, source, rows)
-    found, more = divided(with_target(params.target, source, Rows(inputs), rows), rows, params.leak == "fail")
+    known = known_of(params.target, source, rows)
+    kinds: dict[str, Kind] = {NUMBERS: "numbers"} if params.numbers else {}
+    found, more = divided(Rows(inputs, kinds=kinds), known, rows, params.leak == "fail")
     return Drawn(found, [*notes, *more], words)
 
 
@@ -80,26 +152,26 @@ def rows_of(
         DecantError: A split would have no row, or a word is no split.
     """
     if isinstance(how, ByColumn):
-        words = source.words(how.column)
-        found = parts.by_words([words[row] for row in kept], how.column, str(source.path), seed)
-        return {name: kept[chosen] for name, chosen in found.items()}
-    groups: Sequence[Any] | None = None
+        return parts.by_words(source.words(how.column), kept, how.column, str(source.path), seed)
+    groups: NDArray[np.int64] | None = None
     if how.groups is not None:
         # A missing group is a group of its own: nothing says what such a row belongs to.
-        groups = [row if word is None else word for row, word in enumerate(source.words(how.groups))]
+        words = source.words(how.groups)
+        groups = np.where(words.codes < 0, len(words.known) + np.arange(len(words)), words.codes)
     elif how.stratified and isinstance(target, OfClasses):
-        groups = source.words(target.column)
-    groups = None if groups is None else [groups[row] for row in kept]
+        groups = source.words(target.column).codes.astype(np.int64)
+    groups = None if groups is None else groups[kept]
     return {name: kept[chosen] for name, chosen in parts.by_shares(how, len(kept), seed, groups).items()}
 
 
 def divided(
-    examples: Examples, rows: Mapping[str, parts.Rows], fail: bool, what: str = "rows"
-) -> tuple[dict[str, Examples], list[str]]:
+    images: AllRows, known: Known, rows: Mapping[str, parts.Rows], fail: bool, what: str = "rows"
+) -> tuple[dict[str, Split], list[str]]:
     """Return the splits of all rows, and what to tell of them: what leaks, and the classes' shares.
 
     Args:
-        examples: All rows.
+        images: The inputs of all rows.
+        known: What is to be predicted of them.
         rows: Which go into each split.
         fail: Whether the same row in two splits is an error.
         what: What rows are called.
@@ -107,10 +179,14 @@ def divided(
     Raises:
         DecantError: It is one, and there are some; or a number is the same in all training rows.
     """
-    found = {name: _taken(examples, torch.from_numpy(chosen)) for name, chosen in rows.items()}
-    found = {name: replace(each, target=scaled(each, found["train"])) for name, each in found.items()}
-    leak = parts.check_leaks({name: _bytes(each) for name, each in found.items()}, fail)
-    return found, [*filter(None, [leak]), *_shares(found, what)]
+    if known.labels is not None and isinstance(known.target, Numbers):
+        train = known.labels[torch.from_numpy(rows["train"])]
+        known = known._replace(target=scaled(known.target, train))
+    sums = parts.sums_of(bytes_of(images))
+    leak = parts.check_sums({name: sums[chosen] for name, chosen in rows.items()}, fail)
+    found = {name: Taken(images, known, chosen) for name, chosen in rows.items()}
+    splits = {name: each if is_large(len(each), each.width) else each.whole() for name, each in found.items()}
+    return splits, [*filter(None, [leak]), *_shares(known, rows, what)]
 
 
 def columns_of(
@@ -122,9 +198,10 @@ def columns_of(
         numbers = source.numbers(params.numbers, gaps=params.missing == "keep")
         found[NUMBERS] = torch.from_numpy(numbers)
         for name, column in zip(params.numbers, numbers.T, strict=True):
-            if np.isnan(column[rows["train"]]).all():
+            there = ~np.isnan(column)
+            if not there[rows["train"]].any():
                 raise DecantError(f"{params.file}: {name} is missing in all training rows; leave it out")
-            if gaps := int(np.isnan(column).sum()):
+            if gaps := len(there) - int(there.sum()):
                 notes.append(f"{name}: {gaps:,} of {len(column):,} values are missing")
     for name in params.categories:
         codes, words = _coded(source.words(name), rows["train"])
@@ -136,66 +213,74 @@ def columns_of(
     return found, notes, known
 
 
-def _coded(words: Sequence[str | None], train: NDArray[np.intp]) -> tuple[NDArray[np.int64], list[str]]:
+def _coded(words: Words, train: NDArray[np.intp]) -> tuple[NDArray[np.int64], list[str]]:
     """Return a code for each word [N], from 1 in sorted order; 0 where training rows have no such word."""
-    known = ordered(word for row in train if (word := words[row]) is not None)
-    codes = {word: code for code, word in enumerate(known, start=1)}
-    return np.array([0 if word is None else codes.get(word, 0) for word in words], np.int64), known
+    known = ordered(words.among(train))
+    return words.places(known) + 1, known
 
 
-def with_target(
-    target: AnyAnswer | None,
-    source: Source,
-    images: Rows,
-    rows: Mapping[str, parts.Rows],
-    one: str = "row",
-) -> Examples:
-    """Return all rows with their labels.
+def known_of(
+    target: AnyAnswer | None, source: Source, rows: Mapping[str, parts.Rows], one: str = "row"
+) -> Known:
+    """Return what is to be predicted of all rows.
 
     Args:
-        target: What is to be predicted.
+        target: What it is.
         source: The table that has it.
-        images: The inputs of all rows of the table.
         rows: Which go into each split: what `train` does not have cannot be learned.
         one: What a row is called.
 
     Raises:
         DecantError: A value is missing, is of a class that no training row has, or is no number.
     """
-    file = str(source.path)
     if isinstance(target, OfNumbers):
         values = torch.from_numpy(source.numbers(target.columns, gaps=False))
         scale = (1.0,) * len(target.columns)
-        return Examples(images, values, (), Numbers(names=target.columns, scale=scale, penalty=target.loss))
+        return Known(values, target=Numbers(names=target.columns, scale=scale, penalty=target.loss))
     if isinstance(target, OfClasses):
-        words = source.words(target.column)
-        if None in words:
-            raise DecantError(
-                f"{file}, row {words.index(None) + 1}: {target.column} is missing; leave such rows out"
-            )
-        names = target.names or _names(({words[row]} for row in rows["train"]), target.column, file)
-        place = _places(names, target.column, file)
-        labels = [place(word, row) for row, word in enumerate(words)]
-        parts.check_learned((labels[row] for row in rows["train"]), names, file, one)
-        return Examples(images, torch.tensor(labels), names, Classes(balanced=target.balanced))
+        return _classes(target, source, rows["train"], one)
     if isinstance(target, OfLabels):
-        lists = source.lists(target.column, target.separator)
-        names = target.names or _names((lists[row] for row in rows["train"]), target.column, file)
-        marks, place = torch.zeros(len(lists), len(names)), _places(names, target.column, file)
-        for row, found in enumerate(lists):
-            for word in found:
-                marks[row, place(word, row)] = 1.0
-        return Examples(images, marks, (), Labels(names=names))
-    return Examples(images, None, ())
+        return _labels(target, source, rows["train"])
+    return Known()
 
 
-def _names(words: Iterator[Any], column: str, file: str) -> tuple[str, ...]:
+def _classes(target: OfClasses, source: Source, train: parts.Rows, one: str) -> Known:
+    file, words = str(source.path), source.words(target.column)
+    if len(missing := np.flatnonzero(words.codes < 0)):
+        raise DecantError(f"{file}, row {missing[0] + 1}: {target.column} is missing; leave such rows out")
+    names = target.names or _names(words.among(train), target.column, file)
+    labels = words.places(names)
+    if len(strange := np.flatnonzero(labels < 0)):
+        first = int(strange[0])
+        raise DecantError(_unknown(words[first], first, names, target.column, file))
+    parts.check_learned(labels[train], names, file, one)
+    return Known(torch.from_numpy(labels), names, Classes(balanced=target.balanced))
+
+
+def _labels(target: OfLabels, source: Source, train: parts.Rows) -> Known:
+    """Return marks [N, L]."""
+    file, lists = str(source.path), source.lists(target.column, target.separator)
+    rows, trained = lists.rows, np.zeros(len(lists), bool)
+    trained[train] = True
+    said = lists.words.among(np.flatnonzero(trained[rows]))
+    names = target.names or _names(said, target.column, file)
+    places = lists.words.places(names)
+    if len(strange := np.flatnonzero(places < 0)):
+        first = int(strange[0])
+        raise DecantError(_unknown(lists.words[first], int(rows[first]), names, target.column, file))
+    marks = room.empty((len(lists), len(names)), np.float32)
+    marks[:] = 0
+    marks[rows, places] = 1
+    return Known(torch.from_numpy(marks), target=Labels(names=names))
+
+
+def _names(words: Iterable[str], column: str, file: str) -> tuple[str, ...]:
     """Return the words of the training rows, in order.
 
     Raises:
         DecantError: There are fewer than two.
     """
-    names = tuple(ordered(str(word) for row in words for word in row))
+    names = tuple(ordered(words))
     if len(names) < 2:
         raise DecantError(
             f"{file}: {column} has {len(names)} class in the training rows, expected two or more; there is "
@@ -204,49 +289,40 @@ def _names(words: Iterator[Any], column: str, file: str) -> tuple[str, ...]:
     return names
 
 
-def _places(names: tuple[str, ...], column: str, file: str) -> Callable[[Any, int], int]:
-    """Return what gives the place of a word in `names`; its second argument is the row, for the error."""
-    places = {name: place for place, name in enumerate(names)}
-
-    def place(word: Any, row: int) -> int:
-        if str(word) not in places:
-            raise DecantError(
-                f"{file}, row {row + 1}: {column} is {word!r}, which no training row has and `names` do not "
-                f"name{did_you_mean(str(word), names)}"
-            )
-        return places[str(word)]
-
-    return place
+def _unknown(word: str | None, row: int, names: Sequence[str], column: str, file: str) -> Message:
+    """Say that a word is none of those that can be learned."""
+    return (
+        f"{file}, row {row + 1}: {column} is {word!r}, which no training row has and `names` do not "
+        f"name{did_you_mean(str(word), names)}"
+    )
 
 
-def scaled(examples: Examples, train: Examples) -> Any:
-    """Return the target of examples, numbers with the deviation of each over the training rows.
+def scaled(target: Any, labels: Tensor) -> Any:
+    """Return a target, numbers with the deviation of each over the labels [N, K] of the training rows.
 
     Raises:
         DecantError: A number is the same in all of these.
     """
-    target = examples.target
     if not isinstance(target, Numbers):
         return target
-    deviations = train.known_labels.double().std(0, correction=0).tolist()
+    deviations = labels.double().std(0, correction=0).tolist()
     if constant := [name for name, found in zip(target.names, deviations, strict=True) if found == 0]:
         raise DecantError(f"data.target: {', '.join(constant)} is the same in all training rows")
     return target.model_copy(update={"scale": tuple(float(f"{each:.6g}") for each in deviations)})
 
 
-def _taken(examples: Examples, rows: Tensor) -> Examples:
-    labels = None if examples.labels is None else examples.labels[rows]
-    return replace(examples, images=examples.images[rows], labels=labels)
-
-
-def _bytes(examples: Examples) -> Iterator[bytes]:
+def bytes_of(images: AllRows) -> Iterator[bytes]:
     """Yield the bytes of each row."""
-    columns = [np.ascontiguousarray(tensor[:].numpy()) for tensor in tensors_in(examples.images)]
-    return (b"".join(column[row].tobytes() for column in columns) for row in range(len(examples)))
+    for start in range(0, len(images), SEEN):
+        tensors = [each[:].contiguous() for each in tensors_in(images[start : start + SEEN])]
+        columns = [each.reshape(len(each), -1).view(torch.uint8).numpy() for each in tensors]
+        yield from (b"".join(column[row].tobytes() for column in columns) for row in range(len(columns[0])))
 
 
-def _shares(splits: Mapping[str, Examples], what: str) -> Iterator[str]:
+def _shares(known: Known, rows: Mapping[str, parts.Rows], what: str) -> Iterator[str]:
     """Yield a line for each split."""
-    for name, each in splits.items():
-        labels = each.known_labels.tolist() if each.classes else ()
-        yield parts.shares(name, len(each), labels, each.classes, what)
+    for name, each in rows.items():
+        labels = (
+            known.labels[torch.from_numpy(each)].numpy() if known.classes and known.labels is not None else ()
+        )
+        yield parts.shares(name, len(each), labels, known.classes, what)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,15 +15,22 @@ from torch import Tensor
 
 from decant.errors import DecantError
 from decant.examples import Examples, Rows
-from decant.inputs import IDS, LENGTH, MASK, TensorInput
+from decant.inputs import IDS, LENGTH, MASK, Inputs, TensorInput
 from decant.targets import Tokens, next_tokens
-from tasks.prepare import own_tables
-from tasks.prepare.columns import LONG_READERS, Source
-from tasks.prepare.params import LINES, OfTokens, TextParams
-from tasks.prepare.tokens import Coded, encoded, read_tokenizer
+from tasks.prepare import own_tables, readers
+from tasks.prepare.asked import OfTokens, answers
+from tasks.prepare.columns import Source
+from tasks.prepare.owned import LINES
+from tasks.prepare.params import TextParams
+from tasks.prepare.tokens import Coded, Coder, encoded, read_tokenizer
+from tasks.prepare.ways import sorting
 
 COLUMN = "text"
 """What the column of a file of lines is called."""
+
+
+BATCH = 1 << 10
+"""Texts that become tokens together."""
 
 
 class Drawn(NamedTuple):
@@ -33,7 +41,7 @@ class Drawn(NamedTuple):
         sizes: Of texts whose next tokens are predicted, bytes of each, by split; None of others.
     """
 
-    splits: dict[str, Examples]
+    splits: Mapping[str, own_tables.Split]
     sizes: dict[str, Tensor] | None
 
 
@@ -44,34 +52,70 @@ def draw(params: TextParams, seed: int) -> tuple[Drawn, list[str]]:
         DecantError: A file is missing or broken; a text is empty or no UTF-8, and none is to be skipped; or
             as of a table.
     """
-    tokenizer = read_tokenizer(Path(params.tokenizer))
-    source = _source(Path(params.file))
+    coder = Coder(read_tokenizer(Path(params.tokenizer)), params.length)
     column = params.column or COLUMN
-    texts, wrong = readable(source.raw(column))
-    coded = encoded(tokenizer, [text or "" for text in texts], params.length)
+    source = _source(Path(params.file), (column, *answers(params.target), *sorting(params.split)))
+    wrong: dict[int, str] = {}
+    coded = encoded(coder, _texts(source, column, wrong))
     least = 2 if isinstance(params.target, OfTokens) else 1
     for row in np.flatnonzero(coded.lengths < least).tolist():
         wrong.setdefault(row, f"has {coded.lengths[row]} tokens, expected {least} or more")
     notes = _bad(params, wrong, column, len(source))
     rows = _left(own_tables.rows_of(params.split, params.target, source, np.arange(len(source)), seed), wrong)
-    inputs = _rows(coded, params.fixed)
-    notes.append(_lengths(coded, params))
-    examples = _with_target(params, source, inputs, rows, coded.vocabulary)
-    found, more = own_tables.divided(examples, rows, params.leak == "fail")
+    notes.append(_lengths(coded, params, coder.vocabulary))
+    known = _known(params, source, rows, coder.vocabulary)
+    texts = Texts(coded, inputs_of(coded, coder.vocabulary, params.fixed))
+    found, more = own_tables.divided(texts, known, rows, params.leak == "fail")
     sizes = None
-    if isinstance(examples.target, Tokens):
+    if isinstance(known.target, Tokens):
         sizes = {name: torch.from_numpy(coded.sizes[rows[name]]) for name in rows}
+        found = {name: _with_next(each) for name, each in found.items()}
     return Drawn(found, sizes), [*notes, *more]
 
 
-def _source(path: Path) -> Source:
+@dataclass(frozen=True)
+class Texts:
+    """Tokens and masks of all texts, which lie there without their padding.
+
+    Attributes:
+        coded: The tokens.
+        inputs: What a network takes of them.
+    """
+
+    coded: Coded
+    inputs: Inputs
+
+    def __len__(self) -> int:
+        return len(self.coded.lengths)
+
+    def __getitem__(self, rows: slice | Tensor) -> Rows:
+        """Return tokens and masks [M, L] of some texts."""
+        places = np.arange(len(self))[rows] if isinstance(rows, slice) else rows.numpy()
+        found = {IDS: self.coded.ids(places), MASK: self.coded.mask(places)}
+        tensors = {name: torch.from_numpy(each) for name, each in found.items()}
+        return Rows(tensors, self.inputs, dict.fromkeys(tensors, "text"))
+
+
+def _source(path: Path, columns: Sequence[str]) -> Source:
     """Return the table, or a file's lines as one of a single column of bytes."""
     if path.suffix != LINES:
-        return Source(path, LONG_READERS)
+        return Source(path, columns, long=True)
     if not path.is_file():
         raise DecantError(f"No {path} here; put the file there, or name another")
+    if path.stat().st_size > readers.SMALL:
+        return Source.of(path, readers.lines(path, COLUMN))
     lines = [line.removesuffix(b"\r") for line in path.read_bytes().removesuffix(b"\n").split(b"\n")]
     return Source.of(path, pa.table({COLUMN: pa.array(lines, pa.binary())}))
+
+
+def _texts(source: Source, column: str, wrong: dict[int, str]) -> Iterator[list[str]]:
+    """Yield texts some at a time, empty where there is none; note what is wrong by row."""
+    start = 0
+    for values in source.raw(column, BATCH):
+        texts, found = readable(values)
+        wrong.update({start + row: what for row, what in found.items()})
+        start += len(values)
+        yield [text or "" for text in texts]
 
 
 def readable(values: Sequence[bytes | None]) -> tuple[list[str | None], dict[int, str]]:
@@ -119,34 +163,37 @@ def _left(rows: dict[str, NDArray[np.intp]], wrong: Mapping[int, str]) -> dict[s
     return left
 
 
-def _rows(coded: Coded, fixed: bool) -> Rows:
-    """Return tokens and masks [N, L], and what a network takes of them."""
-    places = coded.ids.shape[1]
+def inputs_of(coded: Coded, vocabulary: int, fixed: bool) -> Inputs:
+    """Return what a network takes of tokens and masks [N, L]."""
+    places = coded.places
     shape = {"shape": [places]} if fixed else {"shape": [LENGTH], "example": [places]}
-    inputs = {
-        name: TensorInput.model_validate({"dtype": "int64", "at_least": 0, "below": below} | shape)
-        for name, below in ((IDS, coded.vocabulary), (MASK, 2))
+    return {
+        name: TensorInput.model_validate(
+            {"kind": "text", "dtype": "int64", "at_least": 0, "below": below} | shape
+        )
+        for name, below in ((IDS, vocabulary), (MASK, 2))
     }
-    mask = np.arange(places) < coded.lengths[:, None]
-    return Rows({IDS: torch.from_numpy(coded.ids), MASK: torch.from_numpy(mask.astype(np.int64))}, inputs)
 
 
-def _with_target(
-    params: TextParams,
-    source: Source,
-    rows: Rows,
-    parts: Mapping[str, NDArray[np.intp]],
-    vocabulary: int,
-) -> Examples:
-    if not isinstance(params.target, OfTokens):
-        return own_tables.with_target(params.target, source, rows, parts)
-    labels = next_tokens(rows.tensors[IDS][:], rows.tensors[MASK][:])
-    return Examples(rows, labels, (), Tokens(vocabulary=vocabulary))
+def _known(
+    params: TextParams, source: Source, rows: Mapping[str, NDArray[np.intp]], vocabulary: int
+) -> own_tables.Known:
+    if isinstance(params.target, OfTokens):
+        return own_tables.Known(target=Tokens(vocabulary=vocabulary))
+    return own_tables.known_of(params.target, source, rows)
 
 
-def _lengths(coded: Coded, params: TextParams) -> str:
+def _with_next(split: own_tables.Split) -> own_tables.Split:
+    """Return texts in memory with the next tokens as labels; others get them when they are read."""
+    if not isinstance(split, Examples):
+        return split
+    assert isinstance(split.images, Rows)
+    return replace(split, labels=next_tokens(*(split.images.tensors[name][:] for name in (IDS, MASK))))
+
+
+def _lengths(coded: Coded, params: TextParams, vocabulary: int) -> str:
     middle, full = int(np.median(coded.lengths)), int((coded.lengths == params.length).sum())
     return (
         f"{len(coded.lengths):,} texts of {middle:,} tokens in the middle, {full:,} of {params.length:,} or "
-        f"more; {coded.vocabulary:,} tokens in all"
+        f"more; {vocabulary:,} tokens in all"
     )

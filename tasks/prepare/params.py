@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PlainValidator, Tag, field_validator, model_validator
 
+from decant.inputs import Kind
 from decant.networks.python import Python
-from decant.schema import Fraction, Section, did_you_mean
-from decant.targets import Named, NumbersLoss, Squared
+from decant.schema import Section, did_you_mean
+from tasks.prepare.asked import (
+    CLASSES,
+    ArrayOfClasses,
+    ArrayTarget,
+    TextTarget,
+    answers,
+    measured,
+)
+from tasks.prepare.of_files import PICTURES, SOUNDS, SoundParams
+
+# `validate` reads all schemas here.
+from tasks.prepare.of_files import FilesParams as FilesParams
+from tasks.prepare.of_files import FolderParams as FolderParams
+from tasks.prepare.owned import (
+    LINES,
+    NUMBERS,
+    OWN,
+    TABLES,
+    File,
+    OfRows,
+    Own,
+    Words,
+    check_unseen,
+    inside,
+    readable_table,
+)
 from tasks.prepare.sources import SOURCES
+from tasks.prepare.ways import ByColumn, ByShares, Column, sorting
 
 ARRAYS = "arrays"
 TABLE = "table"
 TEXT = "text"
-PICTURES = "folder"
-SOUNDS = "sound"
 PYTHON = "python"
-NUMBERS = "numbers"
-"""What the input of a table's numbers is called."""
-
 FOLDER = "data/arrays"
-OWN = "data/own"
 CODE = "networks"
 """Where code of one's own lies, of which DVC knows when it changes."""
 
@@ -40,47 +60,7 @@ def _held(value: Any) -> int | str:
     raise ValueError(f"must be a whole number from 1 to {MOST:,}, or a file of arrays")
 
 
-File = Annotated[str, Field(max_length=400)]
 Held = Annotated[int | str, PlainValidator(_held)]
-
-
-class ArrayOfClasses(Section):
-    """Whole numbers [N] from 0.
-
-    Attributes:
-        balanced: Whether models are compared by the mean over classes.
-    """
-
-    kind: Literal["classes"] = "classes"
-    balanced: bool = False
-
-
-class ArrayOfNumbers(Section):
-    """Numbers [N] or [N, K] that are to be predicted.
-
-    Attributes:
-        names: What each is called, in order; the array's own name, with a number where there are several,
-            where they are left out.
-        loss: What is minimized: `mse` or `smooth-l1`.
-    """
-
-    kind: Literal["numbers"] = "numbers"
-    names: Named | None = None
-    loss: NumbersLoss = Squared()
-
-
-class ArrayOfLabels(Section):
-    """Marks [N, L] of several labels at once, 0 or 1, of any type.
-
-    Attributes:
-        names: What each label is called, in order; their numbers where they are left out.
-    """
-
-    kind: Literal["labels"] = "labels"
-    names: Named | None = None
-
-
-ArrayTarget = Annotated[ArrayOfClasses | ArrayOfNumbers | ArrayOfLabels, Field(discriminator="kind")]
 
 
 class PrepareParams(Section):
@@ -96,6 +76,8 @@ class PrepareParams(Section):
         labels: Of `arrays`: the name of what is to be predicted; nothing where there is none.
         classes: Of `arrays`: the classes' names; their numbers where they are left out.
         target: Of `arrays`: what the labels are; classes, whole numbers from 0, where it is left out.
+        kinds: Of `arrays`: what those hold that are more than tensors, by name: `image`, `numbers`, `sound`.
+        leak: Of `arrays`: `fail` where the same row is in two splits, or `tell` how many there are.
     """
 
     source: str
@@ -106,6 +88,8 @@ class PrepareParams(Section):
     labels: Annotated[str, Field(max_length=64)] | None = None
     classes: tuple[Annotated[str, Field(max_length=200)], ...] | None = Field(None, min_length=1)
     target: ArrayTarget | None = None
+    kinds: Annotated[dict[Annotated[str, Field(max_length=64)], Kind], Field(max_length=64)] | None = None
+    leak: Literal["fail", "tell"] | None = None
 
     @field_validator("source")
     @classmethod
@@ -118,7 +102,7 @@ class PrepareParams(Section):
     @model_validator(mode="after")
     def _of_arrays(self) -> PrepareParams:
         if self.source != ARRAYS:
-            own = ("train", "test", "inputs", "labels", "classes", "target")
+            own = ("train", "test", "inputs", "labels", "classes", "target", "kinds", "leak")
             given = [name for name in own if getattr(self, name) is not None]
             if given or isinstance(self.validation, str):
                 raise ValueError(
@@ -150,125 +134,10 @@ class PrepareParams(Section):
         """The kind of target that models are measured by; `same` where it is what the teacher answers."""
         if self.source == ARRAYS and self.labels is None:
             return "same"
-        return "classes" if self.target is None else _measured(self.target)
+        return "classes" if self.target is None else measured(self.target)
 
 
-Column = Annotated[str, Field(min_length=1, max_length=200)]
-Words = Annotated[tuple[Column, ...], Field(max_length=10_000)]
-
-
-class ByShares(Section):
-    """Rows drawn by the seed.
-
-    Attributes:
-        validation: Share of the rows, or of the groups' rows, that are held out.
-        test: Share of the test rows.
-        groups: A column whose equal values stay together, such as a patient's number.
-        stratified: Whether each class has its share in each split.
-    """
-
-    kind: Literal["shares"] = "shares"
-    validation: Annotated[Fraction, Field(gt=0, lt=1)]
-    test: Annotated[Fraction, Field(gt=0, lt=1)]
-    groups: Column | None = None
-    stratified: bool = False
-
-    @model_validator(mode="after")
-    def _possible(self) -> ByShares:
-        if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation and test take {self.validation + self.test:g} of the rows, which leaves none "
-                "to train on; together they must be below 1"
-            )
-        if self.groups is not None and self.stratified:
-            raise ValueError("groups stay whole, so classes cannot have their share too; take one of the two")
-        return self
-
-
-class ByColumn(Section):
-    """Rows go where a column says: `train`, `validation` or `test`."""
-
-    kind: Literal["column"] = "column"
-    column: Column
-
-
-class ByFolder(Section):
-    """Pictures go where they lie: `<folder>/train/<class>/`, `validation` and `test` beside it."""
-
-    kind: Literal["folders"] = "folders"
-
-
-class OfClasses(Section):
-    """A column of classes.
-
-    Attributes:
-        column: Its name.
-        names: The classes, in the order of the network's outputs; sorted where they are left out.
-        balanced: Whether models are compared by the mean over classes.
-    """
-
-    kind: Literal["classes"] = "classes"
-    column: Column
-    names: Named | None = None
-    balanced: bool = False
-
-
-class OfNumbers(Section):
-    """Columns of numbers that are to be predicted.
-
-    Attributes:
-        columns: Their names, in the order of the network's outputs.
-        loss: What is minimized: `mse` or `smooth-l1`.
-    """
-
-    kind: Literal["numbers"] = "numbers"
-    columns: Named
-    loss: NumbersLoss = Squared()
-
-
-class OfLabels(Section):
-    """A column of labels, several at once: a list, or words.
-
-    Attributes:
-        column: Its name.
-        names: The labels, in the order of the network's outputs; sorted where they are left out.
-        separator: What stands between two words.
-    """
-
-    kind: Literal["labels"] = "labels"
-    column: Column
-    names: Named | None = None
-    separator: Annotated[str, Field(min_length=1, max_length=10)] = " "
-
-
-class OfTokens(Section):
-    """The next token at each place of a text."""
-
-    kind: Literal["tokens"] = "tokens"
-
-
-AnyAnswer = Annotated[OfClasses | OfNumbers | OfLabels, Field(discriminator="kind")]
-AnySplit = ByShares | ByColumn | ByFolder
-
-
-class _Own(Section):
-    """What the sources have in common that read files of one's own.
-
-    Attributes:
-        leak: What to do where the same row is in two splits: `fail`, or `tell` how many there are.
-    """
-
-    leak: Literal["fail", "tell"] = "tell"
-
-
-def answers(target: AnyAnswer | OfTokens | None) -> tuple[str, ...]:
-    """Return the columns that are to be predicted."""
-    if target is None or isinstance(target, OfTokens):
-        return ()
-    return target.columns if isinstance(target, OfNumbers) else (target.column,)
-
-
-class TableParams(_Own):
+class TableParams(OfRows):
     """A table: CSV, Parquet or JSON lines, one row for each example.
 
     Attributes:
@@ -276,23 +145,17 @@ class TableParams(_Own):
         numbers: Columns of numbers, dates or switches: together the input `numbers`, float32 [N, F].
         categories: Columns of words or codes: an input each, of the column's name, int64 [N], from 1 in
             sorted order; 0 is what the training rows do not have, and what is missing.
-        target: What is to be predicted; what a teacher answers where it is left out.
-        split: Which row goes where.
-        missing: Of numbers: `fail`, or `keep` them as NaN for a network that knows what to do.
     """
 
     source: Literal["table"]
-    file: Annotated[str, Field(max_length=400)]
+    file: File
     numbers: Words = ()
     categories: Words = ()
-    target: AnyAnswer | None = None
-    split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
-    missing: Literal["fail", "keep"] = "fail"
 
     @field_validator("file")
     @classmethod
     def _readable(cls, file: str) -> str:
-        return _table(file)
+        return readable_table(file)
 
     @model_validator(mode="after")
     def _columns(self) -> TableParams:
@@ -302,7 +165,7 @@ class TableParams(_Own):
             raise ValueError(
                 f"a category cannot be called {NUMBERS}, as the input of all numbers is; rename it"
             )
-        _check_unseen([*self.numbers, *self.categories], self.target, self.split)
+        check_unseen([*self.numbers, *self.categories], self.target, self.split)
         return self
 
     @property
@@ -310,16 +173,8 @@ class TableParams(_Own):
         """The files that are named."""
         return (self.file,)
 
-    @property
-    def measured(self) -> str:
-        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
-        return _measured(self.target)
 
-
-TextTarget = Annotated[OfClasses | OfNumbers | OfLabels | OfTokens, Field(discriminator="kind")]
-
-
-class TextParams(_Own):
+class TextParams(Own):
     """Texts: a column of a table, or the lines of a file.
 
     Attributes:
@@ -329,14 +184,12 @@ class TextParams(_Own):
         length: Tokens that a text has at most, those before and behind it included; others are left out.
         fixed: Whether every row has as many places as the longest, also in the batches of a training.
         bad: What to do with texts that are empty or no UTF-8: `fail`, or `skip` them; either counts them.
-        target: What is to be predicted; what a teacher answers where it is left out.
-        split: Which text goes where.
     """
 
     source: Literal["text"]
-    file: Annotated[str, Field(max_length=400)]
+    file: File
     column: Column | None = None
-    tokenizer: Annotated[str, Field(max_length=400)]
+    tokenizer: File
     length: Annotated[int, Field(ge=2, le=MOST_TOKENS)]
     fixed: bool = False
     bad: Literal["fail", "skip"] = "fail"
@@ -348,7 +201,17 @@ class TextParams(_Own):
     def _readable(cls, file: str) -> str:
         if Path(file).suffix not in (*TABLES, LINES):
             raise ValueError(f"must end in {', '.join((*TABLES, LINES))}, got {file!r}")
-        return _inside(file)
+        return inside(file)
+
+    @field_validator("column", mode="before")
+    @classmethod
+    def _one(cls, column: Any) -> Any:
+        if isinstance(column, list | tuple):
+            raise ValueError(
+                "is one column of texts; write two texts of a row into one column, with a token between them "
+                "that the tokenizer knows"
+            )
+        return column
 
     @field_validator("tokenizer")
     @classmethod
@@ -391,169 +254,8 @@ class TextParams(_Own):
         """The files that are named."""
         return (self.file, self.tokenizer)
 
-    @property
-    def measured(self) -> str:
-        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
-        return _measured(self.target)
 
-
-class Beside(Section):
-    """A table beside the files of a folder: one row for each file.
-
-    Attributes:
-        file: The table, in `data/own/`: CSV, Parquet or JSON lines.
-        path: The column that names the file, below the folder.
-        numbers: Columns of numbers that the network sees too: together the input `numbers`, float32 [N, F].
-        categories: Columns of words or codes that it sees too: an input each, as of the source `table`.
-        missing: Of numbers: `fail`, or `keep` them as NaN for a network that knows what to do.
-    """
-
-    file: Annotated[str, Field(max_length=400)]
-    path: Column
-    numbers: Words = ()
-    categories: Words = ()
-    missing: Literal["fail", "keep"] = "fail"
-
-    @field_validator("file")
-    @classmethod
-    def _readable(cls, file: str) -> str:
-        return _table(file)
-
-
-class FilesParams(_Own):
-    """Files in folders by class, `<folder>/<class>/` or `<folder>/<split>/<class>/`; or with a table beside.
-
-    Attributes:
-        folder: In `data/own/`.
-        bad: What to do with files that cannot be read: `fail`, or `skip` them; either lists them.
-        classes: Their names, in the order of the network's outputs; the folders' names, sorted, where they
-            are left out.
-        balanced: Whether models are compared by the mean over classes.
-        table: What names the files, and columns of them; folders mean nothing then.
-        target: Of a table: what is to be predicted; what a teacher answers where it is left out.
-        split: Which file goes where.
-    """
-
-    folder: Annotated[str, Field(max_length=400)]
-    bad: Literal["fail", "skip"] = "fail"
-    classes: Named | None = None
-    balanced: bool = False
-    table: Beside | None = None
-    target: AnyAnswer | None = None
-    split: Annotated[AnySplit, Field(discriminator="kind")]
-    input: ClassVar[str]
-
-    @field_validator("folder")
-    @classmethod
-    def _owned(cls, folder: str) -> str:
-        return _inside(folder)
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.table is None:
-            self._check_folders()
-            return self
-        if self.classes is not None or self.balanced:
-            raise ValueError("classes and balanced are of folders; with a table they stand in target")
-        if isinstance(self.split, ByFolder):
-            raise ValueError("split: folders is of folders; with a table take shares or column")
-        if taken := {self.input, NUMBERS} & {*self.table.categories}:
-            raise ValueError(f"a category cannot be called {min(taken)}, as another input is; rename it")
-        seen = [*self.table.numbers, *self.table.categories]
-        _check_unseen([*seen, self.table.path], self.target, self.split)
-        return self
-
-    def _check_folders(self) -> None:
-        """Refuse what only a table has."""
-        if self.target is not None:
-            raise ValueError("target is of a table, and none is named; classes are the folders' names")
-        if isinstance(self.split, ByColumn):
-            raise ValueError("split: column is of a table, and none is named; take shares or folders")
-        if isinstance(self.split, ByShares) and self.split.groups is not None:
-            raise ValueError(
-                "split.groups is a column of a table, and none is named; leave it out, or give a table"
-            )
-
-    @property
-    def places(self) -> tuple[Path, ...]:
-        """The folders that hold the classes' folders."""
-        root = Path(self.folder)
-        return tuple(root / name for name in SPLITS) if isinstance(self.split, ByFolder) else (root,)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes' names, as far as the folders are there, or the target names them."""
-        if self.table is not None:
-            return (self.target.names or ()) if isinstance(self.target, OfClasses) else ()
-        if self.classes is not None:
-            return self.classes
-        found = (path for place in self.places if place.is_dir() for path in place.iterdir())
-        return tuple(sorted({path.name for path in found if path.is_dir() and path.name[0] != "."}))
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """All files in the folder, in order, and the table."""
-        own = (self.table.file,) if self.table is not None else ()
-        found = {path.as_posix() for path in Path(self.folder).rglob("*") if path.is_file()}
-        return *own, *sorted(found - {*own})
-
-    @property
-    def measured(self) -> str:
-        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
-        if self.table is not None:
-            return _measured(self.target)
-        return "balanced" if self.balanced else "classes"
-
-
-class FolderParams(FilesParams):
-    """Pictures.
-
-    Attributes:
-        size: Height and width that all are made.
-        crop: Whether the middle is cut out in the form of `size`, or the whole is squeezed into it.
-        colours: `grey`, one channel, or `rgb`, three.
-    """
-
-    source: Literal["folder"]
-    size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
-    crop: bool = True
-    colours: Literal["grey", "rgb"] = "rgb"
-    input: ClassVar[str] = "image"
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """One picture [C, H, W]."""
-        return 1 if self.colours == "grey" else 3, *self.size
-
-    @property
-    def plain(self) -> bool:
-        """Whether a network gets pictures alone and answers with classes: those of Decant's own do."""
-        if self.table is None:
-            return True
-        return isinstance(self.target, OfClasses) and not (self.table.numbers or self.table.categories)
-
-
-class SoundParams(FilesParams):
-    """Sounds: the input `sound`, float32 [N, C, L], full scale from -1 to 1.
-
-    Attributes:
-        rate: Samples a second that all are made.
-        length: Samples that all are made, at that rate.
-        channels: 1, the mean of those that there are; or as many as each file has.
-        crop: Of longer ones: the middle is kept, or the start; or they cannot be read (`fail`).
-        pad: Of shorter ones: silence comes after the end, or on both sides; or they cannot be read (`fail`).
-    """
-
-    source: Literal["sound"]
-    rate: Annotated[int, Field(ge=1, le=1_000_000)]
-    length: Annotated[int, Field(ge=1, le=1 << 24)]
-    channels: Annotated[int, Field(ge=1, le=64)] = 1
-    crop: Literal["middle", "start", "fail"] = "middle"
-    pad: Literal["end", "both", "fail"] = "end"
-    input: ClassVar[str] = "sound"
-
-
-class PythonParams(_Own):
+class PythonParams(OfRows):
     """Rows that a function of one's own yields: a dict each, of named tensors and what is to be predicted.
 
     Attributes:
@@ -562,20 +264,16 @@ class PythonParams(_Own):
         with_: What it is called with, by name; `with` in params.yaml.
         code: The SHA-256 sum of the code; empty where any will do.
         reads: Files in `data/own/` that it reads: where one changes, the rows are made anew.
-        target: What is to be predicted, by the rows' keys; what a teacher answers where it is left out.
-        split: Which row goes where; by the rows' keys too.
-        missing: Of inputs: `fail`, or `keep` NaN for a network that knows what to do.
+        kinds: What the tensors hold that are more than tensors, by the rows' keys.
     """
 
     source: Literal["python"]
-    file: Annotated[str, Field(max_length=400)]
+    file: File
     function: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z_]\w*$")]
     with_: dict[str, Any] = Field(default_factory=dict, alias="with")
     code: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     reads: Annotated[tuple[File, ...], Field(max_length=10_000)] = ()
-    target: AnyAnswer | None = None
-    split: Annotated[ByShares | ByColumn, Field(discriminator="kind")]
-    missing: Literal["fail", "keep"] = "fail"
+    kinds: Annotated[dict[Column, Kind], Field(max_length=64)] = Field(default_factory=dict)
 
     @field_validator("file")
     @classmethod
@@ -590,18 +288,17 @@ class PythonParams(_Own):
     @field_validator("reads")
     @classmethod
     def _owned(cls, reads: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_inside, reads))
+        return tuple(map(inside, reads))
 
     @model_validator(mode="after")
     def _apart(self) -> PythonParams:
-        _check_unseen([], self.target, self.split)
+        check_unseen([], self.target, self.split)
         return self
 
     @property
     def aside(self) -> tuple[str, ...]:
         """The keys of a row that the network does not see."""
-        split = self.split.column if isinstance(self.split, ByColumn) else self.split.groups
-        return (*answers(self.target), *([] if split is None else [split]))
+        return (*answers(self.target), *sorting(self.split))
 
     @property
     def named(self) -> Python:
@@ -613,51 +310,6 @@ class PythonParams(_Own):
     def files(self) -> tuple[str, ...]:
         """The files that are named, but for code."""
         return self.reads
-
-    @property
-    def measured(self) -> str:
-        """The kind of target that models are measured by; `same` where it is what the teacher answers."""
-        return _measured(self.target)
-
-
-SPLITS = ("train", "validation", "test")
-TABLES = (".csv", ".parquet", ".jsonl")
-LINES = ".txt"
-CLASSES = ("classes", "balanced")
-
-
-def _inside(path: str) -> str:
-    """Return a path that DVC knows the changes of."""
-    parts = Path(path).parts
-    if parts[:2] != ("data", "own") or len(parts) < 3 or ".." in parts:
-        raise ValueError(f"must lie in {OWN}/, of which DVC knows when it changes, got {path!r}")
-    return path
-
-
-def _table(file: str) -> str:
-    """Return the path of a table that can be read."""
-    if Path(file).suffix not in TABLES:
-        raise ValueError(f"must end in {', '.join(TABLES)}, got {file!r}")
-    return _inside(file)
-
-
-def _measured(target: AnyAnswer | OfTokens | ArrayTarget | None) -> str:
-    if target is None:
-        return "same"
-    balanced = isinstance(target, OfClasses | ArrayOfClasses) and target.balanced
-    return "balanced" if balanced else target.kind
-
-
-def _check_unseen(seen: Sequence[str], target: AnyAnswer | None, split: AnySplit) -> None:
-    """Refuse columns that the network must not see, and a split by what is not there."""
-    if double := sorted({name for name in seen if seen.count(name) > 1}):
-        raise ValueError(f"{double[0]} is named twice among numbers and categories; name it once")
-    if both := sorted({*seen} & {*answers(target)}):
-        raise ValueError(f"{both[0]} is what is to be predicted: the network must not see it")
-    if isinstance(split, ByColumn) and split.column in (*seen, *answers(target)):
-        raise ValueError(f"{split.column} says which split a row is in: the network must not see it")
-    if isinstance(split, ByShares) and split.stratified and not isinstance(target, OfClasses):
-        raise ValueError("split.stratified is of classes, and the target has none; leave it out")
 
 
 def _schema(content: Any) -> str:

@@ -110,7 +110,7 @@ def write(
 
 
 def write_rows(
-    splits: Mapping[str, Examples] | Mapping[str, Streamed],
+    splits: Mapping[str, Examples | Streamed],
     folder: Path,
     drawn: Mapping[str, Any],
     source: str = "arrays",
@@ -156,7 +156,10 @@ def _parts(
 ) -> Iterator[tuple[Examples, Tensor | None]]:
     """Yield examples in order, `rows` at a time, and what is known of their sizes."""
     if not isinstance(split, Examples):
-        yield from ((part, None) for part in split.parts(rows))
+        at = 0
+        for part in split.parts(rows):
+            yield part, None if sizes is None else sizes[at : at + len(part)]
+            at += len(part)
         return
     for place in range(0, len(split), rows):
         labels, known = (
@@ -168,9 +171,12 @@ def _parts(
 def _rows_schema(split: Examples, of: Mapping[str, Any], sized: bool) -> pa.Schema:
     """Return a column of bytes for each tensor, and `label` where there are labels that are no inputs."""
     assert isinstance(split.images, Rows)
-    kinds, described, known = {}, {}, split.images.inputs or {}
+    kinds, known = {}, split.images.inputs or {}
+    described: dict[str, Any] = {}
     for name, tensor in split.images.tensors.items():
         described[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": [*tensor.shape[1:]]}
+        if kind := split.images.kinds.get(name):
+            described[name]["kind"] = kind
         if name in known:
             described[name] = known[name].model_dump(mode="json")
         kinds[f"input.{name}"] = pa.binary(math.prod(tensor.shape[1:]) * tensor.dtype.itemsize)

@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decant.errors import DecantError
+from decant.progress import progress_bar
 from decant.sealed import one_line
+from tasks.prepare.room import Growing
 
 
-class Coded(NamedTuple):
+@dataclass(frozen=True)
+class Coded:
     """Texts as tokens.
 
     Attributes:
-        ids: Tokens [N, L], int64, and behind a text what the tokenizer pads with.
-        lengths: How many tokens each text has [N], int64.
+        tokens: Those of all texts, one after another [M], int64.
+        lengths: How many each text has [N], int64.
         sizes: Bytes of each text in UTF-8 from the second token to the last [N], int64: from the first where
             the tokenizer puts one before a text.
-        vocabulary: How many tokens there are.
+        padding: What stands behind a text.
     """
 
-    ids: NDArray[np.int64]
+    tokens: NDArray[np.int64]
     lengths: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    vocabulary: int
+    padding: int
+
+    @cached_property
+    def places(self) -> int:
+        """How many tokens the longest text has; at least 1."""
+        return int(self.lengths.max(initial=1)) or 1
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return self.lengths.cumsum() - self.lengths
+
+    def ids(self, rows: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Return the tokens of some texts [M, L], and behind each what it is padded with."""
+        there = self.mask(rows).astype(bool)
+        places = self._starts[rows][:, None] + np.arange(self.places)
+        found = np.full(there.shape, self.padding, np.int64)
+        found[there] = self.tokens[places[there]]
+        return found
+
+    def mask(self, rows: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Return 1 at each token of some texts and 0 behind them [M, L]."""
+        return (np.arange(self.places) < self.lengths[rows][:, None]).astype(np.int64)
 
 
 def read_tokenizer(path: Path) -> Any:
@@ -53,23 +79,45 @@ def read_tokenizer(path: Path) -> Any:
         ) from None
 
 
-def encoded(tokenizer: Any, texts: Sequence[str], length: int) -> Coded:
-    """Return texts as tokens, at most `length` of each, those included that the tokenizer adds.
+class Coder:
+    """Makes tokens of texts, some at a time.
+
+    Args:
+        tokenizer: Of the library; it is set up in place.
+        length: Tokens of a text at most, those included that the tokenizer adds.
+
+    Attributes:
+        padding: What stands behind a text.
+        vocabulary: How many tokens there are.
 
     Raises:
-        DecantError: It leaves no place for a text's own tokens.
+        DecantError: The tokenizer leaves no place for a text's own tokens.
     """
-    padding = tokenizer.padding or {}
-    tokenizer.no_padding()
-    _truncate_(tokenizer, length)
-    found = tokenizer.encode_batch([*texts])
-    lengths = np.array([len(each.ids) for each in found], np.int64)
-    ids = np.full((len(found), int(lengths.max(initial=1)) or 1), padding.get("pad_id", 0), np.int64)
-    for row, each in enumerate(found):
-        ids[row, : lengths[row]] = each.ids
-    sizes = np.array([_size(text, each) for text, each in zip(texts, found, strict=True)], np.int64)
-    vocabulary = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-    return Coded(ids, lengths, sizes, vocabulary)
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self.padding: int = (tokenizer.padding or {}).get("pad_id", 0)
+        self.vocabulary = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        tokenizer.no_padding()
+        _truncate_(tokenizer, length)
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+        """Return the tokens of each text, and its bytes as of `Coded.sizes`."""
+        found = self._tokenizer.encode_batch([*texts])
+        return [each.ids for each in found], [_size(*pair) for pair in zip(texts, found, strict=True)]
+
+
+def encoded(coder: Coder, texts: Iterable[Sequence[str]]) -> Coded:
+    """Return texts as tokens, one part of them after another."""
+    ids, lengths, sizes = Growing(np.int64), Growing(np.int64), Growing(np.int64)
+    with progress_bar(None, "tokens", "texts") as bar:
+        for part in texts:
+            found, known = coder(part)
+            lengths.add(np.array([*map(len, found)], np.int64))
+            sizes.add(np.array(known, np.int64))
+            ids.add(np.array([token for each in found for token in each], np.int64))
+            bar.update(len(part))
+    return Coded(ids.array(), lengths.array(), sizes.array(), coder.padding)
 
 
 def _truncate_(tokenizer: Any, length: int) -> None:

@@ -37,7 +37,7 @@ def unlabelled(
         why = f"classes, {OTHERS}" if labels else f"labels, {NONE}"
         yield f"teacher.expect.accuracy: is of {why}; give outputs instead"
     for name, block in models.items():
-        yield from _needing(block, f"models.{name}", labels)
+        yield from _needing(block, f"models.{name}", data.measured)
 
 
 def _unmeasured(gates: Gates, target: str) -> Iterator[str]:
@@ -46,32 +46,34 @@ def _unmeasured(gates: Gates, target: str) -> Iterator[str]:
     places = {"gates.all": gates.all, **{f"gates.models.{name}": own for name, own in gates.models.items()}}
     for place, limits in places.items():
         for metric in type(limits).model_fields:
-            if getattr(limits, metric) is not None and metric not in measured.higher:
+            if getattr(limits, metric) is not None and metric not in measured.gated:
                 how = HOW.get(target, f"have {target} as target")
                 yield f"{place}.{metric}: is no measure of models whose data {how}; take {measured.quality}"
 
 
-def _needing(section: Section, place: str, labels: bool) -> Iterator[str]:
+def _needing(section: Section, place: str, target: str) -> Iterator[str]:
     """Yield a line for each part of a block that needs classes; or labels, where there are none."""
+    labels = target != "same"
     for name in type(section).model_fields:
         value, here = getattr(section, name), f"{place}.{name}"
         if isinstance(value, Soft):
-            yield from _soft(value, here, labels)
+            yield from _soft(value, here, target)
         elif isinstance(value, Taylor) and not labels:
             yield f"{here}.kind: {value.kind} needs labels, {NONE}; take fisher, wanda, obs or magnitude"
         elif isinstance(value, Rewind) and not labels:
             yield f"{here}.kind: {value.kind} trains on labels again, {NONE}; take iterative or gradual"
         elif isinstance(value, Section):
-            yield from _needing(value, here, labels)
+            yield from _needing(value, here, target)
 
 
-def _soft(loss: Soft, place: str, labels: bool) -> Iterator[str]:
+def _soft(loss: Soft, place: str, target: str) -> Iterator[str]:
     """Yield a line for each loss that compares classes, which there are none of here, and for their share."""
+    labels, tokens = target != "same", target == "tokens"
     why = OTHERS if labels else NONE
     members = loss.members()
     for number, member in enumerate(members):
         here = place if members == (loss,) else f"{place}.parts.{number}.loss"
-        if member.of_classes:
+        if member.of_classes and not tokens:
             yield f"{here}.kind: {member.kind} needs logits of classes, {why}; take outputs"
     if largest(loss.hard) and not labels and not any(member.of_classes for member in members):
         yield f"{place}.hard: is the share of labels in the loss, {NONE}; take hard: 0"

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from decant.checkpoints.checkpoint import Checkpoint
+from decant.compression.channel_scores import ChannelScores, by_weights, refitted
+from decant.compression.coupling import ChannelGroup, groups_of, proven
 from decant.compression.promises import Promise
 from decant.compression.surgery import Kept
 from decant.costs.drift import drift_from
@@ -20,7 +22,6 @@ from decant.examples import Examples
 from decant.networks.devices import CPU, moved
 from decant.networks.structure import compressible
 from decant.prune.allocations import Probe
-from decant.prune.channels.coupling import ChannelGroup, groups_of, proven
 from decant.prune.channels.ladder import (
     ChannelPlan,
     Ladder,
@@ -32,7 +33,6 @@ from decant.prune.channels.ladder import (
     smallest,
 )
 from decant.prune.channels.latency import Table, best_step, check_latency, read_table, shrink_to_latency
-from decant.prune.channels.scores import ChannelScores, by_weights, refitted
 from decant.prune.channels.structure import Channels
 from decant.prune.criteria import OfChannels, Reconstruction
 from decant.prune.mask_pruning import MaskPruning, Pruned

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from decant.checkpoints.checkpoint import Checkpoint
+from decant.compression.coupling import ChannelGroup, kept_of, zeroed
 from decant.compression.surgery import Kept, removed
 from decant.errors import DecantError
 from decant.examples import Batch
 from decant.networks.execution import predict
 from decant.networks.shapes import Shapes, shapes_of
 from decant.prune.budgets import bracket
-from decant.prune.channels.coupling import ChannelGroup, kept_of, zeroed
 from decant.prune.structures import lowest
 from decant.prune.targets import formatted
 

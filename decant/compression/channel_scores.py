@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from decant.checkpoints.constraints import FREE, Constraints
+from decant.compression.coupling import ChannelGroup, zeroed
 from decant.costs.divergence import Distance
 from decant.examples import Batch
 from decant.networks.devices import (
@@ -25,11 +26,10 @@ from decant.networks.devices import (
 from decant.networks.execution import predict
 from decant.networks.structure import compressible
 from decant.progress import progress_bar
-from decant.prune.channels.coupling import ChannelGroup, zeroed
-from decant.prune.obs import channel_order, naming, refit, running_order
 from decant.reconstruction.elementwise import per_element
 from decant.reconstruction.hessians import all_moments
 from decant.reconstruction.in_turn import MomentsInTurn
+from decant.reconstruction.obs import channel_order, naming, refit, running_order
 
 ChannelScores = dict[str, Tensor]
 """Importance of each channel [count], float64, by group; what scores least is removed first."""

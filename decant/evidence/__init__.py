@@ -1,0 +1,1 @@
+"""What compression did beside the accuracy: corrupted inputs, flips, chance, norms of weights."""

@@ -1,0 +1,1 @@
+"""Measure what compression did to a model beside its accuracy: corruptions, flips, chance, weights."""
