@@ -17,7 +17,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 NAME := minilm
 
-.PHONY: help install repro status smoke example serve test test-slow check lock
+.PHONY: help install repro report status smoke example serve test test-slow check lock
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,11 @@ repro: $(STAMP) ## build what has changed: data, teacher, models, metrics, repor
 	$(PYTHON) -m flows.mend --check
 	$(PYTHON) -m tasks.validate
 	$(PYTHON) -m dvc repro
+	$(PYTHON) -m tasks.report.page
+
+# AGAINST=main: what this branch changed stands on the page too.
+report: $(STAMP) ## all models on one page, report/index.html, opened where there is a screen (AGAINST=main)
+	$(PYTHON) -m tasks.report.page --open $(if $(AGAINST),--against '$(AGAINST)')
 
 status: $(STAMP) ## what `make repro` would build, and why; records the code first, in a second
 	$(PYTHON) -m flows.mend --check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import reruns
@@ -12,16 +13,33 @@ BEGIN, END = "<!-- report: python -m benchmarks.readme -->", "<!-- /report -->"
 RERUNS_BEGIN, RERUNS_END = "<!-- reruns: python -m benchmarks.readme -->", "<!-- /reruns -->"
 
 
+COLUMNS = ("model", "accuracy %", "change", "agreement %", "size, KB", "MMACs")
+"""The columns that decide; report/README.md has all of them."""
+
+
 def with_table(readme: str, report: str) -> str:
-    """Return the readme with the report's table between the two marks.
+    """Return the readme with the columns that decide of the report's table between the two marks.
 
     Raises:
-        ValueError: The readme lacks the marks, or the report has no table.
+        ValueError: The readme lacks the marks, or the report has no table, or one without these columns.
     """
     table = re.search(r"(?:^\|.*\n)+", report, re.MULTILINE)
     if table is None:
         raise ValueError(f"{REPORT} has no table")
-    return between(readme, BEGIN, table[0], END)
+    return between(readme, BEGIN, of_columns(table[0], COLUMNS), END)
+
+
+def of_columns(table: str, titles: Sequence[str]) -> str:
+    """Return some columns of a table in Markdown, in their order.
+
+    Raises:
+        ValueError: It lacks one of them.
+    """
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()]
+    if missing := [title for title in titles if title not in rows[0]]:
+        raise ValueError(f"{REPORT}'s table has no column {', '.join(missing)}")
+    chosen = [rows[0].index(title) for title in titles]
+    return "".join(f"| {' | '.join(row[index] for index in chosen)} |\n" for row in rows)
 
 
 def between(readme: str, begin: str, text: str, end: str) -> str:

@@ -19,6 +19,7 @@ EDITS = {
     "the gates": "tasks/validate/gates.py",
     "the measure of accuracy": "tasks/evaluate/accuracy.py",
     "a corruption of pictures": "decant/evidence/pictures.py",
+    "a method of explaining": "decant/explanations/perturbations.py",
     "the counts of MACs and zeros": "decant/costs/counts.py",
     "calibration ranges": "decant/calibration/ranges.py",
     "Hessians of inputs": "decant/reconstruction/hessians.py",

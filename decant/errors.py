@@ -10,3 +10,7 @@ Message: TypeAlias = str
 
 class DecantError(Exception):
     """A user's mistake or a broken file: says what was expected, what was found and what to do."""
+
+
+class LostProcessError(DecantError):
+    """Another process, which trains the same network, is gone: it says itself what ended it."""

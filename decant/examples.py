@@ -176,7 +176,17 @@ class Splits:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [0, 1], which is what every network of pictures takes."""
+    """Return uint8 images as float32 in [0, 1], which is what every network of pictures takes.
+
+    Raises:
+        DecantError: They are of another type, such as fractions in [0, 1], which would become black.
+    """
+    if images.dtype != torch.uint8:
+        raise DecantError(
+            f"Pictures are {str(images.dtype).removeprefix('torch.')}, expected uint8 in [0, 255]; give "
+            "`(255 * pictures).round().to(torch.uint8)` of fractions in [0, 1], or call the network itself "
+            "with these"
+        )
     return images.to(torch.float32) / 255
 
 

@@ -75,34 +75,51 @@ def reasons(stage: PipelineStage, status: list[Any], outputs: Outputs) -> list[s
 
 
 def threads(stage: PipelineStage) -> int:
-    """Return the threads that a stage uses: its parameter `threads` or `threads.…`; 0 without one."""
-    from dvc.dependency import ParamsDependency
+    """Return the threads that a stage uses: its parameter `threads` or `threads.…`; 0 without one.
 
+    As many for each of the processes that train its model.
+    """
     counts = [
         value
-        for dependency in stage.deps
-        if isinstance(dependency, ParamsDependency)
-        for name, value in dependency.read_params().items()
+        for name, value in _read(stage)
         if name.partition(".")[0] == "threads" and isinstance(value, int)
     ]
-    return max([0, *counts])
+    return max([0, *counts]) * max([1, *map(_processes, _own(stage))])
 
 
 def gpus(stage: PipelineStage) -> int:
     """Return how many GPUs a stage has to see, as the recipe of its model says `device`; 0 for the processor.
 
-    One, the first that it sees, for `cuda`; as many for `cuda:1` that there is one of this number.
+    One, the first that it sees, for `cuda`; as many for `cuda:1` that there is one of this number; and one
+    for each of the processes of its training.
     """
+    counts = [(_seen(str(block.get("device", "cpu"))), _processes(block)) for block in _own(stage)]
+    return max([0, *(max(seen, processes) for seen, processes in counts if seen)])
+
+
+def _own(stage: PipelineStage) -> list[dict[str, Any]]:
+    """Return the blocks of params.yaml by which a stage makes its own model."""
+    return [
+        block
+        for name, block in _read(stage)  # of a section, such as `teacher`, the operation has the name
+        if isinstance(block, dict) and f"{stage.cmd} ".startswith(f"python -m tasks.{block.get('op', name)} ")
+    ]
+
+
+def _read(stage: PipelineStage) -> list[tuple[str, Any]]:
+    """Return the parameters that a stage depends on."""
     from dvc.dependency import ParamsDependency
 
     read = (each.read_params() for each in stage.deps if isinstance(each, ParamsDependency))
-    blocks = [pair for values in read for pair in values.items() if isinstance(pair[1], dict)]
-    own = [
-        block
-        for name, block in blocks  # of a section, such as `teacher`, the operation has the name
-        if f"{stage.cmd} ".startswith(f"python -m tasks.{block.get('op', name)} ")
-    ]
-    return max([0, *(_seen(str(block.get("device", "cpu"))) for block in own)])
+    return [pair for values in read for pair in values.items()]
+
+
+def _processes(block: Any) -> int:
+    """Return how many processes train a model, as its block says wherever it has a training."""
+    if not isinstance(block, dict):
+        return 1
+    own = [value for name, value in block.items() if name == "processes" and isinstance(value, int)]
+    return max([1, *own, *map(_processes, block.values())])
 
 
 def _seen(device: str) -> int:

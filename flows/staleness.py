@@ -31,7 +31,9 @@ def stale_models(params: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str
 
 def _stages_behind(model: str, models: Mapping[str, Any]) -> list[str]:
     """Return the stages whose params decide the numbers of a model."""
-    found = ["prepare", "teacher", "evaluate-teacher", f"evaluate@{model}"]
+    found = ["prepare", "teacher"]
+    for stage in ("evaluate", "stability", "explain"):
+        found += [f"{stage}-teacher", f"{stage}@{model}"]
     seen = set()
     while model in models and model not in seen:  # a cycle is for the stage `validate` to tell
         seen.add(model)

@@ -21,8 +21,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
+from flows import artifacts, dag
 from flows import compress as command
-from flows import dag
 from flows.dag import StagesFailedError, compress
 from flows.watchdog import alive, descendants
 from tests.imports import ROOT
@@ -430,6 +430,37 @@ def test_a_cancel_in_the_ui_leaves_nothing_behind(running: Running) -> None:
         state = client.read_flow_run(run.id).state
     assert flow.returncode == 1
     assert state is not None and state.is_cancelled()
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "missing"),
+    [
+        (0, "", []),
+        (1, "error: params.yaml has no section\n", ["no page of all models: params.yaml has no section"]),
+        (
+            1,
+            "Traceback\nModuleNotFoundError: No module named 'altair'\n",
+            ["no page of all models: ModuleNotFoundError: No module named 'altair'"],
+        ),
+        (-9, "", ["no page of all models: exit code -9"]),
+    ],
+)
+def test_the_page_of_all_models_is_linked_or_missed_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, told: str, missing: list[str]
+) -> None:
+    ran: list[tuple[list[str], Path]] = []
+    links: list[dict[str, str]] = []
+
+    def run(command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append((command[1:], cwd))
+        return subprocess.CompletedProcess(command, code, "", told)
+
+    monkeypatch.setattr(artifacts.subprocess, "run", run)
+    monkeypatch.setattr(artifacts, "create_link_artifact", lambda **given: links.append(given))
+    assert artifacts.link_page(tmp_path) == missing
+    assert ran == [(["-m", "tasks.report.page"], tmp_path)]
+    page = tmp_path / "report" / "index.html"
+    assert [(link["key"], link["link"]) for link in links] == [("report", page.as_uri())] * (not missing)
 
 
 def test_artifacts_hold_what_the_ui_shows(tmp_path: Path) -> None:

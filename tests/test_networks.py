@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from decant.errors import DecantError
 from decant.networks.calls import Kind, Record
-from decant.networks.execution import tensors_of
+from decant.networks.execution import predict, tensors_of
 from decant.networks.record import give_example_, record_of
 from decant.networks.structure import followers
 from decant.networks.tracing import every_layer_called
@@ -216,3 +217,13 @@ def test_the_record_leaves_the_network_as_it_was() -> None:
         ):
             assert left == right
             assert torch.equal(one, other)
+
+
+def test_pictures_in_fractions_are_refused_and_not_taken_for_black_ones() -> None:
+    pictures = torch.rand(2, 1, 4, 4)
+    with pytest.raises(
+        DecantError, match=r"Pictures are float32, expected uint8 in \[0, 255\]; give `\(255 "
+    ):
+        predict(nn.Flatten(), pictures)
+    whole = (255 * pictures).round().to(torch.uint8)
+    assert predict(nn.Flatten(), whole) == pytest.approx(pictures.flatten(1), abs=0.5 / 255 + 1e-6)

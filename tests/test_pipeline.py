@@ -95,10 +95,10 @@ def test_an_edited_block_reruns_the_model_and_its_descendants_alone(built: Path,
     ran = stages_run(dvc(built, "repro", python=python))
     descendants = {
         f"{kind}@{m}"
-        for kind in ("compress", "evaluate", "stability")
+        for kind in ("compress", "evaluate", "stability", "explain")
         for m in ("prune-80-ft", "prune-80-ft-int8")
     }
-    assert ran == descendants | {"validate", "benchmark", "report"}
+    assert ran == descendants | {"validate", "benchmark", "report", "illustrate"}
     assert "prune-80-ft" in dvc(built, "metrics", "diff")
     run(["git", "checkout", "--quiet", "."], built)
     dvc(built, "checkout")

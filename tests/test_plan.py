@@ -151,6 +151,8 @@ def test_each_gpu_has_one_stage() -> None:
         ("python -m tasks.teacher", {"teacher": {"architecture": {}, "device": "cuda"}}, 1),
         ("python -m tasks.benchmark", {"benchmark": {"device": "cuda"}, "models": {"a": {}}}, 1),
         ("python -m tasks.evaluate teacher", {"teacher": {"device": "cuda"}}, 0),
+        ("python -m tasks.teacher", {"teacher": {"training": {"processes": 4}, "device": "cuda"}}, 4),
+        ("python -m tasks.teacher", {"teacher": {"training": {"processes": 4}}}, 0),
     ],
 )
 def test_a_recipe_on_a_device_has_gpus_to_itself(command: str, params: dict[str, Any], seen: int) -> None:

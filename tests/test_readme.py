@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from benchmarks.readme import with_table
+from benchmarks.readme import COLUMNS, of_columns, with_table
 from tests.imports import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -14,6 +14,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_table_is_the_one_of_the_committed_report() -> None:
     report = (ROOT / "report" / "README.md").read_text(encoding="utf-8")
     assert with_table(README, report) == README, "run `python -m benchmarks.readme`"
+
+
+def test_columns_of_a_table_are_taken_by_their_heads() -> None:
+    table = "| model | a | b % |\n| --- | ---: | ---: |\n| x ★ | **1** | 2 to 3 |\n"
+    assert of_columns(table, ("model", "b %")) == "| model | b % |\n| --- | ---: |\n| x ★ | 2 to 3 |\n"
+    with pytest.raises(ValueError, match=r"has no column c$"):
+        of_columns(table, ("model", "c"))
+    assert len(COLUMNS) == 6
 
 
 def test_the_report_names_every_model_of_params() -> None:
@@ -25,9 +33,9 @@ def test_the_report_names_every_model_of_params() -> None:
 def test_the_lock_holds_every_stage_of_the_default_params() -> None:
     models = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["models"]
     locked = set(yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"])
-    once = {"code", "validate", "prepare", "teacher", "report", "benchmark"}
-    alone = once | {f"{stage}-teacher" for stage in ("evaluate", "stability")}
-    stages = ("compress", "evaluate", "stability")
+    once = {"code", "validate", "prepare", "teacher", "report", "illustrate", "benchmark"}
+    alone = once | {f"{stage}-teacher" for stage in ("evaluate", "stability", "explain")}
+    stages = ("compress", "evaluate", "stability", "explain")
     assert locked == alone | {f"{stage}@{model}" for stage in stages for model in models}
 
 

@@ -32,6 +32,7 @@ from typing import IO, Any, NoReturn
 from tests.imports import ROOT
 
 STAGES = (
+    "captum.attr",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",

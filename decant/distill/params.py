@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from decant.distill.students import Student
-from decant.networks.devices import Device, untrue
+from decant.networks.devices import Device
 from decant.schema import Block
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Augmentation, Training
@@ -38,7 +38,7 @@ class DistillParams(Block):
 
     @model_validator(mode="after")
     def _fitting(self) -> DistillParams:
-        if wrong := untrue(self.device, self.training.precision):
+        if wrong := self.training.unsuited(self.device):
             raise ValueError(wrong)
         return self
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from decant.networks.devices import Device, untrue
+from decant.networks.devices import Device
 from decant.schema import Block, Index
 from decant.training.losses import SoftTargets
 from decant.training.recipe import Training
@@ -40,7 +40,7 @@ class FinetuneParams(Block):
             raise ValueError("a training estimates statistics: take epochs: 0, or leave out statistics")
         if not self.statistics and not self.training.epochs:
             raise ValueError("epochs: 0 trains nothing: take more, or statistics: true")
-        if wrong := untrue(self.device, self.training.precision):
+        if wrong := self.training.unsuited(self.device):
             raise ValueError(wrong)
         if self.loss is not None and not self.training.epochs:
             raise ValueError("loss is for a training, and there are no epochs: leave it out")

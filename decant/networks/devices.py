@@ -101,7 +101,8 @@ def find(name: str) -> torch.device:
     """
     if name == CPU:
         return torch.device(CPU)
-    device = torch.device(name if ":" in name else f"{name}:0")  # tensors say which, so the device does
+    # tensors say which, so the device does; of several processes on a machine each has its own
+    device = torch.device(name if ":" in name else f"{name}:{os.environ.get('LOCAL_RANK') or 0}")
     if SUMS not in os.environ and not torch.cuda.is_initialized():
         os.environ[SUMS] = STEADY_SUMS[0]  # before the names of devices are asked for, which starts CUDA
     if str(device) not in (known := _begun(name)):

@@ -34,3 +34,37 @@ def drawing(seed: int, device: torch.device | None = None) -> Iterator[None]:
         torch.set_rng_state(of_torch)
         np.random.set_state(of_numpy)
         random.setstate(of_python)
+
+
+class Stream:
+    """What is drawn here and there, from a state of its own, as if it were drawn in one go.
+
+    Args:
+        seed: In [0, 2^63).
+        device: Whose own generator has such a state too.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._device = device
+        with drawing(seed, device):
+            self._states = self._now()
+
+    def _now(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        there = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+        return torch.get_rng_state(), there
+
+    def _put(self, states: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+        torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state(states[1], self._device)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Let torch's generators go on from where this stream stands; afterwards they are where they were."""
+        before = self._now()
+        self._put(self._states)
+        try:
+            yield
+        finally:
+            self._states = self._now()
+            self._put(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Normalize(nn.Module):
@@ -33,7 +32,8 @@ class Summand(nn.Identity):
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the shape changes.
 
-    What is added has a name on either side: `branch` and `carried`.
+    What is added has a name on either side: `branch` and `carried`. Each rectifier is a module that is called
+    once, as tools that explain by hooks need it.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -48,11 +48,14 @@ class ResidualBlock(nn.Module):
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
         self.branch, self.carried = Summand(), Summand()
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return [N, outputs, H / stride, W / stride] of inputs [N, inputs, H, W]."""
-        hidden = F.relu(self.norm1(self.conv1(inputs)))
-        return F.relu(self.branch(self.norm2(self.conv2(hidden))) + self.carried(self.shortcut(inputs)))
+        hidden = self.relu1(self.norm1(self.conv1(inputs)))
+        branch = self.branch(self.norm2(self.conv2(hidden)))
+        relu: Tensor = self.relu2(branch + self.carried(self.shortcut(inputs)))
+        return relu
 
 
 def fit_normalization_(module: nn.Module, inputs: Tensor) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from decant.networks.devices import Device, idle, untrue
+from decant.networks.devices import Device, idle
 from decant.prune.allocations import Allocation, Global
 from decant.prune.budgets import PruningBudget
 from decant.prune.channels.structure import Channels
@@ -107,7 +107,7 @@ class PruneParams(Block):
         busy = self.criterion.runs or self.statistics or not isinstance(schedule, OneShot)
         if not busy and (wrong := idle(self.device)):
             return wrong
-        if isinstance(schedule, Trained) and (wrong := untrue(self.device, schedule.training.precision)):
+        if isinstance(schedule, Trained) and (wrong := schedule.training.unsuited(self.device)):
             return f"schedule.{wrong}"
         if self.statistics and not isinstance(schedule, OneShot):
             return f"schedule {schedule.kind} trains, which estimates statistics: leave out statistics"

@@ -11,6 +11,7 @@ from decant.checkpoints.constraints import project_
 from decant.compression.surgery import composed
 from decant.errors import DecantError
 from decant.networks.devices import CPU, moved
+from decant.networks.processes import started
 from decant.prune.mask_pruning import MaskPruning, Pruned
 from decant.prune.masks import masked
 from decant.prune.origins import fresh, origin
@@ -25,6 +26,7 @@ from decant.training.run import Run
 def rewound(pruning: MaskPruning, run: Run, schedule: Rewind) -> Pruned:
     """Prune, then train as the teacher was from `epoch` on; with `weights` also from its weights then."""
     training, seed = origin(pruning.parent)
+    training = training.model_copy(update={"processes": started()})
     if pruning.train.labels is None:
         raise DecantError(
             "schedule rewind: the teacher was trained on labels, and these examples have none to train on "

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from decant.calibration.ranges import MinMax, Mse, Ranges
-from decant.networks.devices import Device, idle, untrue
+from decant.networks.devices import Device, idle
 from decant.quantize.mixed_precision.params import Mixed
 from decant.quantize.qat.trainers import Train, check_pairing
 from decant.quantize.rounding.methods import Nearest, Rounding
@@ -147,7 +147,7 @@ class QuantizeParams(Block):
             calibrated = self.activations is not None and not self.activations.dynamic
             busy = calibrated or self.rounding.needs_moments or self.correct_bias or self.statistics
             return "" if busy else idle(self.device)
-        if wrong := untrue(self.device, self.train.training.precision):
+        if wrong := self.train.training.unsuited(self.device):
             return f"train.{wrong}"
         useless = [
             name

@@ -20,12 +20,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from decant.checkpoints.checkpoint import state
 from decant.checkpoints.constraints import Constraints, project_
 from decant.errors import DecantError
 from decant.examples import Batch, Examples, Rows, arguments, tensors_in
+from decant.networks.compiling import compiled, missing_compiler
 from decant.networks.devices import (
     CPU,
     autocast,
@@ -37,11 +39,11 @@ from decant.networks.devices import (
     resident,
     sent,
     training_on,
-    untrue,
 )
 from decant.networks.draws import drawing
 from decant.networks.execution import as_rows, predict
 from decant.networks.faults import told_in_training, told_of_gradients
+from decant.networks.processes import ALONE, Processes, shares, together
 from decant.networks.record import give_example_, has_example
 from decant.networks.structure import compressible, filters
 from decant.networks.ties import places
@@ -57,6 +59,7 @@ from decant.training.loading import loaded
 from decant.training.recipe import Loss, Training
 from decant.training.resume import Scratch, check_form, resume_
 from decant.training.scaling import Scaler
+from decant.training.spread import Spread
 from decant.training.tally import NoNumberError, Tally
 from decant.training.teaching import Teaching, listening, of_loss
 
@@ -70,6 +73,12 @@ EQUAL = 1e-4
 """How far the loss of what a training ends with may be from what was measured, as a share of it plus the
 outputs' spread."""
 
+
+AT_ONCE = 250
+"""Validation examples that a process answers at once."""
+
+PROCESSES = "processes"
+"""The curve's column of how many processes trained an epoch, where it was not one for all."""
 
 UNREAD = 32
 """Steps whose losses wait on a GPU before they are read; on the processor reading costs nothing."""
@@ -118,6 +127,8 @@ class _Progress:
         device: Where all of it lies; what is resumed from is on the processor.
         scaler: Of a training in float16.
         teaching: The loss, where it is one on a teacher's answers.
+        spread: The processes that train it together.
+        trained_call: What is called in the place of `call_with` in a training; None where it is the same.
     """
 
     module: nn.Module
@@ -134,6 +145,8 @@ class _Progress:
     device: torch.device = field(default_factory=lambda: torch.device(CPU))
     scaler: Scaler = field(default_factory=Scaler)
     teaching: Teaching | None = None
+    spread: Spread = field(default_factory=Spread)
+    trained_call: Callable[..., Any] | None = None
 
     @cached_property
     def _held(self) -> Held:
@@ -166,6 +179,11 @@ class _Progress:
     def places(self) -> Mapping[str, Sequence[str]]:
         """Where each tensor lies, by the first of its names."""
         return places(self.module)
+
+    def compile_(self, graphs: bool, any_length: bool) -> None:
+        """Compile the passes of the training from here on; those of the validation stay as they are."""
+        call = compiled(self.call_with, graphs=graphs, any_length=any_length)
+        self.trained_call = call if not graphs else lambda *given: _copied(call(*given))
 
     def call_with(self, tensors: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
         """Return what the network answers with these tensors, by first names, in the place of its own."""
@@ -234,17 +252,30 @@ class _Progress:
         self.optimizer.load_state_dict(content["optimizer"])
         self.averaged, self.best = moved((content["averaged"], content["best"]), self.device)
         self.curve = content["curve"]
+        self._alike_(bool(content["curve"]) and PROCESSES in content["curve"][0])
         if self.sparsifier is not None:
             self.sparsifier.restore_(moved(content["sparsifier"], self.device))
         self.scaler.restore_(content)
         if self.teaching is not None:
             self.teaching.restore_(content.get("beside", {}))
 
+    def add_(self, row: EpochMetrics) -> None:
+        """Add an epoch to the curve, with its number of processes where that is told."""
+        told = self.spread.several or bool(self.curve and PROCESSES in self.curve[0])
+        self.curve.append(row | ({PROCESSES: float(self.spread.processes.count)} if told else {}))
+
+    def _alike_(self, told: bool) -> None:
+        """Let all rows of the curve tell how many processes there were, in place, where one does."""
+        if told or self.spread.several:
+            for row in self.curve:
+                row.setdefault(PROCESSES, 1.0)
+
     def _check(self, content: dict[str, Any]) -> None:
         """Refuse a state of another form, or of other numbers than this training's can be."""
         check_form(content, own := self.content())
         for number, row in enumerate(content["curve"], start=self.epochs[0] + 1):
-            check_form(row, dict.fromkeys(self.columns, 0.0) | {"epoch": number})
+            known = dict.fromkeys(self.columns, 0.0) | {"epoch": number}
+            check_form(row, known | ({PROCESSES: 0.0} if PROCESSES in row else {}))
             if row["epoch"] != number or number > self.epochs[1]:
                 raise ValueError(f"its curve has the epoch {row['epoch']}, expected {number}")
         shapes = {name: tensor.shape for name, tensor in self.module.named_parameters()}
@@ -330,16 +361,19 @@ def fit_(
             there are neither labels nor a teacher.
     """
     there, epochs = find(device), epochs or (0, training.epochs)
-    if wrong := untrue(device, training.precision):
+    if wrong := training.unsuited(device):
+        raise DecantError(wrong)
+    if training.compile and (wrong := missing_compiler(device)):
         raise DecantError(wrong)
     if not has_example(module):
         give_example_(module, arguments(train.images[:1]))
     goal = _goal(module, train, validation, teacher, seed, there)
     scaler = Scaler(on=training.precision == "float16")
+    spread = Spread(together(training.processes, there))
     lay_out_(module, memory := layout(module))
     with (
         training_on(module, there, training.batch_size, training.accumulate, training.precision),
-        listening(loss, module, train, seed) as beside,
+        listening(loss, module, train, seed, spread) as beside,
     ):
         progress = _Progress(
             module,
@@ -356,7 +390,10 @@ def fit_(
             there,
             scaler,
             of_loss(loss),
+            spread,
         )
+        if training.compile:
+            progress.compile_(training.graphs, _lengths(train.images) is not None)
         train, validation = (resident(each, each.nbytes, there) for each in (train, validation))
         _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
     lay_out_(module, torch.contiguous_format)
@@ -376,27 +413,30 @@ def _train_(
 ) -> None:
     """Train from where the progress stands to the end, in place."""
     (first, end), sparsifier, place = progress.epochs, progress.sparsifier, progress.device
-    steps = _steps(train, training)
+    steps, processes = _steps(train, training), progress.spread.processes
+    _check_shares(train, training, processes)
     if training.patience and sparsifier is not None:
         _check_choice(sparsifier, steps, end - first)
     if scratch is not None:
         resume_(progress, scratch)
+    processes.check_alike("the epochs they go on from", len(progress.curve), place)
     progress.held.begin_(progress.module)
-    with _bar(title, end - first, training, train, done=len(progress.curve)) as bar:
+    done, hidden = len(progress.curve), not processes.first
+    with _bar(title, end - first, training, train, done, hidden) as bar:
         rows = progress.competing(steps, end - first)
         while (epoch := first + len(progress.curve)) < end and not _exhausted(rows, training.patience):
-            with drawing(derive_seed(seed, f"layers in epoch {epoch}"), place):
+            with progress.spread.drawing(derive_seed(seed, f"layers in epoch {epoch}"), place):
                 row = _epoch(progress, training, loss, train, seed, epoch, (first, end), bar)
             row |= _validate(progress, training, validation, goal, seed, epoch + 1)
-            progress.curve.append(row | progress.scaler.row_())
+            progress.add_(row | progress.scaler.row_())
             rows = progress.competing(steps, end - first)
             if training.patience and rows and progress.curve[-1] is _best(rows):
                 progress.keep(training)
-            if scratch is not None:
+            if scratch is not None and processes.first:
                 scratch.write(progress.content())
     progress.end_(training)
     measured = _best(rows) if training.patience else progress.curve[-1]
-    ending = _answers(goal.reduced(progress.module), validation.images, seed, place)
+    ending = _answers(goal.reduced(progress.module), validation.images, seed, place, processes)
     _check_measured(goal, ending, measured)
 
 
@@ -405,6 +445,21 @@ def _width(module: nn.Module, images: Batch, seed: int, device: torch.device) ->
     if _lengths(images) is not None:
         return None
     return _answers(module.eval(), images[:1], seed, device).shape[1]
+
+
+def _check_shares(train: Examples, training: Training, processes: Processes) -> None:
+    """Refuse a batch of which a process would have nothing.
+
+    Raises:
+        DecantError: There is one.
+    """
+    taken = _taken(train, training)
+    least = min(min(training.batch_size, taken), taken % training.batch_size or training.batch_size)
+    if least < processes.count:
+        raise DecantError(
+            f"training.processes: a batch of {least} has no share for each of {processes.count}; take fewer, "
+            "or larger batches"
+        )
 
 
 def _check_choice(sparsifier: Sparsifier, steps: int, epochs: int) -> None:
@@ -419,11 +474,14 @@ def _check_choice(sparsifier: Sparsifier, steps: int, epochs: int) -> None:
 def epochs_run(training: Training, curve: Sequence[EpochMetrics]) -> dict[str, int]:
     """Return what the lineage says of a training that its recipe alone does not.
 
-    That is where it stopped early, and how many steps of float16 were skipped.
+    That is where it stopped early, how many steps of float16 were skipped, and how many epochs it was trained
+    by another number of processes, before it was interrupted.
     """
     facts = {"epochs_run": len(curve)} if training.patience else {}
     if training.precision == "float16":
         facts["skipped_steps"] = int(sum(row["skipped_steps"] for row in curve))
+    if others := sum(row.get(PROCESSES, 1) != training.processes for row in curve):
+        facts["epochs_of_other_processes"] = others
     return facts
 
 
@@ -444,7 +502,8 @@ def _epoch(
     steps, drawn = _steps(train, training), derive_seed(seed, f"epoch {epoch}")
     before, whole = (epoch - epochs[0]) * steps, (epochs[1] - epochs[0]) * steps
     told_rows = _told_rows(progress.teaching, train, training, drawn)
-    fed_in = zip(batches(train, training, drawn, progress.device), told_rows, strict=False)
+    fed_in = zip(batches(train, training, drawn, progress.device, progress.spread), told_rows, strict=False)
+    taken = _taken(train, training)
     for step, ((images, labels), rows) in enumerate(fed_in):
         # In the middle of the step, so that neither the first nor the last one has a rate of zero.
         at = _at(training, epoch, step, steps)
@@ -456,11 +515,11 @@ def _epoch(
         if progress.sparsifier is not None:
             progress.sparsifier.before_(progress.module, before + step, whole)
         with _finite(progress, training, epoch, steps):
-            tally.add(*_step_(progress, training, loss, images, labels), labels)
+            tally.add(*_step_(progress, training, loss, images, labels, taken), labels)
         _average_(progress, training.average, before + step)
         if tally.seen and not tally.waiting:
             bar.set_postfix({key: f"{value:.3f}" for key, value in tally.means().items()}, refresh=False)
-        bar.update(len(images))
+        bar.update(taken)
     with _finite(progress, training, epoch, steps):
         tally.read()
     return {"epoch": epoch + 1, **tally.means(), "learning_rate": rate}
@@ -490,23 +549,34 @@ def _finite(progress: _Progress, training: Training, epoch: int, steps: int) -> 
 
 
 def batches(
-    train: Examples, training: Training, seed: int, device: torch.device
+    train: Examples, training: Training, seed: int, device: torch.device, spread: Spread | None = None
 ) -> Iterator[tuple[Batch, Tensor | None]]:
     """Yield augmented batches, on a device, in a random order; the last is left out where it is not full.
 
-    A batch of texts has as many places as the longest of its own, and holds texts of like lengths.
+    A batch of texts has as many places as the longest of its own, and holds texts of like lengths. Of several
+    processes each has its share of the examples, and all labels.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, spread = torch.Generator().manual_seed(seed), spread or Spread()
     place = tensors_in(train.images)[0].device
     chosen = (moved(rows, place) for rows in _chosen(train, training, generator))
-    for images, labels in loaded(train, chosen):
+    mine = _mine(spread, _taken(train, training), training.batch_size)
+    for images, labels in loaded(train, chosen, partial(spread.rows, size=training.batch_size)):
         images, labels = sent((images, labels), device)
         if isinstance(images, Tensor):
-            images = training.augmentation.apply(images, generator)
+            images = training.augmentation.apply(images, generator, mine)
         elif isinstance(images, Rows) and (own := images.lengths) is not None:
-            longest = max(1, int(own.max()))
+            longest = max(1, int(spread.processes.stacked(own.max()).max()))
             images, labels = images.cut(longest), _first_places(labels, longest)
         yield images, labels
+
+
+def _mine(spread: Spread, taken: int, size: int) -> Tensor | None:
+    """Return which examples of a step [N] a process has, as bool; None where it has all of them."""
+    if not spread.several:
+        return None
+    found = torch.zeros(taken, dtype=torch.bool)
+    found[spread.rows(torch.arange(taken), size)] = True
+    return found
 
 
 def _chosen(train: Examples, training: Training, generator: torch.Generator) -> Iterator[Tensor]:
@@ -571,15 +641,23 @@ def _step_(
     loss: Loss,
     images: Batch,
     labels: Tensor | None,
+    taken: int,
 ) -> tuple[Tensor, Tensor]:
-    """Take one step of the optimizer; return the loss [] and the logits, which nobody has waited for."""
+    """Take one step of the optimizer; return the loss [] and the logits, which nobody has waited for.
+
+    Args:
+        progress: What is trained.
+        training: Its recipe.
+        loss: What is minimized.
+        images: This process's share of the step.
+        labels: Of the whole step.
+        taken: How many examples the step has, in all processes together.
+    """
     module = progress.module
     progress.optimizer.zero_grad()
-    parts = list(_parts(images, labels, training.batch_size))
-    passes = [
-        _gradients_(progress, training, loss, *part, len(part[0]) / len(images), part is parts[-1])
-        for part in parts
-    ]
+    parts = list(_parts(progress.spread, images, labels, taken, training.batch_size))
+    passes = [_gradients_(progress, training, loss, part, taken, part is parts[-1]) for part in parts]
+    progress.spread.sum_gradients_(progress.trained)
     if progress.scaler.usable_(progress.trained) and _may_step(passes, progress.device):
         progress.held.mask_gradients_(module)
         if progress.sparsifier is not None:
@@ -597,27 +675,48 @@ def _may_step(passes: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> 
     return device.type != CPU or all(math.isfinite(value.item()) for value, _ in passes)
 
 
-def _parts(images: Batch, labels: Tensor | None, size: int) -> Iterator[tuple[Batch, Tensor | None]]:
-    """Yield the images of a step and their labels, so many at a time."""
-    known = itertools.repeat(None) if labels is None else labels.split(size)
-    yield from zip(images.split(size), known, strict=False)
+@dataclass(frozen=True)
+class _Part:
+    """A batch of a step.
+
+    Attributes:
+        images: This process's share.
+        labels: Of the whole batch.
+        size: Examples of the whole batch.
+    """
+
+    images: Batch
+    labels: Tensor | None
+    size: int
+
+
+def _parts(spread: Spread, images: Batch, labels: Tensor | None, taken: int, size: int) -> Iterator[_Part]:
+    """Yield the batches of a step, of so many examples each."""
+    at = 0
+    for start in range(0, taken, size):
+        whole = min(size, taken - start)
+        own = spread.processes.of(whole)
+        count = own.stop - own.start
+        known = None if labels is None else labels[start : start + whole]
+        yield _Part(images[at : at + count], known, whole)
+        at += count
 
 
 def _gradients_(
     progress: _Progress,
     training: Training,
     loss: Loss,
-    images: Batch,
-    labels: Tensor | None,
-    share: float,
+    part: _Part,
+    taken: int,
     last: bool,
 ) -> tuple[Tensor, Tensor]:
     """Add gradients of a batch, a share of its step; return so much of the step's loss [], and the logits.
 
     What the recipe adds to the loss comes with the last one.
     """
-    module = progress.module
-    inputs = tuple(laid_out(each, progress.layout) for each in arguments(images))
+    module, share, spread = progress.module, part.size / taken, progress.spread
+    spread.batch = part.size
+    inputs = tuple(laid_out(each, progress.layout) for each in arguments(part.images))
     with autocast(progress.device, training.precision):
         logits = _forward(progress, progress.held.satisfying(module), inputs)
     if progress.width not in (None, logits.shape[1]):
@@ -625,7 +724,8 @@ def _gradients_(
             f"In a training the network returns {logits.shape[1]} numbers for a row, and {progress.width} "
             "otherwise; have it return the same in both"
         )
-    value = loss(inputs, logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
+    logits = spread.whole(logits)
+    value = loss(inputs, logits.to(torch.promote_types(logits.dtype, torch.float32)), part.labels)
     value = value if share == 1 else value * share
     total = value
     if training.l1 and last:
@@ -635,7 +735,7 @@ def _gradients_(
     if training.group_lasso and last:
         total = total + training.group_lasso * group_norms(module)
     with told_of_gradients():
-        progress.scaler.scaled(total).backward()
+        progress.scaler.scaled(spread.share(total)).backward()
     return value.detach(), logits.detach()
 
 
@@ -648,7 +748,7 @@ def _forward(progress: _Progress, satisfying: dict[str, Tensor], inputs: tuple[T
     """
     with told_in_training():
         try:
-            outputs = progress.call_with(satisfying, inputs)
+            outputs = (progress.trained_call or progress.call_with)(satisfying, inputs)
         except ValueError as error:
             if len(inputs[0]) > 1:
                 raise
@@ -691,7 +791,7 @@ def _validate(
     tensors = {name: held[name].project(t) if name in held else t for name, t in final.items()}
     progress.module.eval()
     network = goal.reduced(lambda *inputs: progress.call_with(tensors, inputs))
-    logits = _answers(network, validation.images, seed, progress.device)
+    logits = _answers(network, validation.images, seed, progress.device, progress.spread.processes)
     if not torch.isfinite(logits).all():
         raise DecantError(
             f"Logits of validation images were NaN or infinite after epoch {epoch}; lower the learning rate"
@@ -700,12 +800,23 @@ def _validate(
 
 
 def _answers(
-    network: Callable[..., Any], images: Batch, seed: int, device: torch.device | None = None
+    network: Callable[..., Any],
+    images: Batch,
+    seed: int,
+    device: torch.device | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
-    """Return the outputs for validation images; what draws in eval mode too draws the same each time."""
+    """Return the outputs for validation images; what draws in eval mode too draws the same each time.
+
+    Several processes answer some of the batches each; all of them have all answers, on the processor.
+    """
     place = device or torch.device(CPU)
     with drawing(derive_seed(seed, "validation"), place):
-        return predict(fed(network, place), images)
+        if processes.count == 1:
+            return predict(fed(network, place), images)
+        own = images[shares(len(images), AT_ONCE, processes)]
+        found = predict(fed(network, place), own, AT_ONCE) if len(own) else torch.empty(0, 0)
+        return moved(processes.joined(moved(found, CPU)), place)
 
 
 def _goal(
@@ -789,14 +900,18 @@ def _exhausted(rows: Sequence[EpochMetrics], patience: int | None) -> bool:
     return len(rows) - rows.index(_best(rows)) > patience
 
 
+def _copied(outputs: Any) -> Any:
+    """Return what a network returned in memory of its own, with its gradients."""
+    return tree_map_only(Tensor, torch.clone, outputs)
+
+
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _bar(title: str, epochs: int, training: Training, train: Examples, done: int) -> tqdm[Any]:
+def _bar(title: str, epochs: int, training: Training, train: Examples, done: int, hidden: bool) -> tqdm[Any]:
     """Return the bar over all epochs' images, which is there at once and stays."""
     whole = _steps(train, training) * _taken(train, training)
     total, initial = epochs * whole, done * whole
-    return progress_bar(
-        None, title, "images", total=total, initial=initial, unit_scale=True, delay=0, leave=True
-    )
+    settings = {"total": total, "initial": initial, "unit_scale": True, "delay": 0, "leave": True}
+    return progress_bar(None, title, "images", **settings, disable=hidden)

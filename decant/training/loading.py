@@ -5,7 +5,7 @@ Which rows come is settled before, and nothing is drawn here: the batches are th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,18 +24,21 @@ Loaded: TypeAlias = tuple[Batch, Tensor | None]
 """Inputs [B, ...] and labels [B], or None where there are none."""
 
 
-def loaded(examples: Examples, rows: Iterable[Tensor]) -> Iterator[Loaded]:
+def loaded(
+    examples: Examples, rows: Iterable[Tensor], own: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> Iterator[Loaded]:
     """Yield inputs and labels of rows, in the order of `rows`.
 
     Args:
         examples: These say how many processes read ahead. What lies on another device than the processor is
             read when it is asked for, as it is with none.
         rows: Indices [B], int64, of each batch.
+        own: Returns those of them [b] whose inputs are read; labels are of all.
 
     Raises:
         DecantError: One of the processes ended, such as for want of shared memory.
     """
-    reader = _Reader(examples)
+    reader = _Reader(examples, own)
     if not examples.loaders or tensors_in(examples.images)[0].device.type != CPU:
         yield from map(reader.read, rows)
         return
@@ -63,8 +66,8 @@ def loaded(examples: Examples, rows: Iterable[Tensor]) -> Iterator[Loaded]:
 class _Reader(Dataset[Loaded]):
     """Examples by the numbers of their rows, as a torch `DataLoader` asks for them."""
 
-    def __init__(self, examples: Examples) -> None:
-        self._examples = examples
+    def __init__(self, examples: Examples, own: Callable[[Tensor], Tensor]) -> None:
+        self._examples, self._own = examples, own
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Loaded:
         return self.read(from_numpy(rows))
@@ -72,7 +75,7 @@ class _Reader(Dataset[Loaded]):
     def read(self, rows: Tensor) -> Loaded:
         """Return the inputs and labels of rows [B]."""
         labels = self._examples.labels
-        return self._examples.images[rows], None if labels is None else labels[rows]
+        return self._examples.images[self._own(rows)], None if labels is None else labels[rows]
 
 
 def _as_it_is(found: Any) -> Any:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from decant.errors import Message
 from decant.lazy import torch
-from decant.networks.devices import sent
+from decant.networks.devices import CPU, sent, untrue
 from decant.schema import Count, Fraction, Index, NotNegative, Positive, Section, TrainImages
 from decant.targets import CLASSES, Target
 
@@ -88,12 +89,17 @@ class Augmentation(Section):
     flip: bool = False
     shift: Index = 0
 
-    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return images [N, C, H, W], each flipped and shifted by its own draw; what shifts in is zero."""
+    def apply(self, images: Tensor, generator: torch.Generator, of: Tensor | None = None) -> Tensor:
+        """Return images [N, C, H, W], each flipped and shifted by its own draw; what shifts in is zero.
+
+        Args:
+            images: Some of a batch.
+            generator: Draws, on the processor, for the whole batch.
+            of: Which images of the batch [M] these are, True in N places; None where they are all.
+        """
         (count, _, height, width), device = images.shape, images.device
-        drawn = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
-        moves = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator) + self.shift
-        flips, shifts = sent((drawn, moves), device)
+        drawn, moves = self._draws(count if of is None else len(of), generator)
+        flips, shifts = sent((drawn, moves) if of is None else (drawn[of], moves[:, of]), device)
         columns = torch.arange(width, device=device).expand(count, -1)
         columns = torch.where(flips[:, None], columns.flip(1), columns) + shifts[0]
         rows = torch.arange(height, device=device) + shifts[1]
@@ -102,6 +108,12 @@ class Augmentation(Section):
         picked = padded.transpose(1, 2)[torch.arange(count, device=device)[:, None], rows]
         wanted = columns[:, None, None].expand(count, height, images.shape[1], width)
         return picked.gather(3, wanted).transpose(1, 2)
+
+    def _draws(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return which images are flipped [N], and how far each is moved down and to the right, [2, N, 1]."""
+        drawn = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
+        moves = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator) + self.shift
+        return drawn, moves
 
 
 class Training(Section):
@@ -121,6 +133,12 @@ class Training(Section):
             where the loss jumps, as in recurrent networks (Pascanu et al., On the difficulty of training
             recurrent neural networks, 2012. https://arxiv.org/abs/1211.5063); where it never does, it is only
             a smaller learning rate.
+        processes: That have a share of each batch; the same steps as of one but for rounding. Helps where a
+            batch keeps several GPUs busy; on one processor, threads do the same for less.
+        compile: Whether forward and backward are compiled; other kernels, so other last bits. Compiling takes
+            up to a minute: helps long trainings alone. A network that cannot be compiled whole is refused.
+        graphs: Whether the compiled kernels are recorded as CUDA graphs, and replayed: on GPUs alone, for
+            small networks, where the GPU waits for Python. Does not help batches that keep it busy.
     """
 
     epochs: Count
@@ -137,6 +155,39 @@ class Training(Section):
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     accumulate: Annotated[int, Field(gt=0, le=10_000, exclude_if=lambda count: count == 1)] = 1
     clip_gradients: Annotated[Positive | None, Field(exclude_if=lambda norm: norm is None)] = None
+    processes: Annotated[int, Field(gt=0, le=1024, exclude_if=lambda count: count == 1)] = 1
+    compile: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
+    graphs: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
+
+    @model_validator(mode="after")
+    def _together(self) -> Training:
+        if self.graphs and not self.compile:
+            raise ValueError("graphs: true records what was compiled: add compile: true")
+        if self.compile and self.processes > 1:
+            raise ValueError(
+                "compile: true and several processes do not go together, as batch norms wait for the others "
+                "in the middle of a pass: leave one out"
+            )
+        if self.batch_size < self.processes:
+            raise ValueError(
+                f"batch_size: {self.batch_size} images have no share for each of {self.processes} processes: "
+                "take fewer, or larger batches"
+            )
+        return self
+
+    def unsuited(self, device: str) -> Message:
+        """Return why the recipe does not suit a device, or several of its kind; empty where it does."""
+        if self.graphs and device == CPU:
+            return (
+                f"training.graphs: CUDA graphs are for GPUs, and this runs on {CPU}: leave it out, or take a "
+                "device"
+            )
+        if self.processes > 1 and ":" in device:
+            return (
+                f"training.processes: {self.processes} need a GPU each, and {device} is one: take cuda, the "
+                "first for the first of them"
+            )
+        return untrue(device, self.precision)
 
     def hard_loss(self, target: Target = CLASSES) -> Loss:
         """Return the target's loss against labels, smoothed as the recipe says; there have to be some."""

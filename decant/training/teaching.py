@@ -25,6 +25,7 @@ from decant.seeds import derive_seed
 from decant.targets import CLASSES, Target
 from decant.training.feature_losses import Features
 from decant.training.soft import Answers, Link, Soft, by_token
+from decant.training.spread import Spread
 
 Seen = dict[str, Tensor]
 """What layers gave in the last pass, by module path."""
@@ -42,6 +43,7 @@ class Teaching:
         learners: What of the loss is trained or remembered, for each pair of layers of each of its parts.
         known: The mean of the teachers' outputs for all training examples, on the processor, where that was
             made before; None where teachers answer each batch.
+        spread: The processes of the training, whose answers are compared together.
     """
 
     loss: Soft
@@ -50,6 +52,7 @@ class Teaching:
     target: Target = CLASSES
     learners: nn.ModuleList = field(default_factory=nn.ModuleList)
     known: Tensor | None = None
+    spread: Spread = field(default_factory=Spread)
     _seen: tuple[Seen, Seen] = field(default_factory=lambda: ({}, {}))
     _handles: list[RemovableHandle] = field(default_factory=list)
     _progress: float = 0.0
@@ -78,9 +81,15 @@ class Teaching:
         self._generator = torch.Generator().manual_seed(seed) if self.needs_rows else None
 
     def __call__(self, inputs: tuple[Tensor, ...], outputs: Tensor, labels: Tensor | None) -> Tensor:
-        """Return the loss of a batch that the student has just answered; shape []."""
+        """Return the loss of a batch that the student has just answered; shape [].
+
+        Args:
+            inputs: This process's share of the batch.
+            outputs: The student's answers to the whole batch [N, M].
+            labels: Of the whole batch.
+        """
         rows = self._taken(len(outputs))
-        mean = self._targets(inputs, rows, len(outputs))
+        mean = self._targets(inputs, rows)
         if outputs.shape != mean.shape:
             raise DecantError(
                 f"The student answers with {outputs.shape[1]} numbers for each example and its teacher with "
@@ -107,7 +116,13 @@ class Teaching:
     def _links_of(self, part: Features, learners: Iterator[nn.Module]) -> tuple[Link, ...]:
         students, teachers = self._seen
         return tuple(
-            _link(part, students[own], teachers[other], next(learners)) for own, other in part.layers.items()
+            _link(
+                part,
+                self.spread.whole(students[own]),
+                self.spread.whole(teachers[other]),
+                next(learners),
+            )
+            for own, other in part.layers.items()
         )
 
     def _taken(self, count: int) -> Tensor | None:
@@ -117,13 +132,13 @@ class Teaching:
         taken, self._rows = self._rows[:count], self._rows[count:]
         return taken
 
-    def _targets(self, inputs: tuple[Tensor, ...], rows: Tensor | None, count: int) -> Tensor:
-        """Return the mean of the teachers' outputs for a batch, [N, M]."""
+    def _targets(self, inputs: tuple[Tensor, ...], rows: Tensor | None) -> Tensor:
+        """Return the mean of the teachers' outputs for the whole batch, [N, M]."""
         if self.known is not None and rows is not None:
             return self.known[rows.cpu()].to(rows.device)
         with torch.no_grad(), self._every_layer():
-            targets = [as_rows(each(*inputs), count).float() for each in self.teachers]
-        return targets[0] if len(targets) == 1 else torch.stack(targets).mean(0)
+            targets = [as_rows(each(*inputs), len(inputs[0])).float() for each in self.teachers]
+        return self.spread.whole(targets[0] if len(targets) == 1 else torch.stack(targets).mean(0))
 
     def culprit(self) -> Message:
         """Return which part of several of the last loss is NaN or infinite; empty where none alone is."""
@@ -237,12 +252,13 @@ def of_loss(loss: Callable[..., Tensor]) -> Teaching | None:
 
 @contextmanager
 def listening(
-    loss: Callable[..., Tensor], module: nn.Module, train: Examples, seed: int
+    loss: Callable[..., Tensor], module: nn.Module, train: Examples, seed: int, spread: Spread | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Let a loss listen at a student's layers; yield the groups of parameters that are trained beside it."""
     if (found := of_loss(loss)) is None:
         yield []
         return
+    found.spread = spread or Spread()
     with found.listening(module, train, seed) as parameters:
         yield [{"params": parameters, "weight_decay": 0.0}] if parameters else []
 

@@ -6,7 +6,7 @@ Stages write and read them, gates judge them, flows compare them: all by this ta
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -692,7 +692,66 @@ STABILITY = {
 }
 """What stability/<model>.json has, by the target's kind; the inputs' type decides which of them there are."""
 
-EVIDENCE = {"stability": STABILITY}
+EXPLANATIONS = (
+    Metric(
+        "explanations_kept",
+        -1,
+        1,
+        "higher",
+        "reasons",
+        ".3f",
+        meaning="Spearman's rank correlation of the model's explanations with the teacher's, mean over test "
+        "examples and methods",
+        always=False,
+    ),
+    Metric(
+        "explanations_floor",
+        -1,
+        1,
+        title="floor",
+        shown=".3f",
+        meaning="the same of the teacher's explanations in two draws of each method",
+        always=False,
+    ),
+    Metric(
+        "explanations_top",
+        0,
+        1,
+        "higher",
+        "top features %",
+        ".1f",
+        100,
+        meaning="share of an example's most important features that are the same as the teacher's",
+        always=False,
+    ),
+    Metric(
+        "explanations_deletion",
+        -math.inf,
+        math.inf,
+        "higher",
+        "deletion",
+        ".3f",
+        meaning="how much lower the answer is while the features that explanations rank first are removed "
+        "than while random ones are; below 0 explanations mean nothing",
+        always=False,
+    ),
+    Metric(
+        "explanations_insertion",
+        -math.inf,
+        math.inf,
+        "higher",
+        "insertion",
+        ".3f",
+        meaning="how much higher the answer is with these features alone than with random ones alone",
+        always=False,
+    ),
+)
+"""What explain/<model>.json has; nothing where no explanation fits the inputs or the target."""
+
+EVIDENCE: Mapping[str, Mapping[str, tuple[Metric, ...]]] = {
+    "stability": STABILITY,
+    "explain": dict.fromkeys(("balanced", "classes", "same", "numbers", "labels", "tokens"), EXPLANATIONS),
+}
 """What other stages than `evaluate` write of a model, in <folder>/<model>.json, by the target's kind."""
 
 SETS = (OF_BALANCED, OF_CLASSES, OF_OUTPUTS, OF_NUMBERS, OF_LABELS, OF_TOKENS)

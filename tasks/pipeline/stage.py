@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from decant.errors import DecantError
+from decant.errors import DecantError, LostProcessError
 from decant.outputs import telling_full_disks
+
+LOST = 75
+"""The exit status, that of `EX_TEMPFAIL`, where another process ended."""
 
 
 def run(main: Callable[..., None]) -> NoReturn:
@@ -26,10 +29,16 @@ def run(main: Callable[..., None]) -> NoReturn:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Exit with 1 and the error's message, or with 130 where a person interrupts, without a stack trace."""
+    """Exit with 1 and the error's message, or with 130 where a person interrupts, without a stack trace.
+
+    With 75 where another process of the same training ended, which has told or will be told why.
+    """
     try:
         with telling_full_disks():
             yield
+    except LostProcessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(LOST)
     except DecantError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from decant.errors import DecantError
 from decant.networks.architectures import FOREIGN
 from decant.networks.devices import CPU, find, made_on
 from decant.networks.execution import make_deterministic
+from decant.networks.processes import leave, number, together
 from decant.outputs import json_text, replacing
 from decant.recipes import counted
 from decant.schema import Block, Section
@@ -32,6 +34,7 @@ from tasks.pipeline.lineages import MODELS, SEEDS, TEACHER, written
 from tasks.pipeline.models import load_models
 from tasks.pipeline.networks import with_functions
 from tasks.pipeline.params import read_section, read_yaml
+from tasks.pipeline.processes import PROCESSES, asked, in_processes, without
 from tasks.pipeline.record import ROOT, record
 
 S = TypeVar("S", bound=Section)
@@ -82,21 +85,26 @@ class Step(Generic[S]):
 
     def _scratch(self, parents: Sequence[str]) -> Scratch:
         files = [MODELS / parent / file for parent in parents for file in DEPLOYED]
-        code = record(self.op, ROOT)
-        return scratch(self.place, self.recipe, [splits.TRAIN, splits.VALIDATION, *files], code)
+        code, recipe = record(self.op, ROOT), without(self.recipe, PROCESSES)  # goes on with any number
+        return scratch(self.place, recipe, [splits.TRAIN, splits.VALIDATION, *files], code)
 
 
 def begin(name: str, section: str, op: str, schema: type[S]) -> Step[S]:
-    """Read the block of `name` and make the process deterministic.
+    """Read the block of `name` and make the process deterministic; start others where it asks for several.
 
     Raises:
-        DecantError: The block is not valid, or asks for a device that is not there.
+        DecantError: The block is not valid, asks for a device that is not there, or for another number of
+            processes than were started; or these are not alike.
     """
     seed, threads = read_section("seed", int), read_section(f"threads.{op}", int)
     make_deterministic(threads)
     block = read_section(section, schema)
-    find(getattr(block, "device", CPU))
-    return Step(name, op, block, derive_seed(seed, name), threads, written(name, read_yaml())["params"])
+    in_processes(count := asked(block))
+    step = Step(name, op, block, derive_seed(seed, name), threads, written(name, read_yaml())["params"])
+    code = hashlib.sha256(record(op, ROOT).encode()).hexdigest()[:12]
+    facts = {"recipe": json.dumps(step.params, sort_keys=True), "seed": str(step.seed), "tasks": code}
+    together(count, find(getattr(block, "device", CPU)), facts)
+    return step
 
 
 def begin_model(name: str, schema: type[B]) -> Step[B]:
@@ -130,6 +138,7 @@ def write(
     """Print the ledger and write `models/<name>`: the model, its ledger, and a curve where it was trained.
 
     What was written is read again, and compared with the model in memory and with what the recipe promises.
+    Of several processes the first one alone does so.
 
     Args:
         step: What made it.
@@ -137,6 +146,9 @@ def write(
         parents: The seals of the models that it was made from, by name.
         others: What other seeds made; each is a model of its own in `seeds/<number>` of the folder.
     """
+    leave()
+    if number() > 0:
+        return
     print("\n".join(lines(f"{step.name}: {step.op}", result.ledger)))
     if result.facts:
         print(f"  {', '.join(f'{name} {value}' for name, value in result.facts.items())}")

@@ -18,7 +18,11 @@ from tasks.prepare.asked import (
     answers,
     measured,
 )
-from tasks.prepare.of_files import PICTURES, SOUNDS, FolderParams, SoundParams
+from tasks.prepare.of_files import PICTURES, SOUNDS, SoundParams
+
+# `validate` reads all schemas here.
+from tasks.prepare.of_files import FilesParams as FilesParams
+from tasks.prepare.of_files import FolderParams as FolderParams
 from tasks.prepare.owned import (
     LINES,
     NUMBERS,

@@ -62,7 +62,7 @@ def read_rows(names: Iterable[str]) -> list[ModelRow]:
         DecantError: A model has no metrics or no lineage, or they lack a number; or models are measured by
             different things.
     """
-    rows = [ModelRow(name, _operations(name), _metrics(name)) for name in names]
+    rows = [ModelRow(name, _operations(name), read_metrics(name)) for name in names]
     by_quality = {row.measured.quality: row.name for row in rows}
     if len(by_quality) > 1:
         found = ", ".join(f"{name} by its {quality}" for quality, name in by_quality.items())
@@ -111,7 +111,12 @@ def pareto_front(rows: Sequence[ModelRow]) -> set[str]:
     }
 
 
-def _metrics(name: str) -> dict[str, float]:
+def read_metrics(name: str) -> dict[str, float]:
+    """Return all numbers of a model.
+
+    Raises:
+        DecantError: There are none, or one is missing or out of its range.
+    """
     path = METRICS / f"{name}.json"
     with reading(path, _reevaluate(name)):
         content = parsed(read_bytes(path))

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from decant.inputs import TensorInput
 from decant.networks.architectures import FOREIGN, Architecture
-from decant.networks.devices import Device, idle, untrue
+from decant.networks.devices import Device, idle
 from decant.networks.packages import Transformers
 from decant.schema import Fraction, Positive, Section
 from decant.training.recipe import Training
@@ -95,9 +95,8 @@ class TeacherParams(Section):
             raise ValueError("needs training, or weights of a network of your own")
         if self.training is not None and self.weights is not None:
             raise ValueError("weights are adopted as they are: leave training out, and finetune them later")
-        precision = "float32" if self.training is None else self.training.precision
-        idles = idle(self.device) if self.training is None else ""
-        if wrong := idles or untrue(self.device, precision):
+        wrong = idle(self.device) if self.training is None else self.training.unsuited(self.device)
+        if wrong:
             raise ValueError(wrong)
         foreign = isinstance(self.architecture, FOREIGN)
         for name in ("weights", "inputs", "expect"):

@@ -6,16 +6,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from decant.errors import DecantError
+from decant.networks.compiling import missing_compiler
 from decant.networks.devices import CPU, find
 from tasks.pipeline.lineages import TEACHER
 from tasks.pipeline.lockfile import LOCK
 from tasks.pipeline.params import read_yaml
 
 BENCHMARK = "benchmark"
+COMPILE, PROCESSES = "compile", "processes"
+"""Keys of trainings, wherever in a block they stand."""
 
 
 def without_device(params: Mapping[str, Any]) -> Iterator[str]:
-    """Yield each device of a recipe that is not there, with its place and those that are.
+    """Yield each device of a recipe that is not there, or a compiler for it, with its place and what is.
 
     A recipe that dvc.lock has as it stands has its model already: another machine, which may have the device,
     has made it. Where code or data changed and not the recipe, the stage itself says so as it begins.
@@ -25,15 +28,35 @@ def without_device(params: Mapping[str, Any]) -> Iterator[str]:
     """
     sections = {name: params[name] for name in (TEACHER, BENCHMARK) if name in params}
     blocks = {**sections, **{f"models.{name}": each for name, each in params["models"].items()}}
-    named = {place: block for place, block in blocks.items() if block.get("device", CPU) != CPU}
+    named = {
+        place: block
+        for place, block in blocks.items()
+        if block.get("device", CPU) != CPU or any(_said(block, COMPILE))
+    }
     made = _made() if named else {}
     for place, block in named.items():
         if made.get(place) == block:
             continue
+        device = block.get("device", CPU)
         try:
-            find(block["device"])
+            find(_last(device, max([1, *_said(block, PROCESSES)])))
         except DecantError as error:
             yield f"{place}.{error}"
+        if any(_said(block, COMPILE)) and (missing := missing_compiler(device)):
+            yield f"{place}.{missing}"
+
+
+def _last(device: str, processes: int) -> str:
+    """Return the device of the last of so many processes on one machine."""
+    return device if device == CPU or ":" in device or processes == 1 else f"{device}:{processes - 1}"
+
+
+def _said(block: Any, key: str) -> Iterator[int]:
+    """Yield the number or switch of this name wherever a block has it."""
+    for name, value in block.items() if isinstance(block, Mapping) else ():
+        if name == key and isinstance(value, int):
+            yield value
+        yield from _said(value, key)
 
 
 def _made() -> dict[str, Any]:

@@ -15,8 +15,7 @@ from decant.networks.python import Python, code_of, missing, parsed, sum_of_code
 from decant.outputs import replacing
 from tasks.pipeline.networks import check_tracked, trusted
 from tasks.pipeline.record import ROOT
-from tasks.prepare.of_files import FilesParams
-from tasks.prepare.params import AnyData, PythonParams
+from tasks.prepare.params import AnyData, FilesParams, PythonParams
 from tasks.teacher.params import TeacherParams
 
 FILES = Path("data/files")

@@ -18,8 +18,7 @@ from decant.recipes import excesses
 from decant.schema import Name, Section, did_you_mean, mistakes
 from tasks.benchmark.params import BenchmarkParams
 from tasks.pipeline.params import MOST_LINES, refuse
-from tasks.prepare.of_files import FolderParams
-from tasks.prepare.params import AnyData, DataParams, PrepareParams
+from tasks.prepare.params import AnyData, DataParams, FolderParams, PrepareParams
 from tasks.prepare.sources import SOURCES, Source
 from tasks.teacher.params import TeacherParams
 from tasks.validate.chains import TEACHER, Known, impossible

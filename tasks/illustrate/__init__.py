@@ -1,0 +1,1 @@
+"""Draw the explanations of some examples, teacher and models side by side."""
