@@ -121,7 +121,10 @@ def _inherited_(
     """Begin with the teacher's channels that are best kept; with its first ones where none can be cut out."""
     try:
         groups = groups_of(parent)
-    except DecantError as error:
-        notes.append(f"start: teacher: the student begins with the first channels of each layer. {error}")
+    except DecantError:
+        notes.append(
+            "start: teacher: the student begins with the first channels of each layer, as none of the "
+            "teacher's can be cut out"
+        )
         groups = []
     inherit_(module, student, narrowed(parent, groups, module, student, train, device), parent.built_by)
