@@ -1,4 +1,4 @@
-"""What docs/evidence.md says of the reasons of this project's models is what the stage wrote of them."""
+"""What docs/evidence.md says of this project's models' reasons is what the stage has written of them."""
 
 from benchmarks.explanations import BEGIN, END, block, read
 from benchmarks.readme import between
