@@ -16,13 +16,15 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tasks.report.page.columns import MINUS
+from tasks.report.page.columns import MINUS, known_metrics
 from tests import browsers, pages
 from tests.imports import ROOT
 
 pytestmark = pytest.mark.slow
 
 EXPORTED = ("teacher", "prune-80-int8")
+
+KEPT = known_metrics()["explanations_kept"].title
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(2)>'"&"""
 
@@ -170,11 +172,11 @@ def test_columns_are_chosen(index: Path, browser: Any) -> None:
         heads = page.locator("#table thead th:visible").all_inner_texts()
         assert heads == ["model", "accuracy %", "change", "agreement %", "size, KB", "MMACs"]
         page.get_by_text("Columns", exact=True).click()
-        page.locator("#columns").get_by_label("explanations kept").check()
+        page.locator("#columns").get_by_label(KEPT, exact=True).check()
         page.locator("#columns").get_by_label("MMACs").uncheck()
-        assert "explanations kept" in page.locator("#table thead th:visible").all_inner_texts()
+        assert KEPT in page.locator("#table thead th:visible").all_inner_texts()
         assert "MMACs" not in page.locator("#table thead th:visible").all_inner_texts()
-        assert set(column(page, "explanations kept")) == {"0.875"}
+        assert set(column(page, KEPT)) == {"0.875"}
 
 
 def test_a_point_tells_its_model_and_leads_to_its_card(index: Path, browser: Any) -> None:
@@ -190,7 +192,7 @@ def test_a_point_tells_its_model_and_leads_to_its_card(index: Path, browser: Any
         assert page.evaluate("decodeURIComponent(location.hash)") == f"#model/{name}" and name in told
 
 
-AXES = [("MMACs", "accuracy %"), ("ms, Some", "drift"), ("size, KB", "explanations kept"), ("NLL", "NLL")]
+AXES = [("MMACs", "accuracy %"), ("ms, Some", "drift"), ("size, KB", KEPT), ("NLL", "NLL")]
 
 
 def test_axes_are_chosen(index: Path, browser: Any) -> None:
