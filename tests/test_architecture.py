@@ -84,6 +84,7 @@ RAISED_LATER = {
 
 READS_TEST_SPLIT = {
     "benchmark",
+    "illustrate",  # the folder that it reads has what the teacher answers too
     *(f"{stage}{who}" for stage in ("evaluate", "stability", "explain") for who in ("", "-teacher")),
 }
 

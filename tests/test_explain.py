@@ -20,6 +20,7 @@ from tasks.explain.__main__ import main as explain
 from tasks.illustrate.__main__ import main as illustrate
 from tasks.pipeline.metrics import EXPLANATIONS
 from tests import homes
+from tests.test_illustrate import put
 from tests.test_stability import MODELS, PARAMS, SHAPE, network
 
 KEYS = [metric.key for metric in EXPLANATIONS]
@@ -82,6 +83,8 @@ def test_a_chain_is_compared_with_its_teacher(make: Callable[..., None]) -> None
     first = Path("explain/pruned.details.json").read_bytes()
     explain("pruned")
     assert Path("explain/pruned.details.json").read_bytes() == first
+    for name in ("teacher", *MODELS):
+        put(name)
     illustrate()
     picture = Path("report/explanations.png").read_bytes()
     lines = Path("report/explanations.csv").read_text().splitlines()
@@ -156,6 +159,8 @@ def test_what_no_explanation_fits_says_so(
     assert "teacher is not explained: no explanation fits inputs of this type" in capsys.readouterr().out
     row, details = written("pruned")
     assert (row, details["methods"]) == ({}, {})
+    for name in ("teacher", *MODELS):
+        put(name)
     illustrate()
     assert Path("report/explanations.csv").read_text() == "model,ranking,removed,left\n"
 

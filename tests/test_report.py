@@ -10,6 +10,7 @@ import pytest
 
 from decant.checkpoints.lineage import write_lineage
 from decant.errors import DecantError
+from tasks.illustrate.curves import CORRUPTIONS, DELETION, RELIABILITY
 from tasks.pipeline.metrics import OF_CLASSES, OF_NUMBERS, OF_OUTPUTS
 from tasks.report.__main__ import main
 from tasks.report.pictures import draw, floor, save, styles
@@ -334,13 +335,16 @@ def test_models_that_are_measured_by_different_things_are_refused(here: Path) ->
         main()
 
 
-@pytest.mark.parametrize("name", ["tradeoff", "curves"])
+@pytest.mark.parametrize("name", ["tradeoff", "curves", "deletion", "corruptions", "reliability"])
 def test_the_plot_templates_are_filled_by_dvc_and_name_fields_that_there_are(name: str) -> None:
     text = (TEMPLATES / f"{name}.json").read_text(encoding="utf-8")
     assert all(f"<DVC_METRIC_{anchor}>" in text for anchor in ("DATA", "X", "Y", "TITLE"))
     fields = {
         "tradeoff": tradeoff(FOUR, set())[0].keys(),
         "curves": curves_csv([], COLUMNS).strip().split(","),
+        "deletion": DELETION,
+        "corruptions": CORRUPTIONS,
+        "reliability": RELIABILITY,
     }[name]
     assert set(_fields(json.loads(text))) <= {*fields, "rev", "<DVC_METRIC_X>", "<DVC_METRIC_Y>"}
 

@@ -16,7 +16,7 @@ REPORT = Path("report")
 
 
 def main() -> None:
-    """Read what `explain` and `stability` wrote of every model; write the picture, and curves for `dvc plots`."""
+    """Read what `explain` and `stability` wrote of every model; write the picture, and curves."""
     names = [reasons.TEACHER, *sorted(read_section("models", dict[str, Any]))]
     explained, measured = reasons.read(names), stable.read(names)
     write_text(REPORT / "explanations.csv", deletion_csv(explained))

@@ -58,7 +58,5 @@ def _deletion(methods: dict[str, Method]) -> Iterator[tuple[str, float, float]]:
 def _corruptions(found: Stable) -> Iterator[Line]:
     for kind, points in found.corruptions.items():
         for point in points:
-            measures = {key: value for key, value in point.items() if key not in ("strength", "amount")}
-            yield from (
-                (found.model, kind, key, int(point["strength"]), value) for key, value in measures.items()
-            )
+            for measure, value in point.measures.items():
+                yield found.model, kind, measure, point.strength, value

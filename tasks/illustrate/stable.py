@@ -22,17 +22,30 @@ class Step(Section):
     count: int
 
 
+class Point(Section, extra="allow"):
+    """One strength of a corruption: what stands beside it are the measures of these examples."""
+
+    __pydantic_extra__: dict[str, float]
+    strength: int
+    amount: float
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """By their keys, such as `accuracy`."""
+        return self.__pydantic_extra__
+
+
 class Stable(Section):
     """Some entries of stability/<model>.details.json.
 
     Attributes:
         model: Its name.
-        corruptions: By the corruption, a point for each strength: `strength`, `amount`, and what was measured.
+        corruptions: By the corruption, a point for each strength.
         reliability: Empty where no classes are predicted.
     """
 
     model: str
-    corruptions: dict[str, list[dict[str, float]]] = Field(default_factory=dict)
+    corruptions: dict[str, list[Point]] = Field(default_factory=dict)
     reliability: list[Step] = Field(default_factory=list)
 
 
@@ -49,7 +62,9 @@ def _details(name: str) -> Stable:
     path = STABILITY / f"{name}.details.json"
     stage = "stability-teacher" if name == TEACHER else f"stability@{name}"
     with reading(path, f"run `dvc repro {stage}`"):
-        content = {key: value for key, value in parsed(read_bytes(path)).items() if key in Stable.model_fields}
+        content = {
+            key: value for key, value in parsed(read_bytes(path)).items() if key in Stable.model_fields
+        }
         if wrong := mistakes(content, Stable):
             raise ValueError("; ".join(wrong))
     return Stable.model_validate(content)
