@@ -97,6 +97,23 @@ def test_a_row_of_the_table() -> None:
     ]
 
 
+def test_a_change_that_is_no_more_than_chance_says_so(here: Path) -> None:
+    write_models(FOUR)
+    Path("stability").mkdir()
+    for name, p in {"teacher": 1.0, "small": 0.05, "middle": 0.0501}.items():
+        Path("stability", f"{name}.json").write_text(json.dumps({"mcnemar_p": p}))
+    text = table(read_rows(["teacher", "small", "middle", "beaten"]), set())
+    assert [cells(text, name)[4] for name in ("teacher", "small", "middle", "beaten")] == [
+        "+0.00",
+        "-3.00",
+        "-1.00 (chance)",
+        "-4.00",
+    ]
+    Path("stability/small.json").write_text('{"mcnemar_p": NaN}')
+    with pytest.raises(DecantError, match=r"stability/small\.json .*; run `dvc repro stability@small`$"):
+        read_rows(["teacher", "small"])
+
+
 def test_the_best_of_the_compressed_models_is_bold_and_the_teacher_never() -> None:
     text = table(FOUR, set())
     assert cells(text, "middle")[2] == "**92.00**"

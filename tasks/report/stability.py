@@ -1,0 +1,45 @@
+"""What the stage `stability` says of a difference in accuracy: whether it is more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from decant.sealed import parsed, read_bytes, reading
+from tasks.pipeline.lineages import TEACHER
+from tasks.pipeline.metrics import set_of
+
+STABILITY = Path("stability")
+KEY = "mcnemar_p"
+SURE = 0.05
+"""A p-value of at most this is a difference."""
+
+CHANCE = " (chance)"
+"""What stands behind a change that is none."""
+
+MEANING = "(chance) is no more than chance explains (exact McNemar, p above 0.05)"
+
+
+def is_by_chance(row: Mapping[str, float]) -> bool:
+    """Say whether the accuracy of a model differs from its teacher's by no more than chance explains.
+
+    Args:
+        row: All numbers of the model. Other measures than accuracy have no such test.
+    """
+    return row.get(KEY, 0.0) > SURE and set_of(row).quality == "accuracy"
+
+
+def chance_of(name: str) -> dict[str, float]:
+    """Return the p-value of a model's accuracy by its key; nothing where none was measured.
+
+    Raises:
+        DecantError: The file is not the one that `stability` wrote.
+    """
+    path = STABILITY / f"{name}.json"
+    if not path.exists():
+        return {}
+    stage = f"stability-{TEACHER}" if name == TEACHER else f"stability@{name}"
+    with reading(path, f"run `dvc repro {stage}`"):
+        content: Any = parsed(read_bytes(path))
+        return {KEY: float(content[KEY])} if KEY in content else {}
