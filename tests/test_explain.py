@@ -23,6 +23,7 @@ from tests import homes
 from tests.test_illustrate import put
 from tests.test_stability import MODELS, PARAMS, SHAPE, network
 
+ASKED = sample.EXAMPLES
 KEYS = [metric.key for metric in EXPLANATIONS]
 
 
@@ -36,6 +37,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
             lambda model, threads: deployed.DeployedFunction(model.module, "onnxruntime"),
         )
 
+        monkeypatch.setattr(sample, "EXAMPLES", 16)
         monkeypatch.setattr(perturbations, "DRAWS", 30)
         monkeypatch.setattr(perturbations, "PER_FEATURE", 1)
 
@@ -59,7 +61,8 @@ def written(name: str) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def test_a_chain_is_compared_with_its_teacher(make: Callable[..., None]) -> None:
-    make(80, int8=network(0))  # the teacher's own network, whatever its recipe says
+    assert ASKED == 64
+    make(40, int8=network(0))  # the teacher's own network, whatever its recipe says
     for name in ("teacher", *MODELS):
         explain(name)
     teacher, details = written("teacher")
@@ -67,7 +70,7 @@ def test_a_chain_is_compared_with_its_teacher(make: Callable[..., None]) -> None
     assert teacher["explanations_kept"] == teacher["explanations_top"] == 1.0
     assert -1 <= teacher["explanations_floor"] < 1
     assert list(details["methods"]) == ["lime", "kernel_shap", "occlusion", "integrated_gradients"]
-    assert (details["examples_explained"], details["features"], details["layout"]) == (64, 25, [5, 5])
+    assert (details["examples_explained"], details["features"], details["layout"]) == (16, 25, [5, 5])
     assert [len(each["attributions"]["lime"]) for each in details["examples"]] == [25] * 4
     assert [[*map(len, each["image"])] for each in details["examples"]] == [[6] * 6] * 4
     assert written("int8")[0] == teacher

@@ -10,7 +10,9 @@ import vl_convert
 import yaml
 
 from decant.errors import DecantError
+from tasks.illustrate import picture
 from tasks.illustrate.curves import corruptions_csv, reliability_csv
+from tasks.illustrate.reasons import Example, Reasons, Shown
 from tasks.illustrate.stable import read
 from tests.imports import ROOT
 from tests.toys import git, workspace
@@ -73,6 +75,16 @@ def test_a_model_without_details_is_told_with_the_stage_that_writes_them() -> No
     Path("stability/int8.details.json").write_text("[]")
     with pytest.raises(DecantError, match=r"does not hold what it should .*run `dvc repro stability@int8`$"):
         read(["int8"])
+
+
+def test_of_many_models_the_first_are_drawn_and_the_others_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "MOST", 2)
+    seen = Example(row=3, attributions={picture.METHOD: [0.5, -0.25]})
+    every = [Reasons(model=name, methods={}, examples=[seen], layout=(1, 2)) for name in "abcde"]
+    figure = picture.draw([Shown(each, 0.5) for each in every])
+    assert [axes.get_title() for axes in figure.axes] == ["", "a\n0.50", "b\n0.50", "c\n0.50"]
+    assert figure.get_supxlabel() == "and 2 more models, whose reasons are less the teacher's"
+    assert picture.draw([Shown(each, 0.5) for each in every[:3]]).get_supxlabel() == ""
 
 
 def test_dvc_lays_two_revisions_of_every_plot_over_one_another(tmp_path: Path) -> None:
