@@ -101,8 +101,12 @@ def test_a_change_that_is_no_more_than_chance_says_so(here: Path) -> None:
     write_models(FOUR)
     Path("stability").mkdir()
     for name, p in {"teacher": 1.0, "small": 0.05, "middle": 0.0501}.items():
-        Path("stability", f"{name}.json").write_text(json.dumps({"mcnemar_p": p}))
-    text = table(read_rows(["teacher", "small", "middle", "beaten"]), set())
+        figures = {"mcnemar_p": p, "smallest_difference": p / 10}
+        Path("stability", f"{name}.json").write_text(json.dumps(figures))
+    rows = read_rows(["teacher", "small", "middle", "beaten"])
+    assert "shows in four of five cases: 0.50 to 0.50 points, model by model." in readme(rows, set())
+    assert "four of five" not in readme(FOUR, set())
+    text = table(rows, set())
     assert [cells(text, name)[4] for name in ("teacher", "small", "middle", "beaten")] == [
         "+0.00",
         "-3.00",

@@ -28,8 +28,8 @@ class ModelRow:
     Attributes:
         name: As in params.yaml, or `teacher`.
         operations: What made it, from the teacher's training to the last step.
-        metrics: All of one set, fractions in [0, 1], bytes, nats, bits; and the p-value of the accuracy's
-            difference from the teacher's, where there is one.
+        metrics: All of one set, fractions in [0, 1], bytes, nats, bits; and what `stability` says of the
+            accuracy's difference from the teacher's, where there is such.
     """
 
     name: str

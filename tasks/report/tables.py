@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tasks.pipeline.metrics import Metric, MetricSet, interval
 from tasks.report.rows import TEACHER, ModelRow
-from tasks.report.stability import CHANCE, MEANING, is_by_chance
+from tasks.report.stability import CHANCE, MEANING, is_by_chance, smallest_of
 
 Metrics = Mapping[str, float]
 
@@ -97,6 +97,7 @@ def readme(rows: Sequence[ModelRow], front: Collection[str]) -> str:
     """Return the page: picture, table, what stands in each column."""
     measured = rows[0].measured
     columns = columns_of(measured)
+    smallest = smallest_of(row.metrics for row in rows if row.name != TEACHER)
     on_front = ", ".join(row.name for row in rows if row.name in front)
     return "\n".join(
         [
@@ -111,6 +112,7 @@ def readme(rows: Sequence[ModelRow], front: Collection[str]) -> str:
             "",
             f"On the front, from large to small: {on_front}.",
             "",
+            *([smallest, ""] if smallest else []),
             "- **made by**: the operations from the teacher to the model;",
             *[f"- **{column.title}**: {column.meaning};" for column in columns[:-1]],
             f"- **{columns[-1].title}**: {columns[-1].meaning}.",
