@@ -19,7 +19,7 @@ from tasks.pipeline import record
 from tests.imports import OPERATIONS, ROOT, closure, file_of, imported_by, modules_of, nodes_of, parsed
 
 LAYERS = (
-    ("errors", "lazy", "progress", "seeds"),  # no torch; lazy imports it at its first use
+    ("errors", "lazy", "meaning", "progress", "seeds"),  # no torch; lazy imports it at its first use
     ("outputs", "row_groups", "schema"),
     ("inputs", "sealed", "targets"),
     ("examples",),
@@ -32,7 +32,7 @@ LAYERS = (
 )
 """The files and folders of decant/. Each imports only what stands in a line above its own."""
 
-TORCHLESS = ("errors", "progress", "outputs", "seeds", "schema", "sealed", "recipes")
+TORCHLESS = ("errors", "meaning", "progress", "outputs", "seeds", "schema", "sealed", "recipes")
 FOR_FLOWS = {
     "decant/errors.py",
     "decant/outputs.py",
