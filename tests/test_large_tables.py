@@ -79,6 +79,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             monkeypatch.setattr(module, "is_large", lambda *_: True)
         monkeypatch.setattr(files, "SMALL", 1000)
         monkeypatch.setattr(files, "GROUP", 333)
+        monkeypatch.setattr(files, "group_rows", lambda _: 7)
         monkeypatch.setattr(own_tables, "SEEN", 100)
 
     return make

@@ -18,7 +18,7 @@ from torch import Tensor
 from decant.errors import DecantError
 from decant.outputs import lacks_room
 from decant.progress import progress_bar
-from decant.row_groups import GROUP, WINDOW
+from decant.row_groups import GROUP, WINDOW, group_rows
 from decant.sealed import one_line
 
 ENDINGS = (".npz", ".safetensors")
@@ -109,8 +109,9 @@ def _fill_(
     values: NDArray[Any], dtype: np.dtype[Any], file: IO[bytes], seen: Callable[[int], object]
 ) -> None:
     """Set values [N] to those of a file, which are of this type, in place."""
-    for place in range(0, len(values), GROUP):
-        part = values[place : place + GROUP]
+    size = max(1, GROUP // dtype.itemsize)
+    for place in range(0, len(values), size):
+        part = values[place : place + size]
         content = file.read(part.size * dtype.itemsize)
         part[:] = np.frombuffer(content, dtype)
         seen(len(content))
@@ -120,7 +121,7 @@ def _fill_(
 def _by_rows(columns: NDArray[Any], empty: Empty) -> NDArray[Any]:
     """Return an array whose values lie row by row, of one [..., N] that was written column by column."""
     shape = columns.shape[::-1]
-    found, rows = empty(shape, columns.dtype), max(1, GROUP // max(math.prod(shape[1:]), 1))
+    found, rows = empty(shape, columns.dtype), group_rows(math.prod(shape[1:]) * columns.itemsize)
     for place in range(0, len(found), rows):
         found[place : place + rows] = columns.T[place : place + rows]
     return found
