@@ -69,6 +69,7 @@ RAISED_LATER = {
     "decant/schema.py": "mistakes of a section, all at once",
     "tasks/benchmark/exports.py": "models without an export, all at once at the end",
     "tasks/benchmark/tables.py": "printed: why times are measured anew",
+    "tasks/pipeline/arrays.py": "asked whether the disk is full, then raised",
     "tasks/pipeline/yaml_reader.py": "the message of the YAML parser, made shorter",
     "tasks/prepare/files.py": "all ways to the files that failed",
     "tasks/prepare/own_files.py": "pictures or sounds that cannot be read, all at once: raised, or printed",
