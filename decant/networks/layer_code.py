@@ -1,6 +1,7 @@
 """Layers of Decant's that networks of one's own may have, and sums over what their code does.
 
 No operation imports these files, so a change of one reruns nothing but what has a network with such a layer.
+What else of Decant a network may be built of, as Resnet, every operation imports: their records have it.
 """
 
 from __future__ import annotations
