@@ -30,11 +30,10 @@ def test_what_the_page_concludes_holds() -> None:
         assert abs(kept[name] - kept[name.removesuffix("-int8")]) < 0.005
     lost = {name: FOUND["teacher"].accuracy - each.accuracy for name, each in FOUND.items()}
     assert 4 <= lost["clip-int4"] / lost["obs-80"] <= 5
-    assert lost["student"] < lost["clip-int4"]
-    students = [name for name in kept if name.startswith("student")]
-    assert max(kept[name] for name in students) < min(kept[name] for name in kept if name not in students)
-    assert all(each.side > 0 for name, each in FOUND.items() if name not in students)
-    assert FOUND["student-60"].side == 0
+    assert abs(lost["student"] - lost["obs-80"]) < 0.001
+    assert kept["student"] < kept["obs-80"] - 0.02
+    assert all(each.side > 0 for each in FOUND.values())
+    assert min(kept, key=lambda name: kept[name]) == "thin-ft-binary"
     assert all(each.row["explanations_deletion"] > 0.15 for each in FOUND.values())
     methods = FOUND["teacher"].details["methods"]
     assert max(methods, key=lambda name: methods[name]["floor"]) == "lime"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from decant.errors import DecantError
-from decant.examples import Batch
+from decant.examples import Batch, Rows
 from decant.networks import resumption as resumed
 from decant.networks.record import give_example_, record_of
 from decant.networks.resumption import resumption
@@ -60,6 +60,10 @@ def test_each_turn_sees_what_whole_passes_see(name: str) -> None:
     differ(module, reference, zoo.ZOO[name].rows(ROWS))
 
 
+def drawn(*shape: int) -> Rows:
+    return Rows({"x": torch.randn(ROWS, *shape)})
+
+
 def stages_of(module: nn.Module) -> list[list[str]]:
     return independent(module, list(observable(module)))
 
@@ -90,7 +94,7 @@ def test_each_layer_runs_a_few_times_however_deep_the_network_is() -> None:
     torch.manual_seed(0)
     module = known(deep(12), torch.randn(1, 4, 3, 3))
     order, ran = list(observable(module)), list[str]()
-    turns = MomentsInTurn(module, order, torch.randn(ROWS, 4, 3, 3), copy.deepcopy(module))
+    turns = MomentsInTurn(module, order, drawn(4, 3, 3), copy.deepcopy(module))
     turns.at(order[0])
     for name in order:
         layer = module.get_submodule(name.removesuffix(".weight"))
@@ -127,7 +131,7 @@ def test_a_network_with_a_memory_outside_of_its_results_is_passed_whole() -> Non
     torch.manual_seed(0)
     module = known(Stashing(), torch.randn(1, 4))
     assert tried(module, 4) is None
-    differ(module, copy.deepcopy(module), torch.randn(ROWS, 4))
+    differ(module, copy.deepcopy(module), drawn(4))
 
 
 def test_what_no_one_reads_any_more_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +146,7 @@ def test_what_no_one_reads_any_more_is_dropped(monkeypatch: pytest.MonkeyPatch) 
     one = 2 * 4 * 9
     assert one <= most <= 3 * one  # of 18 results of modules
     monkeypatch.setattr(resumed, "ROOM", one - 1)
-    differ(module, copy.deepcopy(module), torch.randn(ROWS, 4, 3, 3))
+    differ(module, copy.deepcopy(module), drawn(4, 3, 3))
 
 
 def test_layers_of_which_none_hears_of_another_are_watched_together() -> None:
@@ -154,7 +158,7 @@ def test_layers_of_which_none_hears_of_another_are_watched_together() -> None:
     torch.manual_seed(0)
     module = known(Three(), torch.randn(1, 4))
     assert stages_of(module) == [["query.weight", "key.weight", "value.weight"], ["out.weight"]]
-    differ(module, copy.deepcopy(module), torch.randn(ROWS, 4))
+    differ(module, copy.deepcopy(module), drawn(4))
 
 
 class Three(nn.Module):
