@@ -39,7 +39,7 @@ def placed(name: str, folder: Path) -> Path:
     shutil.copytree(EXAMPLES / name, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
     # They speak of other models.
     (folder / "dvc.lock").unlink(missing_ok=True)
-    for old in ("metrics", "headline", "stability", "benchmark", "report"):
+    for old in ("metrics", "headline", "stability", "explain", "benchmark", "report"):
         shutil.rmtree(folder / old, ignore_errors=True)
     commit(folder, f"the example {name}")
     return folder

@@ -19,7 +19,7 @@ from tasks.pipeline import record
 from tests.imports import OPERATIONS, ROOT, closure, file_of, imported_by, modules_of, nodes_of, parsed
 
 LAYERS = (
-    ("errors", "lazy", "progress", "seeds"),  # no torch; lazy imports it at its first use
+    ("errors", "lazy", "meaning", "progress", "seeds"),  # no torch; lazy imports it at its first use
     ("outputs", "row_groups", "schema"),
     ("inputs", "sealed", "targets"),
     ("examples",),
@@ -32,7 +32,7 @@ LAYERS = (
 )
 """The files and folders of decant/. Each imports only what stands in a line above its own."""
 
-TORCHLESS = ("errors", "progress", "outputs", "seeds", "schema", "sealed", "recipes")
+TORCHLESS = ("errors", "meaning", "progress", "outputs", "seeds", "schema", "sealed", "recipes")
 FOR_FLOWS = {
     "decant/errors.py",
     "decant/outputs.py",
@@ -69,6 +69,7 @@ RAISED_LATER = {
     "decant/schema.py": "mistakes of a section, all at once",
     "tasks/benchmark/exports.py": "models without an export, all at once at the end",
     "tasks/benchmark/tables.py": "printed: why times are measured anew",
+    "tasks/pipeline/arrays.py": "asked whether the disk is full, then raised",
     "tasks/pipeline/yaml_reader.py": "the message of the YAML parser, made shorter",
     "tasks/prepare/files.py": "all ways to the files that failed",
     "tasks/prepare/own_files.py": "pictures or sounds that cannot be read, all at once: raised, or printed",

@@ -15,9 +15,12 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 import pytest
+import safetensors.torch
+import torch
 
 from decant.errors import DecantError
-from tasks.prepare import generators, own_tables, readers, room
+from tasks.pipeline import arrays as files
+from tasks.prepare import arrays, generators, own_tables, readers, room
 from tasks.prepare.__main__ import main as prepare
 from tasks.prepare.columns import Lists, Source
 from tests.homes import home, write_params
@@ -72,7 +75,11 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         for name, value in (("SMALL", 1000), ("BLOCK", 1 << 13), ("ROWS", 64)):
             monkeypatch.setattr(readers, name, value)
         monkeypatch.setattr(room, "SMALL", 1000)
-        monkeypatch.setattr(own_tables, "is_large", lambda *_: True)
+        for module in (own_tables, arrays):
+            monkeypatch.setattr(module, "is_large", lambda *_: True)
+        monkeypatch.setattr(files, "SMALL", 1000)
+        monkeypatch.setattr(files, "GROUP", 333)
+        monkeypatch.setattr(files, "group_rows", lambda _: 7)
         monkeypatch.setattr(own_tables, "SEEN", 100)
 
     return make
@@ -156,6 +163,76 @@ def test_rows_of_a_function_that_lie_in_a_file_become_the_same_bytes(
     before = prepared(data)
     large()
     assert prepared(data) == before
+
+
+def named() -> dict[str, Any]:
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((400, 3, 2))
+    return {
+        "by columns": np.asfortranarray(x),
+        "foreign": x[:, 0].astype(">f4"),
+        "few": draw.integers(0, 9, (400, 1), np.int8),
+        "kind": np.arange(400) % 3,
+    }
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("test", [70, "data/arrays/more.safetensors"])
+def test_arrays_that_are_read_by_blocks_become_the_same_bytes(
+    write: Callable[..., None], test: Any, large: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data/arrays").mkdir()
+    write("data/arrays/all.npz", **named())
+    more = {
+        name: torch.from_numpy(np.array(each[:90], each.dtype.newbyteorder("="), order="C"))
+        for name, each in named().items()
+    }
+    safetensors.torch.save_file(more, "data/arrays/more.safetensors")
+    data = {
+        "source": "arrays",
+        "train": "data/arrays/all.npz",
+        "labels": "kind",
+        "validation": 50,
+        "test": test,
+    }
+    before, told = prepared(data), capsys.readouterr().out
+    large()
+    assert prepared(data) == before and len(before) == 3
+    assert capsys.readouterr().out == told and "train: " in told
+    assert not [path for path in Path("data").iterdir() if path.is_file() and path.suffix != ".parquet"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda content: content[:6000] + b"\1" + content[6001:], "Bad CRC-32 for file 'by columns.npy'"),
+        (lambda content: content[:9000], "File is not a zip file"),
+        (lambda content: content.replace(b"(400, 3, 2)", b"(999, 3, 2)"), "by columns is cut off"),
+        (lambda content: content.replace(b"'<f8'", b"'|O8'"), "by columns is of object"),
+    ],
+)
+def test_large_arrays_that_are_not_whole_are_refused(
+    change: Callable[[bytes], bytes], sentence: str, large: Callable[[], None]
+) -> None:
+    path = Path("data/own/all.npz")
+    np.savez(path, **named())
+    path.write_bytes(change(path.read_bytes()))
+    large()
+    with pytest.raises(DecantError, match=rf"all.npz does not hold tensors \({sentence}"):
+        files.read_arrays(path, room.empty)
+
+
+def test_large_arrays_without_room_are_no_broken_ones(
+    large: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    np.savez("data/own/all.npz", **named())
+    large()
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.read_arrays(Path("data/own/all.npz"), room.empty)
 
 
 # --- types

@@ -569,8 +569,12 @@ def test_mistakes_in_a_folder_are_told() -> None:
     with pytest.raises(DecantError, match="has the folder sky, which `classes` do not name"):
         decoded(pictures(classes=["berry", "sea"]))
     Path(PHOTOS, "cloud").mkdir()
-    with pytest.raises(DecantError, match=r"no pictures \(.*\) of cloud"):
+    with pytest.raises(DecantError, match=r"no pictures \(.*\) of cloud; give .* or take its folder away"):
         decoded(pictures())
+    with pytest.raises(
+        DecantError, match=r"no pictures \(.*\) of cloud, sea; .* or take it out of `classes`"
+    ):
+        decoded(pictures(classes=["berry", "cloud", "sea", "sky"]))
     with pytest.raises(DecantError, match=r"data.split: groups stay whole|groups is a column of a table"):
         pictures(split={"kind": "shares", "validation": 0.1, "test": 0.1, "groups": "box"})
 

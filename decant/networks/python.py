@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +21,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from decant.errors import DecantError, Message
 from decant.lazy import torch
+from decant.networks.layer_code import layer_sums
 from decant.networks.memory import free_memory, within_memory
 from decant.networks.time_limit import OutOfTime, limited
 from decant.schema import Section
@@ -44,7 +45,8 @@ class Python(Section):
         file: Where the function is: a path below the folder of params.yaml, with slashes.
         function: Its name, `build` in params.yaml; a class of networks is one too.
         with_: What it is called with, by name; `with` in params.yaml.
-        code: The SHA-256 sum of the file, and of those of one's own that it imports; empty where any will do.
+        code: The SHA-256 sum of the file, of those of one's own that it imports, and of what Decant's layers
+            do that are in it; empty where any will do.
     """
 
     kind: Literal["python"] = "python"
@@ -137,7 +139,8 @@ class Python(Section):
         if self.code and code != self.code:
             raise DecantError(
                 f"The network was saved with other code: {self.function} of {self.file} had the sum "
-                f"{self.code[:12]}…, and has {code[:12]}…; take the file as it was, or make the model anew"
+                f"{self.code[:12]}…, and has {code[:12]}…; take the file, and the Decant whose layers it "
+                "imports, as they were, or make the model anew"
             )
         bound = self.model_copy(update={"code": code})
         bound._builder = function
@@ -215,18 +218,26 @@ def function_of(architecture: Python, root: Path = Path()) -> Any:
 
 
 def sum_of_code(path: Path, root: Path | None = None) -> str:
-    """Return the SHA-256 sum of a file; with files of one's own that it imports, one over all their sums.
+    """Return the SHA-256 sum of a file; with what it imports, one over all the sums.
+
+    What it imports are files of one's own, and layers of Decant's, such as LogMel.
 
     Args:
         path: The file.
         root: Where imports are looked for beside the file's own folder.
     """
     files = code_of(path, root)
-    sums = {each: hashlib.sha256(each.read_bytes()).hexdigest() for each in files}
-    if len(files) == 1:
-        return sums[files[0]]
-    lines = "".join(f"{sums[each]}  {each.name}\n" for each in files)
+    sums = [(hashlib.sha256(each.read_bytes()).hexdigest(), each.name) for each in files]
+    sums += [(found, name) for name, found in layers_of(files).items()]
+    if len(sums) == 1:
+        return sums[0][0]
+    lines = "".join(f"{found}  {name}\n" for found, name in sums)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def layers_of(files: Iterable[Path]) -> dict[str, str]:
+    """Return the sums of Decant's layers that files of Python have, by the path of the layers' code."""
+    return layer_sums(map(parsed, files))
 
 
 def code_of(path: Path, root: Path | None = None) -> list[Path]:

@@ -7,6 +7,8 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from decant.meaning import Silent
+
 OURS = ("decant", "tasks")
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that the packages lie in, wherever a stage runs."""
@@ -51,37 +53,7 @@ def meaning(path: Path) -> str:
 
 def meaning_of(source: str) -> str:
     """Return the sum of a file with this text."""
-    return sha256(ast.dump(_Silent().visit(ast.parse(source))).encode()).hexdigest()[:16]
-
-
-class _Silent(ast.NodeTransformer):
-    """Take out what nothing is computed from."""
-
-    raising = False
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            return None  # a docstring: written anew or taken away, it changes nothing
-        return self.generic_visit(node)
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        return self._silenced(node)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        is_message = isinstance(node.returns, ast.Name) and node.returns.id == "Message"
-        return self._silenced(node) if is_message else self.generic_visit(node)
-
-    def _silenced(self, node: ast.AST) -> ast.AST:
-        before, self.raising = self.raising, True
-        self.generic_visit(node)
-        self.raising = before
-        return node
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        return ast.Constant("") if self.raising else self.generic_visit(node)
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        return ast.Constant("") if self.raising and isinstance(node.value, str) else node
+    return sha256(ast.dump(Silent().visit(ast.parse(source))).encode()).hexdigest()[:16]
 
 
 def _tree(path: Path) -> ast.Module:

@@ -1,27 +1,68 @@
-"""Named tensors of one's own as the three splits."""
+"""Named tensors of one's own as the three splits; what is large lies in files until it is written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from decant.errors import DecantError
-from decant.examples import Examples, Rows
+from decant.examples import Rows
 from decant.inputs import inputs_of
+from decant.row_groups import in_groups, is_large
 from decant.targets import Classes, Labels, Numbers
 from tasks.pipeline.arrays import read_arrays
-from tasks.prepare import parts
+from tasks.prepare import parts, room
 from tasks.prepare.asked import ArrayOfClasses, ArrayOfLabels, ArrayOfNumbers
-from tasks.prepare.own_tables import Drawn, bytes_of, scaled
+from tasks.prepare.own_tables import Drawn, Known, Split, Taken, bytes_of, scaled
 from tasks.prepare.params import PrepareParams
 
 SHOWN = 8
 """Classes that a line names."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of a split, which lie in a file until they are written.
+
+    Attributes:
+        images: All rows of the file, in memory or mapped.
+        all_labels: Theirs [N] or [N, K]; None where there are none.
+        sums: A sum over the bytes of each of them [N].
+        rows: Those of the split, in its order [M].
+    """
+
+    images: Rows
+    all_labels: Tensor | None
+    sums: NDArray[np.bytes_]
+    rows: parts.Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Tensor:
+        """The split's own labels [M] or [M, K]."""
+        assert self.all_labels is not None
+        return self.all_labels[torch.from_numpy(self.rows)]
+
+    def at(self, rows: parts.Rows) -> Part:
+        """Return others of the file's rows."""
+        return replace(self, rows=rows)
+
+    def split(self, known: Known) -> Split:
+        """Return what is written of it, in memory where that is little."""
+        found = Taken(self.images, known._replace(labels=self.all_labels), self.rows)
+        return found if is_large(len(found), found.width) else found.whole()
+
+
+Parts = dict[str, Part]
 
 
 def draw(params: PrepareParams, seed: int) -> Drawn:
@@ -35,11 +76,24 @@ def draw(params: PrepareParams, seed: int) -> Drawn:
         DecantError: A file is missing or no whole one; tensors have other lengths, types, shapes or names, or
             hold NaN; labels are not what is said, or of one class; or nothing would be left to train on.
     """
+    splits = _drawn(params, seed)
+    _check_alike(splits)
+    sums = {name: each.sums[each.rows] for name, each in splits.items()}
+    notes, known = [*filter(None, [parts.check_sums(sums, params.leak == "fail")])], Known()
+    if params.labels is not None:
+        known = TARGETS[params.target.kind if params.target else "classes"](params, splits)
+        notes += _unlearned(splits, known)
+    found = {name: each.split(known) for name, each in splits.items()}
+    return Drawn(found, [*notes, *_shares(splits, known)], {})
+
+
+def _drawn(params: PrepareParams, seed: int) -> Parts:
+    """Return which rows of which file go into each split."""
     assert params.train is not None and params.test is not None
     train = _read(params, params.train)
     generator = torch.Generator().manual_seed(seed % 2**63)
-    train = _taken(train, torch.randperm(len(train), generator=generator))
-    found: dict[str, Examples] = {}
+    train = train.at(torch.randperm(len(train), generator=generator).numpy())
+    found: Parts = {}
     for name, held in (("test", params.test), ("validation", params.validation)):
         if isinstance(held, str):
             found[name] = _read(params, held)
@@ -49,34 +103,20 @@ def draw(params: PrepareParams, seed: int) -> Drawn:
                 f"params.yaml: data.{name} takes {held:,} of {len(train):,} examples in {params.train}, "
                 "which leaves none to train on"
             )
-        found[name], train = train.first(held), _taken(train, torch.arange(held, len(train)))
-    splits = {"train": train, "validation": found["validation"], "test": found["test"]}
-    _check_alike(splits)
-    notes = [*filter(None, [_leak(splits, params.leak == "fail")])]
-    if params.labels is not None:
-        splits = ARRAYS_OF[params.target.kind if params.target else "classes"](params, splits)
-        notes += _unlearned(splits)
-    return Drawn(splits, [*notes, *_shares(splits)], {})
+        found[name], train = train.at(train.rows[:held]), train.at(train.rows[held:])
+    return {"train": train, "validation": found["validation"], "test": found["test"]}
 
 
-def _leak(splits: Mapping[str, Examples], fail: bool) -> str:
-    """Return a sentence on the rows that two splits have; as of `parts.check_sums`."""
-    sums = {}
-    for name, each in splits.items():
-        assert isinstance(each.images, Rows)
-        sums[name] = parts.sums_of(bytes_of(each.images))
-    return parts.check_sums(sums, fail)
-
-
-def _shares(splits: Mapping[str, Examples]) -> Iterator[str]:
+def _shares(splits: Parts, known: Known) -> Iterator[str]:
     """Yield a line on each split: how many rows there are, and the classes' shares."""
     for name, each in splits.items():
-        labels = each.known_labels.numpy() if each.classes else ()
-        yield parts.shares(name, len(each), labels, each.classes, "rows")
+        labels = each.labels.numpy() if known.classes else ()
+        yield parts.shares(name, len(each), labels, known.classes, "rows")
 
 
-def _read(params: PrepareParams, file: str) -> Examples:
-    tensors = read_arrays(Path(file))
+def _read(params: PrepareParams, file: str) -> Part:
+    """Return all rows of a file."""
+    tensors = read_arrays(Path(file), room.empty)
     labels = tensors.pop(params.labels) if params.labels in tensors and params.labels else None
     if params.labels and labels is None:
         raise DecantError(f"{file} has no {params.labels!r} (data.labels); it has {', '.join(tensors)}")
@@ -94,14 +134,17 @@ def _read(params: PrepareParams, file: str) -> Examples:
         raise DecantError(f"{file} holds no examples")
     if labels is not None:
         labels = LABELS_OF[params.target.kind if params.target else "classes"](labels, len(rows), file)
-    return Examples(rows, labels, ())
+    return Part(rows, labels, parts.sums_of(bytes_of(rows)), np.arange(len(rows)))
 
 
 def _check_finite(tensor: Tensor, place: str, wrong: Callable[[Tensor], Tensor], what: str) -> None:
     """Refuse values [N, ...] of which some are wrong; says the first row, from 0 as arrays count."""
-    if tensor.is_floating_point() and bool((found := wrong(tensor)).any()):
-        row = int(found.reshape(len(tensor), -1).any(1).nonzero()[0])
-        raise DecantError(f"{place} holds {what}, as in row {row}; leave such rows out")
+    seen = 0
+    for group in in_groups(tensor) if tensor.is_floating_point() else ():
+        if bool((found := wrong(group)).any()):
+            row = seen + int(found.reshape(len(group), -1).any(1).nonzero()[0])
+            raise DecantError(f"{place} holds {what}, as in row {row}; leave such rows out")
+        seen += len(group)
 
 
 def _classes(labels: Tensor, count: int, file: str) -> Tensor:
@@ -144,46 +187,46 @@ LABELS_OF: Mapping[str, Callable[[Tensor, int, str], Tensor]] = MappingProxyType
 """What reads a tensor of labels, by the kind of target: of so many rows, in a file."""
 
 
-def _with_classes(params: PrepareParams, splits: dict[str, Examples]) -> dict[str, Examples]:
+def _of_classes(params: PrepareParams, splits: Parts) -> Known:
     classes = params.classes or _numbered(splits)
     if len(classes) < 2:
         raise DecantError(
             f"data: {params.labels} has {len(classes)} class, expected two or more; there is nothing to tell "
             "apart"
         )
+    for name, each in splits.items():
+        _check_classes(each.labels, classes, name)
     balanced = isinstance(params.target, ArrayOfClasses) and params.target.balanced
-    found = {name: _of_classes(each, classes, name) for name, each in splits.items()}
-    return {name: replace(each, target=Classes(balanced=balanced)) for name, each in found.items()}
+    return Known(classes=classes, target=Classes(balanced=balanced))
 
 
-def _with_numbers(params: PrepareParams, splits: dict[str, Examples]) -> dict[str, Examples]:
+def _of_numbers(params: PrepareParams, splits: Parts) -> Known:
     assert isinstance(params.target, ArrayOfNumbers) and params.labels is not None
     width = _width(splits)
     several = tuple(f"{params.labels} {place}" for place in range(1, width + 1))
     names = params.target.names or (several if width > 1 else (params.labels,))
     _check_named(names, width)
     target = Numbers(names=names, scale=(1.0,) * width, penalty=params.target.loss)
-    known = scaled(target, splits["train"].known_labels)
-    return {name: replace(each, target=known) for name, each in splits.items()}
+    return Known(target=scaled(target, splits["train"].labels))
 
 
-def _with_labels(params: PrepareParams, splits: dict[str, Examples]) -> dict[str, Examples]:
+def _of_labels(params: PrepareParams, splits: Parts) -> Known:
     assert isinstance(params.target, ArrayOfLabels)
     width = _width(splits)
     names = params.target.names or tuple(map(str, range(width)))
     _check_named(names, width)
-    return {name: replace(each, target=Labels(names=names)) for name, each in splits.items()}
+    return Known(target=Labels(names=names))
 
 
-ARRAYS_OF: Mapping[str, Callable[[PrepareParams, dict[str, Examples]], dict[str, Examples]]] = (
-    MappingProxyType({"classes": _with_classes, "numbers": _with_numbers, "labels": _with_labels})
+TARGETS: Mapping[str, Callable[[PrepareParams, Parts], Known]] = MappingProxyType(
+    {"classes": _of_classes, "numbers": _of_numbers, "labels": _of_labels}
 )
-"""What gives splits their target, by its kind."""
+"""What says what the labels of splits are, by the kind of target."""
 
 
-def _width(splits: Mapping[str, Examples]) -> int:
+def _width(splits: Parts) -> int:
     """Return how many numbers a row of labels has in all splits."""
-    widths = {name: each.known_labels.shape[1] for name, each in splits.items()}
+    widths = {name: each.labels.shape[1] for name, each in splits.items()}
     if len({*widths.values()}) > 1:
         told = ", ".join(f"{name} has {width}" for name, width in widths.items())
         raise DecantError(f"data: labels of a row need as many numbers in each split, and {told}")
@@ -197,56 +240,48 @@ def _check_named(names: Sequence[str], width: int) -> None:
         )
 
 
-def _unlearned(splits: Mapping[str, Examples]) -> Iterator[str]:
+def _unlearned(splits: Parts, known: Known) -> Iterator[str]:
     """Yield a line for each split with classes, or labels, that no training row has.
 
     It is no mistake: a network that is adopted with its weights may know more than it is calibrated with.
     """
-    learned = _there(splits["train"])
-    names = splits["train"].classes or getattr(splits["train"].target, "names", ())
+    if isinstance(known.target, Numbers):
+        return
+    names = known.classes or getattr(known.target, "names", ())
+    learned = _there(splits["train"].labels)
     for name in ("validation", "test"):
-        if strange := sorted(_there(splits[name]) - learned):
+        if strange := sorted(_there(splits[name].labels) - learned):
             told = ", ".join(names[each] for each in strange[:SHOWN])
             more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
             yield f"{name} has rows of {told}{more}, which no training row is of"
 
 
-def _there(examples: Examples) -> set[int]:
-    """Return the classes or labels that some row is of; none of numbers."""
-    if isinstance(examples.target, Numbers):
-        return set()
-    labels = examples.known_labels
+def _there(labels: Tensor) -> set[int]:
+    """Return the classes or labels that some row is of."""
     marked = labels.any(0).nonzero()[:, 0] if labels.dim() == 2 else labels
     return {*map(int, marked.unique())}
 
 
-def _taken(examples: Examples, rows: Tensor) -> Examples:
-    labels = None if examples.labels is None else examples.labels[rows]
-    return Examples(examples.images[rows], labels, examples.classes)
-
-
-def _check_alike(splits: dict[str, Examples]) -> None:
+def _check_alike(splits: Parts) -> None:
     """Refuse splits of other tensors."""
-    forms = {}
-    for name, split in splits.items():
-        assert isinstance(split.images, Rows)
-        forms[name] = {n: (t.dtype, [*t.shape[1:]]) for n, t in split.images.tensors.items()}
+    forms = {
+        name: {n: (t.dtype, [*t.shape[1:]]) for n, t in split.images.tensors.items()}
+        for name, split in splits.items()
+    }
     for name, form in forms.items():
         if form != forms["train"]:
             raise DecantError(f"data: {name} has {form}, and train {forms['train']}; give all the same form")
 
 
-def _numbered(splits: dict[str, Examples]) -> tuple[str, ...]:
+def _numbered(splits: Parts) -> tuple[str, ...]:
     """Return numbers as names for as many classes as there are."""
-    return tuple(map(str, range(1 + max(int(each.known_labels.max()) for each in splits.values()))))
+    return tuple(map(str, range(1 + max(int(each.labels.max()) for each in splits.values()))))
 
 
-def _of_classes(examples: Examples, classes: tuple[str, ...], name: str) -> Examples:
-    if classes:
-        low, high = int(examples.known_labels.min()), int(examples.known_labels.max())
-        if low < 0 or high >= len(classes):
-            raise DecantError(
-                f"data: {name} has labels from {low} to {high}, and there are {len(classes)} classes, 0 to "
-                f"{len(classes) - 1}"
-            )
-    return Examples(examples.images, examples.labels, classes)
+def _check_classes(labels: Tensor, classes: tuple[str, ...], name: str) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(classes):
+        raise DecantError(
+            f"data: {name} has labels from {low} to {high}, and there are {len(classes)} classes, 0 to "
+            f"{len(classes) - 1}"
+        )

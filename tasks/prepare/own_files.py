@@ -290,9 +290,10 @@ def in_folders(params: FilesParams, kind: Kind) -> Listed:
         )
     found = [file for place in params.places for file in _in_place(params, place, names, kind)]
     if empty := parts.without((label for _, label, _ in found), names):
+        rid = "take it out of `classes`" if params.classes else "take its folder away"
         raise DecantError(
             f"{params.folder}: no {kind.one}s ({', '.join(kind.endings)}) of {', '.join(empty)}; give the "
-            "class some, or take its folder away"
+            f"class some, or {rid}"
         )
     columns = {FOLDER: [split for *_, split in found], CLASS: [names[label] for _, label, _ in found]}
     source = Source.of(Path(params.folder), table_of(columns, params.folder))

@@ -16,6 +16,7 @@ from torch import Tensor
 from decant.errors import DecantError, Message
 from decant.examples import Examples, Rows, tensors_in
 from decant.inputs import Kind
+from decant.progress import progress_bar
 from decant.row_groups import is_large
 from decant.schema import did_you_mean
 from decant.targets import CLASSES, Classes, Labels, Numbers, Target
@@ -313,10 +314,13 @@ def scaled(target: Any, labels: Tensor) -> Any:
 
 def bytes_of(images: AllRows) -> Iterator[bytes]:
     """Yield the bytes of each row."""
-    for start in range(0, len(images), SEEN):
-        tensors = [each[:].contiguous() for each in tensors_in(images[start : start + SEEN])]
-        columns = [each.reshape(len(each), -1).view(torch.uint8).numpy() for each in tensors]
-        yield from (b"".join(column[row].tobytes() for column in columns) for row in range(len(columns[0])))
+    with progress_bar(None, "comparing rows", "rows", total=len(images)) as bar:
+        for start in range(0, len(images), SEEN):
+            tensors = [each[:].contiguous() for each in tensors_in(images[start : start + SEEN])]
+            columns = [each.reshape(len(each), -1).view(torch.uint8).numpy() for each in tensors]
+            rows = range(len(columns[0]))
+            yield from (b"".join(column[row].tobytes() for column in columns) for row in rows)
+            bar.update(len(rows))
 
 
 def _shares(known: Known, rows: Mapping[str, parts.Rows], what: str) -> Iterator[str]:

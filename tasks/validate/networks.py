@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from decant.errors import DecantError, Message
 from decant.networks.architectures import ForeignArchitecture
 from decant.networks.packages import Packaged, Transformers, installed
-from decant.networks.python import Python, code_of, missing, parsed, sum_of_code
+from decant.networks.python import Python, code_of, layers_of, missing, sum_of_code
 from decant.outputs import replacing
 from tasks.pipeline.networks import check_tracked, trusted
-from tasks.pipeline.record import ROOT
 from tasks.prepare.params import AnyData, FilesParams, PythonParams
 from tasks.teacher.params import TeacherParams
 
+if TYPE_CHECKING:
+    # Read for their sums, never run: named here so that this stage's record of code has them, and a change of
+    # theirs makes the sums anew.
+    from decant.networks import sound as sound
+
 FILES = Path("data/files")
-LAYERS = ROOT / "decant" / "networks" / "sound.py"
-"""Layers that networks of one's own may have; no stage imports them, so no record of code has their sum."""
 TITLE = "sums of the files of one's own that this stage reads\n"
 """DVC warns of empty files, and mostly none is named."""
 
@@ -98,32 +100,24 @@ def _files_of(teacher: TeacherParams) -> Iterator[tuple[str, str]]:
 
 def write_sums(data: AnyData, teacher: TeacherParams) -> None:
     """Write the sums of the files that each stage reads beside its own: DVC reruns it where they change."""
-    files = [Path(file) for _, file in _files_of(teacher)]
     own = teacher.architecture
-    if isinstance(own, Python):
-        files += code_of(Path(own.file), Path())
+    code = {"prepare": data.file if isinstance(data, PythonParams) else None}
+    code["teacher"] = own.file if isinstance(own, Python) else None
+    named = {"prepare": data.files, "teacher": [file for _, file in _files_of(teacher)]}
     packages = [f"{own.kind} {installed(own.kind)}\n"] if isinstance(own, Packaged) else []
-    if any(map(imports_layers, files)):
-        packages.append(f"{_sum(LAYERS)}  {LAYERS.relative_to(ROOT).as_posix()}\n")
-    read = [Path(file) for file in data.files]
-    if isinstance(data, PythonParams):
-        read += code_of(Path(data.file), Path())
     with replacing(FILES) as folder:
         folder.mkdir()
-        for stage, named in {"prepare": read, "teacher": files}.items():
-            lines = (f"{_sum(file)}  {file.as_posix()}\n" for file in sorted(named))
+        for stage, files in named.items():
+            lines = _lines(map(Path, files), code[stage])
             more = packages if stage == "teacher" else []
             (folder / stage).write_text("".join([TITLE, *lines, *more]), encoding="utf-8")
 
 
-def imports_layers(file: Path) -> bool:
-    """Say whether a file of Python imports anything of Decant's."""
-    if file.suffix != ".py":
-        return False
-    nodes = [*ast.walk(parsed(file))]
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-    return any(name.partition(".")[0] == "decant" for name in names)
+def _lines(files: Iterable[Path], file: str | None) -> Iterator[str]:
+    """Yield a line for each file that a stage reads, for those of its code, and for Decant's layers in it."""
+    code = code_of(Path(file), Path()) if file else []
+    yield from (f"{_sum(each)}  {each.as_posix()}\n" for each in sorted([*files, *code]))
+    yield from (f"{found}  {name}\n" for name, found in layers_of(code).items())
 
 
 def _sum(file: Path) -> str:
