@@ -146,6 +146,7 @@ def put_stability(folder: Path, name: str) -> None:
     points = [{"strength": s, "accuracy": 0.9 - 0.1 * s, "agreement": 0.95} for s in range(1, 6)]
     bins = [{"confidence": (i + 0.5) / 5, "accuracy": i / 5, "count": 10 * i} for i in range(5)]
     details: dict[str, Any] = {"corruptions": {"noise": points, "blur": points}, "reliability": bins}
+    details["difference"] = {"verdict": "no difference from the teacher beyond chance"}
     details["flips"] = [{"from": "1", "to": "7", "count": 12}]
     details["classes"] = [
         {"class": "7", "accuracy": 0.5, "low": 0.4, "high": 0.6, "teacher": 0.75, "p": 0.0125}
@@ -154,7 +155,7 @@ def put_stability(folder: Path, name: str) -> None:
     curves = {"deletion": [0.9, 0.2, 0.1], "random_deletion": [0.9, 0.5, 0.1]}
     reasons = {"methods": {"lime": {**method, **curves}}}
     for kind, figures, more in (
-        ("stability", {"corruption_error": 1.25, "drift": 0.0125}, details),
+        ("stability", {"corruption_error": 1.25, "drift": 0.0125, "mcnemar_p": 0.0625}, details),
         ("explain", {"explanations_kept": 0.875, "explanations_floor": 0.75}, reasons),
     ):
         (folder / kind).mkdir(exist_ok=True)

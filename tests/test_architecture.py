@@ -85,6 +85,8 @@ RAISED_LATER = {
 
 READS_TEST_SPLIT = {
     "benchmark",
+    "illustrate",  # the folder that both read has what the teacher answers too
+    "report",
     *(f"{stage}{who}" for stage in ("evaluate", "stability", "explain") for who in ("", "-teacher")),
 }
 

@@ -19,6 +19,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Range
 from decant.errors import DecantError
 from decant.examples import Batch, Rows
+from decant.inputs import TensorInput
 from decant.networks.architectures import Mlp, build
 from flows import drift as flow
 from tasks.drift import cuts, judge, page
@@ -235,6 +236,28 @@ def test_outputs_that_are_no_numbers_are_told(tmp_path: Path, models: dict[str, 
     reference = written(tmp_path / "reference.npz", pictures(slice(0, 50)))
     with pytest.raises(DecantError, match="small answers NaN or infinity to row 0"):
         judge.judge(reference, reference, "small")
+
+
+def test_one_number_is_held_to_the_teacher_s_by_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: dict[str, Checkpoint]
+) -> None:
+    def of(slope: float, outputs: int = 1) -> Checkpoint:
+        layer = torch.nn.Linear(1, outputs, bias=False)
+        torch.nn.init.constant_(layer.weight, slope)
+        return Checkpoint(None, {"x": TensorInput.model_validate({"shape": (1,)})}, (), layer)
+
+    models |= {"teacher": of(1.0), "small": of(1.5), "wide": of(1.0, outputs=2)}
+    values = torch.linspace(1, 3, 101)[:, None]
+    for name, factor in (("reference", 1), ("today", 2)):
+        np.savez(tmp_path / f"{name}.npz", x=factor * values.numpy())
+    paths = tmp_path / "reference.npz", tmp_path / "today.npz"
+    verdict = judge.judge(*paths, "small")
+    assert (verdict.agreement, verdict.difference) == (None, (pytest.approx(1.0), pytest.approx(2.0)))
+    assert "difference from the teacher" in {each.feature for each in verdict.shifted}
+    assert "  difference from the teacher 1 -> 2" in page.lines(verdict)
+    assert judge.judge(*paths, "teacher").content()["difference"] is None
+    with pytest.raises(DecantError, match="wide answers 2 numbers for each row and its teacher 1"):
+        judge.judge(*paths, "wide")
 
 
 def test_a_code_that_is_new_is_told() -> None:

@@ -20,8 +20,10 @@ from tasks.explain.__main__ import main as explain
 from tasks.illustrate.__main__ import main as illustrate
 from tasks.pipeline.metrics import EXPLANATIONS
 from tests import homes
+from tests.test_illustrate import put
 from tests.test_stability import MODELS, PARAMS, SHAPE, network
 
+ASKED = sample.EXAMPLES
 KEYS = [metric.key for metric in EXPLANATIONS]
 
 
@@ -35,6 +37,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
             lambda model, threads: deployed.DeployedFunction(model.module, "onnxruntime"),
         )
 
+        monkeypatch.setattr(sample, "EXAMPLES", 16)
         monkeypatch.setattr(perturbations, "DRAWS", 30)
         monkeypatch.setattr(perturbations, "PER_FEATURE", 1)
 
@@ -58,7 +61,8 @@ def written(name: str) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def test_a_chain_is_compared_with_its_teacher(make: Callable[..., None]) -> None:
-    make(80, int8=network(0))  # the teacher's own network, whatever its recipe says
+    assert ASKED == 64
+    make(40, int8=network(0))  # the teacher's own network, whatever its recipe says
     for name in ("teacher", *MODELS):
         explain(name)
     teacher, details = written("teacher")
@@ -66,7 +70,7 @@ def test_a_chain_is_compared_with_its_teacher(make: Callable[..., None]) -> None
     assert teacher["explanations_kept"] == teacher["explanations_top"] == 1.0
     assert -1 <= teacher["explanations_floor"] < 1
     assert list(details["methods"]) == ["lime", "kernel_shap", "occlusion", "integrated_gradients"]
-    assert (details["examples_explained"], details["features"], details["layout"]) == (64, 25, [5, 5])
+    assert (details["examples_explained"], details["features"], details["layout"]) == (16, 25, [5, 5])
     assert [len(each["attributions"]["lime"]) for each in details["examples"]] == [25] * 4
     assert [[*map(len, each["image"])] for each in details["examples"]] == [[6] * 6] * 4
     assert written("int8")[0] == teacher
@@ -82,6 +86,8 @@ def test_a_chain_is_compared_with_its_teacher(make: Callable[..., None]) -> None
     first = Path("explain/pruned.details.json").read_bytes()
     explain("pruned")
     assert Path("explain/pruned.details.json").read_bytes() == first
+    for name in ("teacher", *MODELS):
+        put(name)
     illustrate()
     picture = Path("report/explanations.png").read_bytes()
     lines = Path("report/explanations.csv").read_text().splitlines()
@@ -156,6 +162,8 @@ def test_what_no_explanation_fits_says_so(
     assert "teacher is not explained: no explanation fits inputs of this type" in capsys.readouterr().out
     row, details = written("pruned")
     assert (row, details["methods"]) == ({}, {})
+    for name in ("teacher", *MODELS):
+        put(name)
     illustrate()
     assert Path("report/explanations.csv").read_text() == "model,ranking,removed,left\n"
 

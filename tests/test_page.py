@@ -23,7 +23,7 @@ from tasks.pipeline.metrics import OF_CLASSES, OF_NUMBERS
 from tasks.report.page import __main__ as command
 from tasks.report.page import charts, render
 from tasks.report.page.against import compare
-from tasks.report.page.columns import MINUS, columns_of
+from tasks.report.page.columns import MINUS, columns_of, verdict
 from tasks.report.page.evidence import corruptions, deletion, read_evidence, reliability, tables
 from tasks.report.page.layers import layers_of
 from tasks.report.page.recipes import as_yaml, budgets, settings
@@ -277,6 +277,17 @@ def test_settings_are_every_leaf_by_its_place() -> None:
     assert dict(settings(block)) == {"op": "prune", "budget.macs": "0.5", "skip": "[]", "plan": "{}"}
 
 
+def test_a_verdict_takes_what_is_counted_or_intervals_that_are_apart() -> None:
+    by_key = {column.key: column for column in columns_of([OF_CLASSES], [], [], ["accuracy"])}
+    old, near, far = (pages.numbers(quality, 100) for quality in (0.9, 0.885, 0.87))
+    assert verdict(by_key["accuracy"], near, old) == "intervals overlap"
+    assert verdict(by_key["accuracy"], far, old) == "worse"
+    assert verdict(by_key["accuracy"], old, far) == "better"
+    assert verdict(by_key["nll"], old | {"nll": 0.1}, old) == ""
+    assert verdict(by_key["size_bytes"], old | {"size_bytes": 99}, old) == "better"
+    assert verdict(by_key["sparsity"], old | {"sparsity": 0.1}, old) == "worse"
+
+
 def test_budgets_are_in_the_unit_of_what_they_bound() -> None:
     teacher = {"macs": 6000.0, "size_bytes": 1000.0}
     block = {
@@ -325,6 +336,8 @@ def test_times_and_figures_of_other_stages_are_columns(project: Path) -> None:
     assert entry["values"]["explanations_kept"] == 0.875
     assert len(entry["corruptions"]) == 10
     assert [point["count"] for point in entry["reliability"]] == [10, 20, 30, 40]
+    assert entry["texts"]["change"] == f"{MINUS}3.00 (chance)"
+    assert "Accuracy: no difference from the teacher beyond chance." in Elements(page).text
     assert f"{MINUS}1.000 ms" in page
     assert "Not measured: there is no stability/teacher.json." in Elements(page).text
     assert "smaller, and faster" in Elements(page).text
@@ -412,7 +425,7 @@ def test_against_a_revision_the_page_says_what_differs(repository: Path) -> None
     )
     values = {
         "teacher": pages.numbers(0.9, 10000),
-        "a": pages.numbers(0.88, 5000, nll=0.500001),
+        "a": pages.numbers(0.885, 5000, nll=0.500001, calibration_error=0.25),
         "new": pages.numbers(0.9, 10000),
         "bare": {},
     }
@@ -421,7 +434,8 @@ def test_against_a_revision_the_page_says_what_differs(repository: Path) -> None
         (each.model, each.title): (each.there, each.here, each.difference, each.verdict)
         for each in found.changes
     }
-    assert told["a", "accuracy %"] == ("90.00", "88.00", f"{MINUS}2.00", "worse")
+    assert told["a", "accuracy %"] == ("90.00", "88.50", f"{MINUS}1.50", "intervals overlap")
+    assert told["a", "ECE %"][3] == ""  # nobody knows what of it is chance
     assert told["a", "size, KB"] == ("10.0", "5.0", f"{MINUS}5.0", "better")
     assert ("a", "NLL") not in told  # what cannot be read cannot be told
     assert {model for model, _ in told} == {"a"}

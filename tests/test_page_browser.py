@@ -252,7 +252,7 @@ def test_two_models_are_compared(index: Path, browser: Any) -> None:
             row.locator("th").inner_text(): row.locator("td").all_inner_texts()
             for row in page.locator("#comparison").get_by_label("Numbers").locator("tbody tr").all()
         }
-        assert rows["accuracy %"] == ["90.00", "89.00", f"{MINUS}1.00", "worse"]
+        assert rows["accuracy %"] == ["90.00", "89.00", f"{MINUS}1.00", "intervals overlap"]
         assert rows["size, KB"] == ["9.0", "4.5", f"{MINUS}4.5", "better"]
         assert rows["NLL"][3] == ""
         recipes = page.locator("#comparison").get_by_label("Recipes").inner_text()

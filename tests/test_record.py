@@ -319,6 +319,7 @@ def test_what_some_edits_rerun(pipeline: Pipeline) -> None:
         *(f"evaluate@{name}" for name in models),
         "stability-teacher",
         *(f"stability@{name}" for name in models),
+        "illustrate",
         "report",
     ]
     everything = [stage.name for stage in pipeline.stages]

@@ -10,6 +10,7 @@ import pytest
 
 from decant.checkpoints.lineage import write_lineage
 from decant.errors import DecantError
+from tasks.illustrate.curves import CORRUPTIONS, DELETION, RELIABILITY
 from tasks.pipeline.metrics import OF_CLASSES, OF_NUMBERS, OF_OUTPUTS
 from tasks.report.__main__ import main
 from tasks.report.pictures import draw, floor, save, styles
@@ -94,6 +95,27 @@ def test_a_row_of_the_table() -> None:
         "1.00",
         "5.00",
     ]
+
+
+def test_a_change_that_is_no_more_than_chance_says_so(here: Path) -> None:
+    write_models(FOUR)
+    Path("stability").mkdir()
+    for name, p in {"teacher": 1.0, "small": 0.05, "middle": 0.0501}.items():
+        figures = {"mcnemar_p": p, "smallest_difference": p / 10}
+        Path("stability", f"{name}.json").write_text(json.dumps(figures))
+    rows = read_rows(["teacher", "small", "middle", "beaten"])
+    assert "shows in four of five cases: 0.50 to 0.50 points, model by model." in readme(rows, set())
+    assert "four of five" not in readme(FOUR, set())
+    text = table(rows, set())
+    assert [cells(text, name)[4] for name in ("teacher", "small", "middle", "beaten")] == [
+        "+0.00",
+        "-3.00",
+        "-1.00 (chance)",
+        "-4.00",
+    ]
+    Path("stability/small.json").write_text('{"mcnemar_p": NaN}')
+    with pytest.raises(DecantError, match=r"stability/small\.json .*; run `dvc repro stability@small`$"):
+        read_rows(["teacher", "small"])
 
 
 def test_the_best_of_the_compressed_models_is_bold_and_the_teacher_never() -> None:
@@ -334,13 +356,16 @@ def test_models_that_are_measured_by_different_things_are_refused(here: Path) ->
         main()
 
 
-@pytest.mark.parametrize("name", ["tradeoff", "curves"])
+@pytest.mark.parametrize("name", ["tradeoff", "curves", "deletion", "corruptions", "reliability"])
 def test_the_plot_templates_are_filled_by_dvc_and_name_fields_that_there_are(name: str) -> None:
     text = (TEMPLATES / f"{name}.json").read_text(encoding="utf-8")
     assert all(f"<DVC_METRIC_{anchor}>" in text for anchor in ("DATA", "X", "Y", "TITLE"))
     fields = {
         "tradeoff": tradeoff(FOUR, set())[0].keys(),
         "curves": curves_csv([], COLUMNS).strip().split(","),
+        "deletion": DELETION,
+        "corruptions": CORRUPTIONS,
+        "reliability": RELIABILITY,
     }[name]
     assert set(_fields(json.loads(text))) <= {*fields, "rev", "<DVC_METRIC_X>", "<DVC_METRIC_Y>"}
 

@@ -61,8 +61,10 @@ class Verdict:
         shifts: Of inputs and answers, the surest first.
         cut: The share of each layer's inputs that its range cuts, in the reference and today.
         agreement: What of the answers is the teacher's, in the reference and today: the share of rows of the
-            same class, or the mean cosine; None of the teacher itself.
+            same class, or the mean cosine; None of the teacher, and where one number is answered.
         settings: When something counts as moved.
+        difference: Of a model that answers one number: how far it is from the teacher's, the mean over rows,
+            in the reference and today.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Verdict:
     cut: Mapping[str, tuple[float, float]]
     agreement: tuple[float, float] | None
     settings: Settings
+    difference: tuple[float, float] | None = None
 
     @property
     def shifted(self) -> list[Shift]:
@@ -101,6 +104,7 @@ class Verdict:
             "shifts": [{**asdict(each), "moved": self.tells(each)} for each in self.shifts],
             "cut": {name: {"reference": then, "today": now} for name, (then, now) in self.cut.items()},
             "agreement": self.agreement,
+            "difference": self.difference,
         }
 
 
@@ -122,15 +126,21 @@ def judge(reference: Path, today: Path, model: str, settings: Settings | None = 
         (len(batches[0]), len(batches[1])),
         tuple(shifts(looked[0].columns, looked[1].columns)),
         {name: (shares[0][name], shares[1][name]) for name in shares[0]},
-        None if looked[0].agreement is None else (looked[0].agreement, looked[1].agreement or 0.0),
+        _pair(looked[0].agreement, looked[1].agreement),
         settings,
+        _pair(looked[0].difference, looked[1].difference),
     )
 
 
 @dataclass(frozen=True)
 class _Looked:
     columns: dict[str, Column]
-    agreement: float | None
+    agreement: float | None = None
+    difference: float | None = None
+
+
+def _pair(then: float | None, now: float | None) -> tuple[float, float] | None:
+    return None if then is None or now is None else (then, now)
 
 
 def _looked_at(batch: Batch, reference: Batch, models: Mapping[str, Checkpoint], model: str) -> _Looked:
@@ -142,8 +152,17 @@ def _looked_at(batch: Batch, reference: Batch, models: Mapping[str, Checkpoint],
         raise DecantError(f"{model} answers NaN or infinity to row {row}; such inputs cannot be judged")
     columns |= _of_outputs(outputs, measured.classes)
     if model == TEACHER:
-        return _Looked(columns, None)
-    found = _agreements(outputs, predict(models[TEACHER].module, batch), bool(measured.classes))
+        return _Looked(columns)
+    expected = predict(models[TEACHER].module, batch)
+    if expected.shape != outputs.shape:
+        raise DecantError(
+            f"{model} answers {outputs.shape[1]:,} numbers for each row and its teacher "
+            f"{expected.shape[1]:,}; make it from this teacher"
+        )
+    if outputs.shape[1] == 1:  # the cosine of two numbers is their signs' alone
+        apart = (outputs - expected).double().abs()[:, 0].numpy()
+        return _Looked(columns | {"difference from the teacher": apart}, difference=float(apart.mean()))
+    found = _agreements(outputs, expected, bool(measured.classes))
     return _Looked(columns | {"agreement with the teacher": found}, float(found.mean()))
 
 

@@ -37,6 +37,9 @@ def _of_cuts(verdict: Verdict) -> list[str]:
 
 
 def _of_agreement(verdict: Verdict) -> list[str]:
+    if verdict.difference is not None:
+        then, now = verdict.difference
+        return [f"difference from the teacher {then:.4g} -> {now:.4g}"]
     if verdict.agreement is None:
         return []
     then, now = verdict.agreement

@@ -1,1 +1,1 @@
-"""Draw the explanations of some examples, teacher and models side by side."""
+"""Draw the explanations of some examples side by side, and write curves for `dvc plots`."""

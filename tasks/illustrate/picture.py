@@ -20,6 +20,9 @@ METHOD = "kernel_shap"
 WIDTH, HEIGHT = 1.05, 1.15
 """Inches of one cell."""
 
+MOST = 40
+"""Compressed models that are drawn, those whose reasons are the most the teacher's: a picture has an end."""
+
 SETTINGS: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 6.5}
 
 
@@ -27,8 +30,10 @@ def draw(found: Sequence[Shown]) -> Figure:
     """Return the picture: blue speaks for the answer, red against it, each cell on a scale of its own.
 
     Args:
-        found: The teacher first; its examples have the pictures where there are any.
+        found: The teacher first; its examples have the pictures where there are any. Of more than `MOST`
+            other models the last ones are only counted.
     """
+    found, more = found[: MOST + 1], len(found) - MOST - 1
     with mpl.rc_context(SETTINGS):
         examples = found[0].reasons.examples
         rows, columns = max(len(examples), 1), len(found) + 1
@@ -43,6 +48,8 @@ def draw(found: Sequence[Shown]) -> Figure:
                 _cell(axes, each.reasons, at, example)
         for each, axes in zip(found, cells[0][1:], strict=True):
             axes.set_title(_title(each))
+        if more > 0:
+            figure.supxlabel(f"and {more:,} more models, whose reasons are less the teacher's")
         if not examples:
             figure.suptitle(found[0].reasons.unexplained or "No explanation fits")
         return figure

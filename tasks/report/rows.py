@@ -12,6 +12,7 @@ from decant.checkpoints.lineage import read_beside, read_lineage
 from decant.errors import DecantError, Message
 from decant.sealed import parsed, read_bytes, reading
 from tasks.pipeline.metrics import Metric, MetricSet, set_of
+from tasks.report.stability import chance_of
 
 METRICS = Path("metrics")
 MODELS = Path("models")
@@ -27,7 +28,8 @@ class ModelRow:
     Attributes:
         name: As in params.yaml, or `teacher`.
         operations: What made it, from the teacher's training to the last step.
-        metrics: All of one set, fractions in [0, 1], bytes, nats, bits.
+        metrics: All of one set, fractions in [0, 1], bytes, nats, bits; and what `stability` says of the
+            accuracy's difference from the teacher's, where there is such.
     """
 
     name: str
@@ -62,7 +64,7 @@ def read_rows(names: Iterable[str]) -> list[ModelRow]:
         DecantError: A model has no metrics or no lineage, or they lack a number; or models are measured by
             different things.
     """
-    rows = [ModelRow(name, _operations(name), read_metrics(name)) for name in names]
+    rows = [ModelRow(name, _operations(name), read_metrics(name) | chance_of(name)) for name in names]
     by_quality = {row.measured.quality: row.name for row in rows}
     if len(by_quality) > 1:
         found = ", ".join(f"{name} by its {quality}" for quality, name in by_quality.items())

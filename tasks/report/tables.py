@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tasks.pipeline.metrics import Metric, MetricSet, interval
 from tasks.report.rows import TEACHER, ModelRow
+from tasks.report.stability import CHANCE, MEANING, is_by_chance, smallest_of
 
 Metrics = Mapping[str, float]
 
@@ -46,9 +47,13 @@ def columns_of(measured: MetricSet) -> list[Column]:
         if metric.key == measured.quality:
             columns.append(Column("95 % interval", partial(_ends, metric), measured.surely))
             columns += (
-                [Column("change", partial(_change, metric), measured.change)] if measured.change else []
+                [Column("change", partial(_change, metric), _meaning(measured))] if measured.change else []
             )
     return columns
+
+
+def _meaning(measured: MetricSet) -> str:
+    return f"{measured.change}; {MEANING}" if measured.quality == "accuracy" else measured.change
 
 
 def _text(metric: Metric, model: Metrics, teacher: Metrics) -> str:
@@ -60,7 +65,8 @@ def _ends(metric: Metric, model: Metrics, teacher: Metrics) -> str:
 
 
 def _change(metric: Metric, model: Metrics, teacher: Metrics) -> str:
-    return f"{metric.times * (model[metric.key] - teacher[metric.key]):+.2f}"
+    change = f"{metric.times * (model[metric.key] - teacher[metric.key]):+.2f}"
+    return change + (CHANCE if model != teacher and is_by_chance(model) else "")
 
 
 def table(rows: Sequence[ModelRow], front: Collection[str]) -> str:
@@ -91,6 +97,7 @@ def readme(rows: Sequence[ModelRow], front: Collection[str]) -> str:
     """Return the page: picture, table, what stands in each column."""
     measured = rows[0].measured
     columns = columns_of(measured)
+    smallest = smallest_of(row.metrics for row in rows if row.name != TEACHER)
     on_front = ", ".join(row.name for row in rows if row.name in front)
     return "\n".join(
         [
@@ -105,6 +112,7 @@ def readme(rows: Sequence[ModelRow], front: Collection[str]) -> str:
             "",
             f"On the front, from large to small: {on_front}.",
             "",
+            *([smallest, ""] if smallest else []),
             "- **made by**: the operations from the teacher to the model;",
             *[f"- **{column.title}**: {column.meaning};" for column in columns[:-1]],
             f"- **{columns[-1].title}**: {columns[-1].meaning}.",

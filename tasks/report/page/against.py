@@ -11,7 +11,7 @@ from decant.errors import DecantError, Message
 from decant.sealed import one_line, parsed
 from tasks.pipeline.lineages import TEACHER
 from tasks.pipeline.params import PARAMS, sections
-from tasks.report.page.columns import Column
+from tasks.report.page.columns import Column, verdict
 from tasks.report.page.evidence import is_number
 from tasks.report.page.recipes import settings
 
@@ -29,7 +29,7 @@ class Change:
         there: As it is read in the revision.
         here: As it is read here.
         difference: Here less there.
-        verdict: `better`, `worse`, or empty where neither end is the better one.
+        verdict: `better`, `worse`, `intervals overlap`, or empty where none can tell.
     """
 
     model: str
@@ -112,14 +112,10 @@ def _changes(
         if column.key not in there or column.key not in here or there[column.key] == here[column.key]:
             continue
         difference = here[column.key] - there[column.key]
-        verdict = "" if column.better is None else _better(column.better, difference)
         texts = column.text(there[column.key]), column.text(here[column.key])
         if texts[0] != texts[1]:  # what cannot be read cannot be told
-            yield Change(name, column.title, *texts, column.difference(difference), verdict)
-
-
-def _better(better: str, difference: float) -> str:
-    return "better" if (difference > 0) == (better == "higher") else "worse"
+            told = column.difference(difference)
+            yield Change(name, column.title, *texts, told, verdict(column, here, there))
 
 
 def _settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -10,8 +10,11 @@ from typing import Literal
 from tasks.pipeline import metrics
 from tasks.pipeline.metrics import COST_COLUMNS, Metric, MetricSet, interval
 from tasks.report.page.times import Times
+from tasks.report.stability import MEANING
 
 MINUS = "\N{MINUS SIGN}"
+COUNTED = frozenset(metric.key for metric in metrics.COSTS)
+"""What is counted, and not judged from a sample: any difference of it is one."""
 UNTITLED = {"parameters": "parameters", "nonzeros": "nonzeros"}
 
 
@@ -105,6 +108,7 @@ def _of_metric(metric: Metric, title: str, default: bool) -> Column:
 
 def _change(quality: Metric, measured: MetricSet) -> Column:
     meaning = measured.change or f"{quality.title} less the teacher's"
+    meaning += f"; {MEANING}" if measured.quality == "accuracy" else ""
     digits = f"+.{Column('', '', '', None, quality.shown, 1).digits or 2}f"
     return Column("change", "change", meaning, "higher", digits, quality.times / quality.over, True)
 
@@ -112,6 +116,23 @@ def _change(quality: Metric, measured: MetricSet) -> Column:
 def _width(quality: Metric) -> Column:
     meaning = f"half the width of the 95 % interval of {quality.title.removesuffix(' %')}"
     return Column("interval", "± 95 %", meaning, None, quality.shown, quality.times / quality.over)
+
+
+def verdict(column: Column, here: Mapping[str, float], there: Mapping[str, float]) -> str:
+    """Return whether a model is better here or worse, `intervals overlap`, or nothing where none can tell.
+
+    Args:
+        column: What is compared. Of what is measured only a quality has an interval; other numbers have none,
+            and nobody knows whether their difference is more than chance.
+        here: All numbers of the model, the ends of intervals among them.
+        there: The like, of what it is compared with.
+    """
+    ends = [row[end] for row in (here, there) for end in interval(column.key) if end in row]
+    if column.better is None or (column.key not in COUNTED and len(ends) < 4):
+        return ""
+    if column.key not in COUNTED and ends[0] <= ends[3] and ends[2] <= ends[1]:
+        return "intervals overlap"
+    return "better" if (here[column.key] > there[column.key]) == (column.better == "higher") else "worse"
 
 
 def half_width(row: Mapping[str, float], measured: MetricSet) -> float | None:

@@ -83,6 +83,17 @@ def deletion(details: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def verdicts(details: Mapping[str, Any]) -> list[str]:
+    """Return what stability says of differences from the teacher: a sentence each, chance considered."""
+    titles = {"difference": "Accuracy", "mean_corruption_error": "Under corruptions", "seeds": "Over seeds"}
+    found = {title: details.get(key) for key, title in titles.items()}
+    return [
+        f"{title}: {each['verdict']}."
+        for title, each in found.items()
+        if isinstance(each, dict) and isinstance(each.get("verdict"), str)
+    ]
+
+
 def methods(details: Mapping[str, Any]) -> list[list[str]]:
     """Return a row for each method of explanation: its name and its numbers, as `METHOD` names them."""
     return table([{"method": name, **method} for name, method in _methods(details).items()], METHOD)

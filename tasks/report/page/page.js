@@ -289,11 +289,19 @@
     return holder;
   }
 
+  function verdictOf(column, a, b) {
+    if (a.texts[column.key] === b.texts[column.key]) return ""; // what cannot be read is not judged
+    const word = ["worse", "", "better"][judged(column, value(b, column), value(a, column)) + 1];
+    if (column.counted) return word;
+    if (column.key !== data.quality || !a.ends || !b.ends) return ""; // nobody knows what of it is chance
+    const apart = a.ends[0] > b.ends[1] || b.ends[0] > a.ends[1];
+    return apart ? word : "intervals overlap";
+  }
+
   function compareNumbers(a, b) {
     const derived = ["change", "interval"];
     return columns.filter((column) => has(a, column) && has(b, column) && !derived.includes(column.key)).map((column) => {
-      const equal = a.texts[column.key] === b.texts[column.key]; // what cannot be read is not judged
-      const verdict = equal ? "" : ["worse", "", "better"][judged(column, value(b, column), value(a, column)) + 1];
+      const verdict = verdictOf(column, a, b);
       const difference = told(column, value(b, column) - value(a, column));
       return [column.title, [a.texts[column.key], "num"], [b.texts[column.key], "num"], [difference, "num"], [verdict, verdict]];
     });

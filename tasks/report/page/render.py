@@ -20,13 +20,14 @@ from tasks.pipeline.lineages import TEACHER
 from tasks.pipeline.metrics import MetricSet, interval
 from tasks.report.page import charts
 from tasks.report.page.against import Against
-from tasks.report.page.columns import Column, columns_of, half_width
-from tasks.report.page.evidence import corruptions, deletion, is_number, reliability, tables
+from tasks.report.page.columns import COUNTED, Column, columns_of, half_width
+from tasks.report.page.evidence import corruptions, deletion, is_number, reliability, tables, verdicts
 from tasks.report.page.lineage import Node, tree
 from tasks.report.page.models import Model
 from tasks.report.page.recipes import as_yaml, budgets, settings
 from tasks.report.page.times import Times
 from tasks.report.rows import pareto_front
+from tasks.report.stability import CHANCE, is_by_chance
 
 FOLDER = Path(__file__).parent
 VEGA_LITE = "6.4"
@@ -57,9 +58,18 @@ class Content:
     def texts(self) -> dict[str, dict[str, str]]:
         """Every number as it is read, by name and key."""
         return {
-            name: {column.key: column.text(row[column.key]) for column in self.columns if column.key in row}
+            name: {
+                column.key: column.text(row[column.key]) + self._mark(name, column)
+                for column in self.columns
+                if column.key in row
+            }
             for name, row in self.values.items()
         }
+
+    def _mark(self, name: str, column: Column) -> str:
+        """Return what stands behind a change that is no more than chance."""
+        is_change = column.key == "change" and name != TEACHER
+        return CHANCE if is_change and is_by_chance(self.values[name]) else ""
 
     @property
     def measured(self) -> MetricSet | None:
@@ -114,6 +124,7 @@ def render(content: Content, against: Against | None = None) -> str:
         deletion=deletion,
         tables=tables,
         reliability=reliability,
+        verdicts=verdicts,
     )
 
 
@@ -192,6 +203,7 @@ def _data(content: Content, operations: tuple[str, ...]) -> dict[str, Any]:
                 "factor": column.factor,
                 "digits": column.digits,
                 "significant": column.significant,
+                "counted": column.key in COUNTED,
                 "point": point if column.key == quality else 0,
             }
             for column in content.columns
