@@ -11,6 +11,8 @@ from tests.clones import clone, commit, isolated
 from tests.imports import ROOT
 
 EXAMPLES = ROOT / "examples"
+ASKED = ("benchmark", "report")
+"""The stages that an example is for: stability and explanations are measured for whoever asks for them."""
 KEPT = ("results.md", "tradeoff.svg")
 """Files that are copied back beside the example's README."""
 
@@ -47,7 +49,7 @@ def placed(name: str, folder: Path) -> Path:
 
 def built(folder: Path) -> int:
     """Fetch the example's files, run all stages, compare; return the first exit status that is not 0."""
-    steps = (["fetch.py"], ["-m", "tasks.validate"], ["-m", "dvc", "repro"], ["compare.py"])
+    steps = (["fetch.py"], ["-m", "tasks.validate"], ["-m", "dvc", "repro", *ASKED], ["compare.py"])
     for words in steps:
         if words[0].endswith(".py") and not (folder / words[0]).exists():
             continue
