@@ -285,7 +285,7 @@ def test_the_real_pipeline_gives_the_same_bytes(
     tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = clone(tmp_path / "alone")
-    shrink(alone, ["prune-80", "prune-80-ft", "int8-static", "student"])
+    shrink(alone, ["prune-80", "prune-80-ft", "int8-static"])
     add_remote(alone, tmp_path / "store")
     commit(alone, "small")
     main = tmp_path / "main"

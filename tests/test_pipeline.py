@@ -147,10 +147,16 @@ def test_forcing_a_model_again_gives_the_same_bytes(built: Path, python: Path) -
 
 @pytest.mark.slow
 def test_forcing_everything_again_gives_the_same_bytes(built: Path) -> None:
-    """Each stage in a Python of its own, as users run it, which gives what warm ones gave."""
+    """Each stage in a Python of its own, as users run it, which gives what warm ones gave.
+
+    All but the evidence of most models, which one of them stands for.
+    """
     before = sums(built)
-    ran = stages_run(dvc(built, "repro", "--force"))
-    assert {"teacher", "compress@student", "evaluate@binary", "report", "prepare", "benchmark"} <= ran
+    names = dvc(built, "stage", "list", "--all", "--name-only").split()
+    stages = [each for each in names if not re.match(r"(stability|explain)@(?!binary)", each)]
+    ran = stages_run(dvc(built, "repro", "--force", "--single-item", *stages))
+    assert ran == set(stages)
+    assert {"teacher", "compress@student", "evaluate@binary", "explain@binary", "prepare", "benchmark"} <= ran
     assert sums(built) == before
     assert run(["git", "status", "--porcelain"], built) == ""
 
