@@ -93,7 +93,8 @@ def listener(tmp_path: Path) -> Iterator[Path]:
     soundfile = pytest.importorskip("soundfile", reason="the extra `sound` is not installed")
     data = {"source": "sound", "folder": "data/own/calls", "rate": 8000, "length": 800}
     data |= {"split": SHARES | {"stratified": True}}
-    file = tmp_path / "listener.py"
+    file = tmp_path / "before" / Path(NETWORK).name  # which is part of the sum, as several files are
+    file.parent.mkdir()
     file.write_text(LISTENER)
     student = {
         "kind": "python",
