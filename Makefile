@@ -39,7 +39,7 @@ status: $(STAMP) ## what `make repro` would build, and why; records the code fir
 	$(PYTHON) -m dvc repro --quiet code
 	$(PYTHON) -m dvc status
 
-smoke: $(STAMP) ## the same pipeline on a small data set in a throw-away clone, in a few minutes
+smoke: $(STAMP) ## the same pipeline on a small data set in a throw-away clone, in about two minutes
 	$(PYTHON) -m tests.smoke
 
 example: $(STAMP) ## the same pipeline on the networks and data of examples/NAME, in a throw-away clone (NAME=minilm)
