@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import between
+from benchmarks.readme import line, put
 from tasks.pipeline.metrics import STABILITY
+from tasks.report.stability import SURE
 
 PAGE, STABLE, METRICS = Path("docs/evidence.md"), Path("stability"), Path("metrics")
 BEGIN, END = "<!-- stability: python -m benchmarks.evidence -->", "<!-- /stability -->"
-SURE = 0.05
 COLUMNS = ("corruption_agreement", "negative_flips", "logit_drift", "classes_worse")
 HEAD = ("model", "accuracy %", "less than the teacher", "mCE")
 
@@ -64,8 +64,8 @@ def block(every: Sequence[Found]) -> str:
     """Return the table, and which models kept and lost what, as the page has them."""
     metrics = {metric.key: metric for metric in STABILITY["classes"]}
     head = [*HEAD, *(metrics[key].title for key in COLUMNS)]
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-    lines += [_line(_cells(each, [metrics[key].text(each.row[key]) for key in COLUMNS])) for each in every]
+    lines = [line(head), line(["---", *["---:"] * (len(head) - 1)])]
+    lines += [line(_cells(each, [metrics[key].text(each.row[key]) for key in COLUMNS])) for each in every]
     return "\n".join([*lines, "", *_verdicts([each for each in every if each.name != "teacher"])]) + "\n"
 
 
@@ -77,10 +77,6 @@ def _cells(found: Found, rest: list[str]) -> list[str]:
     if found.name == "teacher":
         difference, interval = "", "1"
     return [found.name, f"{100 * found.accuracy:.2f}", difference, interval, *rest]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _verdicts(every: Sequence[Found]) -> Iterator[str]:
@@ -102,5 +98,4 @@ def _names(every: Sequence[Found]) -> str:
 
 
 if __name__ == "__main__":
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(between(text, BEGIN, block(read(Path())), END), encoding="utf-8")
+    put(PAGE, BEGIN, block(read(Path())), END)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import between
+from benchmarks.readme import line, put
 from tasks.pipeline.metrics import EXPLANATIONS
+from tasks.report.stability import SURE
 
 PAGE, EXPLAIN = Path("docs/evidence.md"), Path("explain")
 BEGIN, END = "<!-- explanations: python -m benchmarks.explanations -->", "<!-- /explanations -->"
-SURE = 0.05
 COLUMNS = ("explanations_kept", "explanations_top", "explanations_deletion", "explanations_insertion")
 
 
@@ -59,10 +59,10 @@ def block(every: Sequence[Found]) -> str:
     """Return the tables, and which models kept and lost what, as the page has them."""
     metrics = {metric.key: metric for metric in EXPLANATIONS}
     head = ["model", "accuracy %", *(metrics[key].title for key in COLUMNS), "above the floor"]
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    lines = [line(head), line(["---", *["---:"] * (len(head) - 1)])]
     for each in every:
         numbers = [metrics[key].text(each.row[key]) for key in COLUMNS]
-        lines.append(_line([each.name, f"{100 * each.accuracy:.2f}", *numbers, _interval(each)]))
+        lines.append(line([each.name, f"{100 * each.accuracy:.2f}", *numbers, _interval(each)]))
     teacher = next(each for each in every if each.name == "teacher")
     compressed = [each for each in every if each.name != "teacher"]
     return "\n".join([*lines, "", *_methods(teacher), "", *_verdicts(compressed)]) + "\n"
@@ -75,12 +75,12 @@ def _interval(found: Found) -> str:
 
 def _methods(teacher: Found) -> Iterator[str]:
     """Yield a table of what the methods are worth on the teacher."""
-    yield _line(["method", "floor", "floor of the top", "deletion", "insertion"])
-    yield _line(["---", "---:", "---:", "---:", "---:"])
+    yield line(["method", "floor", "floor of the top", "deletion", "insertion"])
+    yield line(["---", "---:", "---:", "---:", "---:"])
     for name, each in teacher.details["methods"].items():
         areas = [_area(each[f"random_{way}"]) - _area(each[way]) for way in ("deletion", "insertion")]
         numbers = [each["floor"], each["top_k_floor"], areas[0], -areas[1]]
-        yield _line([name.replace("_", " "), *(f"{number:.3f}" for number in numbers)])
+        yield line([name.replace("_", " "), *(f"{number:.3f}" for number in numbers)])
 
 
 def _area(curve: Sequence[float]) -> float:
@@ -99,10 +99,5 @@ def _names(every: Sequence[Found], sides: tuple[int, ...]) -> str:
     return ", ".join(f"`{each.name}`" for each in every if each.side in sides) or "none"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 if __name__ == "__main__":
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(between(text, BEGIN, block(read(Path())), END), encoding="utf-8")
+    put(PAGE, BEGIN, block(read(Path())), END)

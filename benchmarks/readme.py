@@ -39,7 +39,12 @@ def of_columns(table: str, titles: Sequence[str]) -> str:
     if missing := [title for title in titles if title not in rows[0]]:
         raise ValueError(f"{REPORT}'s table has no column {', '.join(missing)}")
     chosen = [rows[0].index(title) for title in titles]
-    return "".join(f"| {' | '.join(row[index] for index in chosen)} |\n" for row in rows)
+    return "".join(f"{line([row[index] for index in chosen])}\n" for row in rows)
+
+
+def line(cells: Sequence[str]) -> str:
+    """Return a row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 def between(readme: str, begin: str, text: str, end: str) -> str:
@@ -52,6 +57,11 @@ def between(readme: str, begin: str, text: str, end: str) -> str:
         raise ValueError(f"{README} needs the marks {begin} and {end}")
     before, after = readme.split(begin)[0], readme.split(end)[1]
     return f"{before}{begin}\n{text}{end}{after}"
+
+
+def put(page: Path, begin: str, text: str, end: str) -> None:
+    """Write a page anew, with this text between two of its marks."""
+    page.write_text(between(page.read_text(encoding="utf-8"), begin, text, end), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -285,7 +285,8 @@ class Snapshot:
         rows: dict[str, MetricValues] = {}
         for model in models:
             try:
-                row = self._row(f"metrics/{model}.json", _mistakes)
+                path = f"metrics/{model}.json"
+                row = self._row(path, self.state.text(path), _mistakes)
                 chosen = set_of(row)
                 found = {metric.key: row[metric.key] for metric in chosen.of(row)}
                 for folder, sets in EVIDENCE.items():
@@ -301,13 +302,12 @@ class Snapshot:
             )
         return rows
 
-    def _row(self, path: str, mistakes: Callable[[Any], Iterable[str]]) -> dict[str, float]:
-        """Return the numbers of one file.
+    def _row(self, path: str, text: str, mistakes: Callable[[Any], Iterable[str]]) -> dict[str, float]:
+        """Return the numbers of one file, given its text.
 
         Raises:
-            CannotCompare: It is missing or broken, or has mistakes.
+            CannotCompare: It is broken, or has mistakes.
         """
-        text = self.state.text(path)
         try:
             row = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
@@ -320,10 +320,10 @@ class Snapshot:
     def _beside(self, path: str, metrics: Sequence[Metric]) -> dict[str, float]:
         """Return the numbers that another stage wrote of a model; none where there is no such file."""
         try:
-            self.state.text(path)
+            text = self.state.text(path)
         except CannotCompare:
             return {}
-        row = self._row(path, partial(_mistakes_beside, metrics=metrics))
+        row = self._row(path, text, partial(_mistakes_beside, metrics=metrics))
         return {metric.key: row[metric.key] for metric in metrics if metric.key in row}
 
     def settings(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#3a9bdc", "#7
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "wedge")
 STAR = "M0-1L.29-.4L.95-.31L.48.15L.59.81L0 .5L-.59.81L-.48.15L-.95-.31L-.29-.4Z"
 TEACHER_STYLE = ("#8a6d00", STAR)
+MANY = alt.Legend(orient="top", title=None, columns=3)
 
 
 @cache
@@ -64,56 +65,35 @@ def tradeoff(operations: tuple[str, ...]) -> dict[str, Any]:
 @cache
 def curve() -> dict[str, Any]:
     """Return the chart of a training: `curve` has the columns epoch, value and series."""
-    chart = (
-        alt.Chart(alt.NamedData("curve"))
-        .mark_line(point=True, strokeWidth=1.5)
-        .encode(
-            x=alt.X("epoch:Q").axis(tickMinStep=1, format="d").title("epoch"),
-            y=alt.Y("value:Q").scale(zero=False).title(None),
-            color=alt.Color("series:N").scale(range=list(PALETTE)).legend(orient="top", title=None),
-            tooltip=["series:N", "epoch:Q", alt.Tooltip("value:Q", format=".4g")],
-        )
-        .properties(width="container", height=180)
+    return _lines(
+        alt.X("epoch:Q").axis(tickMinStep=1, format="d").title("epoch"),
+        alt.Y("value:Q").scale(zero=False).title(None),
+        _series("series:N", alt.Legend(orient="top", title=None)),
+        ["series:N", "epoch:Q", alt.Tooltip("value:Q", format=".4g")],
+        height=180,
     )
-    return _plain(chart)
 
 
 @cache
 def corruption() -> dict[str, Any]:
     """Return the chart of accuracy under corruptions: `curve` has corruption, strength and accuracy."""
-    chart = (
-        alt.Chart(alt.NamedData("curve"))
-        .mark_line(point=True, strokeWidth=1.5)
-        .encode(
-            x=alt.X("strength:Q").title("strength").axis(tickMinStep=1),
-            y=alt.Y("accuracy:Q").scale(zero=False).axis(format=".0%").title("accuracy"),
-            color=alt.Color("corruption:N")
-            .scale(range=list(PALETTE))
-            .legend(orient="top", title=None, columns=3),
-            tooltip=["corruption:N", "strength:Q", alt.Tooltip("accuracy:Q", format=".2%")],
-        )
-        .properties(width="container", height=200)
+    return _lines(
+        alt.X("strength:Q").title("strength").axis(tickMinStep=1),
+        alt.Y("accuracy:Q").scale(zero=False).axis(format=".0%").title("accuracy"),
+        _series("corruption:N", MANY),
+        ["corruption:N", "strength:Q", alt.Tooltip("accuracy:Q", format=".2%")],
     )
-    return _plain(chart)
 
 
 @cache
 def deletion() -> dict[str, Any]:
     """Return the chart of what is left of an answer: `curve` has method, share and answer."""
-    chart = (
-        alt.Chart(alt.NamedData("curve"))
-        .mark_line(point=True, strokeWidth=1.5)
-        .encode(
-            x=alt.X("share:Q").axis(format=".0%").title("features removed, those ranked first before others"),
-            y=alt.Y("answer:Q").title("what is left of the answer"),
-            color=alt.Color("method:N")
-            .scale(range=list(PALETTE))
-            .legend(orient="top", title=None, columns=3),
-            tooltip=["method:N", alt.Tooltip("share:Q", format=".0%"), alt.Tooltip("answer:Q", format=".3f")],
-        )
-        .properties(width="container", height=200)
+    return _lines(
+        alt.X("share:Q").axis(format=".0%").title("features removed, those ranked first before others"),
+        alt.Y("answer:Q").title("what is left of the answer"),
+        _series("method:N", MANY),
+        ["method:N", alt.Tooltip("share:Q", format=".0%"), alt.Tooltip("answer:Q", format=".3f")],
     )
-    return _plain(chart)
 
 
 @cache
@@ -138,6 +118,19 @@ def reliability() -> dict[str, Any]:
         )
     )
     return _plain(alt.layer(diagonal, bins).properties(width="container", height=200))
+
+
+def _lines(
+    x: alt.X, y: alt.Y, color: alt.Color, tooltip: list[str | alt.Tooltip], height: int = 200
+) -> dict[str, Any]:
+    """Return a chart of `curve` with a line for each series."""
+    chart = alt.Chart(alt.NamedData("curve")).mark_line(point=True, strokeWidth=1.5)
+    drawn = chart.encode(x=x, y=y, color=color, tooltip=tooltip)
+    return _plain(drawn.properties(width="container", height=height))
+
+
+def _series(field: str, legend: alt.Legend) -> alt.Color:
+    return alt.Color(field).scale(range=list(PALETTE)).legend(legend)
 
 
 def styles(operations: Sequence[str]) -> dict[str, tuple[str, str]]:
