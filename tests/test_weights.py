@@ -29,6 +29,7 @@ from decant.examples import Examples, Rows, Splits, pixels
 from decant.lowering.folding import folded
 from decant.networks.architectures import Architecture, Shape
 from decant.networks.parametrizations import without_parametrizations_
+from decant.networks.python import Python
 from decant.networks.record import give_example_
 from decant.networks.roles import roles
 from decant.networks.structure import compressible
@@ -426,6 +427,21 @@ def test_two_parameters_over_the_same_numbers_become_one() -> None:
     net.second.weight = nn.Parameter(net.first.weight.data.t())
     with pytest.raises(DecantError, match=r"first\.weight .* and second\.weight .* lie in the same memory"):
         unite_(net)
+
+
+def overlaid() -> Twins:
+    """Return Twins as two parameters over the same numbers."""
+    net = Twins()
+    net.second.weight = nn.Parameter(net.first.weight.data)
+    return net.eval()
+
+
+def test_what_is_built_with_two_parameters_over_the_same_numbers_is_read_back(tmp_path: Path) -> None:
+    model = Checkpoint(Python.of(overlaid).pinned(), (1, 4, 4), tuple("abc"), overlaid())
+    save(model, tmp_path)
+    again = load(tmp_path, build=overlaid).module
+    assert is_one(again)
+    assert torch.equal(again.get_parameter("second.weight"), model.module.get_parameter("first.weight"))
 
 
 def test_surgery_leaves_one_weight_one() -> None:

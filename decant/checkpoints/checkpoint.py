@@ -143,6 +143,7 @@ def blank(
     """
     with torch.device("cpu" if isinstance(architecture, FOREIGN) else device):
         module = build(architecture, shape, classes, seed=0).eval()
+        unite_(module)  # as those of a checkpoint are
         if folded:
             drop_norms_(module, _folds(architecture, shape, classes) if folded is True else folded)
         reshape_(module, shapes or {})
