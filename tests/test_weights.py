@@ -444,6 +444,32 @@ def test_what_is_built_with_two_parameters_over_the_same_numbers_is_read_back(tm
     assert torch.equal(again.get_parameter("second.weight"), model.module.get_parameter("first.weight"))
 
 
+def strided() -> nn.Module:
+    """Return a network whose weights lie in memory as its owner likes."""
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(24, 3)).eval()
+    net[3].weight = nn.Parameter(torch.randn(24, 3).t())
+    return net.to(memory_format=torch.channels_last)
+
+
+def test_weights_of_any_layout_in_memory_come_back_to_the_bit(tmp_path: Path) -> None:
+    assert not strided()[1].weight.is_contiguous() and not strided()[3].weight.is_contiguous()  # type: ignore[index]
+    model = Checkpoint(Python.of(strided).pinned(), (1, 4, 4), tuple("abc"), strided())
+    save(model, tmp_path)
+    again = load(tmp_path, build=strided).module
+    assert torch.equal(state(again)["3.weight"], state(strided())["3.weight"])
+    assert all(tensor.is_contiguous() for net in (model.module, again) for tensor in net.parameters())
+
+
+def test_a_network_without_weights_of_its_own_is_told_so() -> None:
+    with pytest.raises(
+        DecantError, match=r"No weight of the network can be compressed \(the network: it has no"
+    ):
+        select(taking(nn.Flatten(), 1, 4, 4), ())
+    with pytest.raises(DecantError, match=r"No weight .* \(weight: batch norm\); make what multiplies"):
+        select(taking(nn.BatchNorm2d(1), 1, 4, 4).eval(), ())
+
+
 def test_surgery_leaves_one_weight_one() -> None:
     model = Checkpoint(None, (1, 4, 4), tuple("abc"), taking(Twins(), 1, 4, 4))  # type: ignore[arg-type]
     child = removed(model, {"first.weight": {1: torch.arange(8)}})

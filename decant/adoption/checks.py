@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from decant.checkpoints.packing import type_name
 from decant.errors import DecantError, Message
 from decant.examples import Batch, Rows, arguments
+from decant.networks.copying import uncopied
 from decant.networks.execution import as_rows
 from decant.networks.python import blaming
 from decant.networks.tracing import every_layer_called
@@ -149,6 +150,16 @@ def _check_repeated(module: nn.Module, batch: Batch, file: str) -> None:
             f"{forward_of(module, file)}: the network answers the same inputs differently in eval mode: a "
             "function draws at random, such as F.dropout without training=self.training"
         )
+
+
+def check_copies(module: nn.Module, batch: Batch, file: str) -> None:
+    """Check that a copy of a network can be changed, which is what operations do.
+
+    Raises:
+        DecantError: It cannot be copied, or its copy computes with the weights of the original.
+    """
+    if wrong := uncopied(module, arguments(batch[:1])):
+        raise DecantError(f"{forward_of(module, file)}: {wrong}")
 
 
 def forward_of(module: nn.Module, file: str) -> str:

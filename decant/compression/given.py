@@ -8,6 +8,8 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.errors import DecantError, Message
 from decant.examples import Splits
 from decant.networks.architectures import Takes
+from decant.networks.copying import uncopied
+from decant.networks.record import example_of
 
 
 def check_given(parent: Checkpoint, splits: Splits, teacher: Checkpoint | None = None) -> None:
@@ -20,6 +22,8 @@ def check_given(parent: Checkpoint, splits: Splits, teacher: Checkpoint | None =
     if teacher is not None:
         _check_model("teacher", teacher)
     _check_splits(splits)
+    if parent.architecture is None and (wrong := uncopied(parent.module, example_of(parent.module))):
+        raise DecantError(f"The model is a network that operations cannot change: {wrong}")
     for name, examples in (("training", splits.train), ("validation", splits.validation)):
         if wrong := _misfit(parent.shape, examples.shape):
             raise DecantError(f"The {name} examples are not what the model takes: {wrong}; give it its own")
