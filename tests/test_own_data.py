@@ -469,6 +469,24 @@ def test_the_words_of_codes_stand_in_the_tables(tmp_path: Path) -> None:
     assert set(colours.tolist()) == {1, 2, 3}
 
 
+def test_a_category_of_very_many_words_is_read_back(tmp_path: Path) -> None:
+    write(
+        [row | {"colour": f"{place:05}" + "x" * 700} for place, row in enumerate(rows(3000))],
+        "data/own/rows.parquet",
+    )
+    content = section(file="data/own/rows.parquet", categories=["colour"], target=PRICE)
+    with home(tmp_path, params={"seed": 3, "data": content}):
+        prepare()
+        written = splits.TRAIN.read_bytes()
+        assert written.rfind(b"decant-sha256:") < len(written) - (1 << 20)
+        assert int(tensors(splits.read(splits.TRAIN))["colour"].min()) == 1
+        damaged = bytearray(written)
+        damaged[-8:-4] = b"\xff" * 4
+        splits.TRAIN.write_bytes(damaged)
+        with pytest.raises(DecantError, match="does not hold what it should"):
+            splits.read(splits.TRAIN)
+
+
 # --- pictures
 
 

@@ -148,7 +148,8 @@ def _check_repeated(module: nn.Module, batch: Batch, file: str) -> None:
     if not _same(answered(module, batch, file), answered(module, batch, file)):
         raise DecantError(
             f"{forward_of(module, file)}: the network answers the same inputs differently in eval mode: a "
-            "function draws at random, such as F.dropout without training=self.training"
+            "function draws at random, such as F.dropout without training=self.training, or a pass changes "
+            "what the next one computes, such as by counting"
         )
 
 
