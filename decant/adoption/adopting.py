@@ -15,6 +15,7 @@ from decant.adoption.checks import (
     ROWS,
     answered,
     check_copies,
+    check_finite,
     check_rows,
     check_same_builds,
     check_types,
@@ -80,6 +81,7 @@ def adopt(source: Source, examples: Examples | None = None, classes: tuple[str, 
     if notes := _filled_(module, replace(source, architecture=architecture)):
         facts["weights"] = "; ".join(notes)
     before = answered(module.eval(), batch, file)
+    check_finite(before, module, file)
     if removed := without_parametrizations_(module):
         facts["made plain"] = ", ".join(removed)
         _check_same(before, answered(module, batch, file), file)

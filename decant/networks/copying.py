@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from decant.errors import Message
 from decant.networks.calls import Example
+from decant.networks.dispatch import Watching
 from decant.networks.execution import tensors_of
 from decant.networks.tracing import every_layer_called
 
@@ -45,7 +45,8 @@ def _uncopied(module: nn.Module, example: Example) -> Message:
             f"{compiled} is compiled by torch.jit, so that its weights cannot be replaced; put the module "
             "itself there"
         )
-    watch = _Reading({_storage(tensor): name for name, tensor in module.state_dict(keep_vars=True).items()})
+    named = module.state_dict(keep_vars=True).items()  # with extra state, which may be anything
+    watch = _Reading({_storage(each): name for name, each in named if isinstance(each, Tensor)})
     with torch.no_grad(), every_layer_called():
         expected = list(tensors_of(module(*copy.deepcopy(example))))
         module(*_other(example))  # what a function keeps of a pass is now of this one
@@ -103,7 +104,7 @@ def _compiled(module: nn.Module) -> str:
     return ""
 
 
-class _Reading(TorchDispatchMode):
+class _Reading(Watching):
     """Notes the first of some tensors that an operator reads."""
 
     def __init__(self, names: dict[int, str]) -> None:
@@ -112,6 +113,8 @@ class _Reading(TorchDispatchMode):
         self.read = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (apart := self.taken_apart(func, args, kwargs)) is not NotImplemented:
+            return apart
         for each in tree_leaves((args, kwargs)):
             if isinstance(each, Tensor):
                 self.read = self.read or self._names.get(_storage(each), "")
