@@ -162,6 +162,16 @@ class Infinite(Nothing):
         return (0 * Small.forward(self, x).relu()).log()
 
 
+class Versioned(Nothing):
+    """One whose state is more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state
+
+
 class Quiet(Small):
     """One in inference mode."""
 
@@ -362,6 +372,7 @@ def test_a_model_on_disk_runs_nothing_and_takes_no_other_code(tmp_path: Path) ->
         (Viewing, r"line \d+: with other weights the network answers what it did before: a pass keeps"),
         (OfBatch, r"the network fails on one row, .*more than 1 value per channel"),
         (QuietDeciding, r"line \d+: what the network computes depends on a value of its inputs"),
+        (Versioned, r"line \d+: _extra_state: a module keeps a state that is no tensor .*; keep what"),
         (Nothing, r"line \d+: the network answers no number for a row, expected one or more"),
         (Infinite, r"line \d+: the network answers infinite numbers, .*mask by one such as -1e4"),
         (failing, r"line \d+: failing cannot build the network: ValueError: no such size"),

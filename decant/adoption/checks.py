@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from decant.checkpoints.checkpoint import state
 from decant.checkpoints.packing import type_name
 from decant.errors import DecantError, Message
 from decant.examples import Batch, Rows, arguments
@@ -76,7 +77,7 @@ def _described(batch: Batch) -> str:
 
 
 def check_types(module: nn.Module, place: str) -> None:
-    """Check that each parameter and buffer is of a type that a model on disk can have: none is complex.
+    """Check that the state is of tensors, each of a type that a model on disk can have: none is complex.
 
     Args:
         module: A network as it was built.
@@ -85,12 +86,11 @@ def check_types(module: nn.Module, place: str) -> None:
     Raises:
         DecantError: One of them is not; names it.
     """
-    for name, each in module.state_dict().items():
-        try:
-            if isinstance(each, Tensor):
-                type_name(name, each)
-        except DecantError as error:
-            raise DecantError(f"{place}: {error}") from None
+    try:
+        for name, each in state(module).items():
+            type_name(name, each)
+    except DecantError as error:
+        raise DecantError(f"{place}: {error}") from None
 
 
 def check_same_builds(first: nn.Module, second: nn.Module, batch: Batch, file: str, place: str) -> None:
