@@ -97,6 +97,9 @@ class Examples:
         classes: The classes' names; empty where there are none.
         target: What the labels are.
         loaders: How many processes read batches ahead of a training; the batches are the same with any.
+
+    Raises:
+        DecantError: There is not one label for each, or one is no class.
     """
 
     images: Batch
@@ -104,6 +107,17 @@ class Examples:
     classes: tuple[str, ...]
     target: Target = CLASSES
     loaders: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse labels that are none of these examples."""
+        if self.labels is None:
+            return
+        if len(self.labels) != len(self.images):
+            raise DecantError(
+                f"There are {len(self.labels):,} labels of {len(self.images):,} examples; give one for each"
+            )
+        if self.classes and self.target.width is None and self.labels.dim() == 1:
+            _check_classes(self.labels, len(self.classes))
 
     @property
     def shape(self) -> tuple[int, int, int] | Inputs:
@@ -157,6 +171,18 @@ class Examples:
         return replace(self, images=self.images[:count], labels=labels)
 
 
+def _check_classes(labels: Tensor, count: int) -> None:
+    """Refuse labels [N] that are no whole numbers in [0, count)."""
+    if labels.dtype != torch.int64:
+        found = str(labels.dtype).removeprefix("torch.")
+        raise DecantError(f"Labels are {found}, expected the numbers of classes, int64 in [0, {count})")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+        raise DecantError(
+            f"Labels reach from {int(labels.min())} to {int(labels.max())}, and there are {count} classes, 0 "
+            f"to {count - 1}; number the classes from 0"
+        )
+
+
 @dataclass(frozen=True)
 class Splits:
     """What an operation may look at; the test split is for the final measurement alone.
@@ -164,10 +190,18 @@ class Splits:
     Attributes:
         train: Examples to learn from and to calibrate with, in random order.
         validation: Examples for curves, early stopping and the choice between candidates.
+
+    Raises:
+        DecantError: One has no example.
     """
 
     train: Examples
     validation: Examples
+
+    def __post_init__(self) -> None:
+        """Refuse an empty split."""
+        if empty := [name for name, size in self.sizes.items() if not size]:
+            raise DecantError(f"There are no {' and no '.join(empty)} examples; give one or more")
 
     @property
     def sizes(self) -> dict[str, int]:

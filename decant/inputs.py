@@ -24,8 +24,8 @@ IDS, MASK, LENGTH = "input_ids", "attention_mask", "length"
 """What the tokens of a text are called, what is 1 where there is one and 0 behind them, and how many places
 both have."""
 
-LONGEST, MOST_NUMBERS = 1 << 24, 1 << 28
-"""Most of one dimension, and of one row."""
+LONGEST, MOST_NUMBERS, MOST_DIMENSIONS = 1 << 24, 1 << 28, 8
+"""Most of one dimension, of one row, and most dimensions of a row."""
 
 Length = Annotated[int, Field(gt=0, le=LONGEST)]
 Type = Literal[
@@ -64,7 +64,7 @@ KINDS: Mapping[Kind, Meaning] = MappingProxyType(
         ),
         "text": Meaning("tokens [L], or what masks them", ("int64", "int32"), (1,), "token"),
         "sound": Meaning("samples [C, L], full scale from -1 to 1", FRACTIONS, (2,), "stretch of time"),
-        "tensor": Meaning("anything else", get_args(Type), tuple(range(9)), "element"),
+        "tensor": Meaning("anything else", get_args(Type), tuple(range(MOST_DIMENSIONS + 1)), "element"),
     }
 )
 """What each kind of input means: the one place that says it."""
@@ -94,11 +94,11 @@ class TensorInput(Section):
     """
 
     kind: Kind = "tensor"
-    shape: tuple[Length | Dimension | None, ...] = Field(max_length=8)
+    shape: tuple[Length | Dimension | None, ...] = Field(max_length=MOST_DIMENSIONS)
     dtype: Type = "float32"
     at_least: Annotated[int, Field(ge=-(1 << 62), le=1 << 62)] = 0
     below: Annotated[int, Field(ge=-(1 << 62), le=1 << 62)] = 2
-    example: tuple[Length, ...] = Field((), max_length=8)
+    example: tuple[Length, ...] = Field((), max_length=MOST_DIMENSIONS)
 
     @model_validator(mode="after")
     def _possible(self) -> TensorInput:
@@ -202,6 +202,11 @@ def inputs_of(
             raise ValueError(f"{name} is of type {dtype}, expected one of {', '.join(get_args(Type))}")
         low, high = (int(tensor.min()), int(tensor.max())) if dtype in WHOLE and len(tensor) else (0, 1)
         shape = tuple(tensor.shape[1:])
+        if 0 in shape or len(shape) > MOST_DIMENSIONS:
+            raise ValueError(
+                f"{name}: rows are of shape {[*shape]}, expected at most {MOST_DIMENSIONS} dimensions, each "
+                "of one number or more"
+            )
         if wrong := misfit(kinds.get(name, "tensor"), dtype, shape):
             raise ValueError(f"{name}: {wrong}")
         described = {"shape": shape, "dtype": dtype, "at_least": low, "below": high + 1}

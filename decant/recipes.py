@@ -24,8 +24,13 @@ def recipe_of(schema: type[B], recipe: B | Mapping[str, Any], sizes: Mapping[str
         DecantError: An unknown key or kind, a value out of range, or more images than there are; one line
             for each mistake.
     """
-    if not isinstance(recipe, Mapping):
+    if isinstance(recipe, schema):
         return counted(recipe, sizes)
+    if not isinstance(recipe, Mapping):
+        raise DecantError(
+            f"The recipe is {type(recipe).__name__}, expected a dict with the keys of params.yaml, or "
+            f"{schema.__name__}"
+        )
     (op,) = schema.model_fields["op"].annotation.__args__  # type: ignore[union-attr]
     content = {"op": op, "from": "parent", **recipe}
     if wrong := mistakes(content, schema):

@@ -23,7 +23,7 @@ from decant.inputs import TensorInput, drawn, inputs_of
 from decant.networks import memory, python
 from decant.networks.execution import answers, as_rows, predict
 from decant.networks.python import Python, function_of, missing, sum_of_code
-from decant.networks.record import example_of
+from decant.networks.record import example_of, record_of
 
 FILE = "tests/test_adoption.py"
 TAKES = {"x": TensorInput(shape=(6,))}
@@ -100,6 +100,95 @@ class Drawing(Small):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.dropout(x, 0.5))
+
+
+class Counting(Small):
+    """One that counts its passes."""
+
+    def __init__(self) -> None:
+        super().__init__(5)
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(x) * self.passes
+
+
+class Keeping(nn.Module):
+    """One that keeps what it has made of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.kept: Tensor | None = None
+
+    def made(self) -> Tensor:
+        return self.first.weight.detach() * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.made()
+        return self.last(F.linear(x, self.kept).relu())  # type: ignore[no-any-return]
+
+
+class Viewing(Keeping):
+    """One that keeps a view of them."""
+
+    def made(self) -> Tensor:
+        return self.first.weight.detach()
+
+
+class OfBatch(nn.Sequential):
+    """One that normalizes by the batch."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3))
+
+
+class Nothing(Small):
+    """One without a number in its answer."""
+
+    def __init__(self) -> None:
+        super().__init__(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :0]
+
+
+class Infinite(Nothing):
+    """One with logarithms of zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (0 * Small.forward(self, x).relu()).log()
+
+
+class Versioned(Nothing):
+    """One whose state is more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state
+
+
+class Quiet(Small):
+    """One in inference mode."""
+
+    def __init__(self) -> None:
+        super().__init__(5)
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class QuietDeciding(Quiet):
+    """One that looks at values there."""
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return Small.forward(self, x) * (2 if bool((x > 0).any()) else 1)
 
 
 class Spectral(Small):
@@ -278,6 +367,14 @@ def test_a_model_on_disk_runs_nothing_and_takes_no_other_code(tmp_path: Path) ->
         (Leaving, r"line \d+: what the network computes depends on .* or numbers that leave torch"),
         (Mixing, r"line \d+: rows alone and in a batch of 4 .* rows influence each other"),
         (Drawing, r"line \d+: .* draws at random"),
+        (Counting, r"line \d+: .* a pass changes what the next one computes, such as by counting"),
+        (Keeping, r"line \d+: with other weights the network answers what it did before: a pass keeps"),
+        (Viewing, r"line \d+: with other weights the network answers what it did before: a pass keeps"),
+        (OfBatch, r"the network fails on one row, .*more than 1 value per channel"),
+        (QuietDeciding, r"line \d+: what the network computes depends on a value of its inputs"),
+        (Versioned, r"line \d+: _extra_state: a module keeps a state that is no tensor .*; keep what"),
+        (Nothing, r"line \d+: the network answers no number for a row, expected one or more"),
+        (Infinite, r"line \d+: the network answers infinite numbers, .*mask by one such as -1e4"),
         (failing, r"line \d+: failing cannot build the network: ValueError: no such size"),
         (nothing, r"line \d+: nothing returns NoneType, expected a torch.nn.Module"),
         (Small, r"line \d+: Small: missing a required argument: 'width'; name it under `with`"),
@@ -287,6 +384,15 @@ def test_a_network_that_cannot_be_relied_on_is_refused(build: Callable[..., Any]
     with pytest.raises(DecantError, match=sentence) as refusal:
         adopted(build)
     assert "test_adoption.py" in str(refusal.value)
+
+
+def test_a_network_in_inference_mode_shows_what_it_multiplies() -> None:
+    plain, quiet = (
+        record_of(adopted(build, **more).module) for build, more in ((small, {"width": 5}), (Quiet, {}))
+    )
+    assert [*quiet.weights] == [*plain.weights] == ["first.weight", "last.weight"]
+    assert quiet.macs == plain.macs > 0
+    assert all(weight.layer for weight in quiet.weights.values())
 
 
 @pytest.mark.parametrize("where", ["parameter", "buffer"])

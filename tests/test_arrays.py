@@ -217,3 +217,31 @@ def test_inputs_that_are_nan_name_their_row() -> None:
 def test_mistakes_in_params_are_told_before_anything_is_read(more: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DecantError, match=sentence):
         drawn(**more)
+
+
+@pytest.mark.parametrize(
+    ("labels", "x", "sentence"),
+    [
+        (np.arange(20) % 2, np.full((20, 1), -np.inf), "x holds NaN or infinite values, as in row 0"),
+        (
+            np.arange(20) % 2,
+            np.zeros((20, 2, 0)),
+            r"x: rows are of shape \[2, 0\], expected .* one number or more",
+        ),
+        (np.arange(20) % 2, np.zeros((20, *[1] * 9)), "expected at most 8 dimensions"),
+        (np.arange(20) % 2 + 2**62, None, "a label is 4611686018427387905, expected .* from 0 to 99999"),
+        (np.arange(20) % 2 - 1, None, "a label is -1, expected a class's number, from 0"),
+    ],
+)
+def test_rows_and_labels_that_no_network_can_take_are_told_at_once(
+    labels: NDArray[Any], x: NDArray[Any] | None, sentence: str
+) -> None:
+    write(labels, x=x)
+    with pytest.raises(DecantError, match=sentence) as told:
+        drawn()
+    assert "\n" not in str(told.value)
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    with pytest.raises(DecantError, match="'a' stands there twice; name each once"):
+        drawn(classes=["a", "b", "a"])

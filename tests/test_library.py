@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -91,6 +93,84 @@ def test_a_mistake_in_a_recipe_is_told_with_its_place() -> None:
             {"criterion": {"kind": "magnitude"}, "budget": {"sparsity": 0.5}},
             splits,
         )
+
+
+def given(count: int = 20) -> tuple[decant.Checkpoint, decant.Examples]:
+    """Return an untrained model of the digits, and some of them."""
+    images, labels = digits()
+    examples = decant.Examples(images[:count], labels[:count], tuple("0123456789"))
+    network = decant.Mlp(hidden=(8,))
+    module = decant.build(network, examples.shape, 10, seed=0).eval()
+    return decant.Checkpoint(network, examples.shape, examples.classes, module), examples
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"labels": torch.arange(20) % 10 + 1},
+            "Labels reach from 1 to 10, .* 10 classes, 0 to 9",
+        ),
+        ({"labels": torch.arange(20) % 10 - 1}, "Labels reach from -1 to 8"),
+        ({"labels": torch.arange(19) % 10}, "There are 19 labels of 20 examples; give one for each"),
+        (
+            {"labels": torch.rand(20)},
+            r"Labels are float32, expected .* int64 in \[0, 10\)",
+        ),
+        ({"labels": torch.zeros(20, dtype=torch.int32)}, "Labels are int32, expected"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    _, examples = given()
+    with pytest.raises(decant.DecantError, match=sentence):
+        replace(examples, **changes)
+
+
+def test_a_split_without_an_example_is_refused() -> None:
+    _, examples = given()
+    with pytest.raises(decant.DecantError, match="There are no validation examples; give one or more"):
+        decant.Splits(examples, examples.first(0))
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_says_what_it_was_given_in_the_place_of_a_model(operation: str) -> None:
+    carry_out = getattr(import_module(f"decant.{operation}"), operation)
+    model, examples = given()
+    splits = decant.Splits(examples, examples)
+    thick = replace(examples, images=examples.images.repeat(1, 3, 1, 1))  # type: ignore[union-attr]
+    rows = replace(examples, images=decant.Rows({"x": torch.rand(20, 3)}))
+    taken = "The training examples are not what the model takes: "
+    for arguments, sentence in (
+        ((model.module, {}, splits), "The model is a Sequential, expected a decant.Checkpoint"),
+        ((model, {}, examples), "The examples are Examples, expected decant.Splits"),
+        ((model, {}, decant.Splits(thick, examples)), f"{taken}pictures of 3 x 8 x 8, expected 1 x 8 x 8"),
+        ((model, {}, decant.Splits(rows, examples)), f"{taken}x, expected pictures of 1 x 8 x 8"),
+        ((model, "half", splits), "The recipe is str, expected a dict with the keys of params.yaml"),
+    ):
+        with pytest.raises(decant.DecantError, match=sentence):
+            carry_out(*arguments)
+    with pytest.raises(decant.DecantError, match="The teacher is a Sequential, expected a"):
+        carry_out(model, {}, splits, teacher=model.module)
+
+
+def test_rows_that_a_model_does_not_take_are_told_by_their_tensor() -> None:
+    net = torch.nn.Linear(3, 2).eval()
+    rows = decant.Examples(decant.Rows({"x": torch.rand(9, 3)}), None, ())
+    model = decant.Checkpoint(None, rows.shape, (), net)
+    recipe = {"criterion": {"kind": "magnitude"}, "budget": {"sparsity": 0.5}}
+    for other, sentence in (
+        ({"z": torch.rand(9, 3)}, "the tensors z, expected x"),
+        ({"x": torch.rand(9, 4)}, r"x is \[4\] of float32, expected \[3\] of float32"),
+        ({"x": torch.rand(9, 3).double()}, r"x is \[3\] of float64, expected \[3\] of float32"),
+    ):
+        with pytest.raises(decant.DecantError, match=sentence):
+            prune(model, recipe, decant.Splits(rows, replace(rows, images=decant.Rows(other))))
+
+
+def test_an_array_of_numpys_is_told_apart_from_a_tensor() -> None:
+    model, examples = given()
+    with pytest.raises(decant.DecantError, match=r"Images are ndarray, expected a tensor, .*from_numpy"):
+        decant.predict(model.module, examples.images.numpy())  # type: ignore[union-attr]
 
 
 def run_python(code: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -202,6 +202,22 @@ def test_missing_numbers_are_refused_or_kept() -> None:
     assert "height: 2 of 40 values are missing" in notes
 
 
+def test_whole_numbers_beyond_those_of_float64_are_rounded() -> None:
+    content = [row | {"width": 2**53 + 1 + place} for place, row in enumerate(rows())]
+    write(content)
+    found, _ = drawn(numbers=["width"])
+    assert {*tensors(found["train"])["numbers"].flatten().tolist()} == {float(2**53)}
+
+
+def test_letters_of_another_code_are_told() -> None:
+    write(rows())
+    Path(FILE).write_bytes(Path(FILE).read_bytes().replace(b"green", "gr\u00fcn".encode("latin-1")))
+    with pytest.raises(
+        DecantError, match="colour holds binary, or letters that are no UTF-8, expected words"
+    ):
+        drawn(categories=["colour"])
+
+
 def test_whole_numbers_are_ordered_by_their_value() -> None:
     write([row | {"colour": (11 * (number % 3)) - 11} for number, row in enumerate(rows())])
     found, _ = drawn(target=COLOUR)
@@ -453,6 +469,24 @@ def test_the_words_of_codes_stand_in_the_tables(tmp_path: Path) -> None:
     assert set(colours.tolist()) == {1, 2, 3}
 
 
+def test_a_category_of_very_many_words_is_read_back(tmp_path: Path) -> None:
+    write(
+        [row | {"colour": f"{place:05}" + "x" * 700} for place, row in enumerate(rows(3000))],
+        "data/own/rows.parquet",
+    )
+    content = section(file="data/own/rows.parquet", categories=["colour"], target=PRICE)
+    with home(tmp_path, params={"seed": 3, "data": content}):
+        prepare()
+        written = splits.TRAIN.read_bytes()
+        assert written.rfind(b"decant-sha256:") < len(written) - (1 << 20)
+        assert int(tensors(splits.read(splits.TRAIN))["colour"].min()) == 1
+        damaged = bytearray(written)
+        damaged[-8:-4] = b"\xff" * 4
+        splits.TRAIN.write_bytes(damaged)
+        with pytest.raises(DecantError, match="does not hold what it should"):
+            splits.read(splits.TRAIN)
+
+
 # --- pictures
 
 
@@ -502,6 +536,18 @@ def test_grey_pictures_are_the_luma_of_their_colours() -> None:
     found = own_pictures.picture(Path(PHOTOS, "sky", "09.png"), pictures(colours="grey"))
     assert found.shape == (1, 4, 4)
     assert set(found.ravel().tolist()) == {round(0.587 * 9 + 0.114 * 200)}
+
+
+def test_pictures_of_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
+    deep = np.array([[0, 257, 32_896], [65_535, 40_000, 128]], np.uint16)
+    for path in (tmp_path / "deep.png", tmp_path / "deep.tif"):
+        Image.fromarray(deep).save(path)
+        read = own_pictures.picture(path, pictures(size=[2, 3], colours="grey"))
+        assert read.tolist() == [[[0, 1, 128], [255, round(40_000 / 257), 0]]]
+    for content, sentence in ((np.ones((2, 3), np.float32), "fractions"), (deep.astype(np.int32), "32-bit")):
+        Image.fromarray(content).save(tmp_path / "plain.tif")
+        with pytest.raises(ValueError, match=f"its pixels are {sentence}.*expected 8 or 16 bits"):
+            own_pictures.picture(tmp_path / "plain.tif", pictures(size=[2, 3]))
 
 
 def test_the_middle_is_cut_out_or_the_whole_is_squeezed() -> None:

@@ -250,6 +250,7 @@ def test_code_with_another_sum_than_params_say_is_refused() -> None:
         (body("yield {'x': 1 if number else 1.0, 'kind': 'a'}"), "row 2 has {'x': .'int64', .*; give all"),
         (body("yield {'x': float('nan'), 'kind': 'a'}"), "row 1: x is NaN; leave such rows out; `missing"),
         (body("yield {'x': float('inf'), 'kind': 'a'}"), "row 1: x is infinite; leave such rows out"),
+        (body("yield {'x': [], 'kind': 'a'}"), r"row 1: x is of shape \[0\], expected one number or more"),
         (body("yield {'x': number, 'kind': 'a'}"), "kind has 1 class in the training rows"),
         (body("yield {'x': number, 'kind': (None, 'b', 'a')[number % 3]}"), "row 1: kind is missing"),
         (body("yield {'x': number, 'kind': number if number else 'a'}"), "holds values of several kinds"),

@@ -94,6 +94,13 @@ def test_a_text_becomes_its_tokens_and_a_mask(here: Path) -> None:
     assert coder.vocabulary == 10
 
 
+def test_a_word_that_a_tokenizer_has_no_token_for_is_told(here: Path) -> None:
+    with pytest.raises(
+        DecantError, match=r"data\.tokenizer fails on a text \(WordLevel .*; give it a token for"
+    ):
+        Coder(Tokenizer(models.WordLevel({"buy": 0})), 3)(["now"])
+
+
 def test_bytes_are_those_of_the_tokens_that_are_predicted(here: Path) -> None:
     texts = ["buy now", "hello dear friend other", "buy", "dear fri€nd"]
     found = encoded(Coder(read_tokenizer(words_file()), 3), [texts])

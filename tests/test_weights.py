@@ -29,6 +29,7 @@ from decant.examples import Examples, Rows, Splits, pixels
 from decant.lowering.folding import folded
 from decant.networks.architectures import Architecture, Shape
 from decant.networks.parametrizations import without_parametrizations_
+from decant.networks.python import Python
 from decant.networks.record import give_example_
 from decant.networks.roles import roles
 from decant.networks.structure import compressible
@@ -426,6 +427,47 @@ def test_two_parameters_over_the_same_numbers_become_one() -> None:
     net.second.weight = nn.Parameter(net.first.weight.data.t())
     with pytest.raises(DecantError, match=r"first\.weight .* and second\.weight .* lie in the same memory"):
         unite_(net)
+
+
+def overlaid() -> Twins:
+    """Return Twins as two parameters over the same numbers."""
+    net = Twins()
+    net.second.weight = nn.Parameter(net.first.weight.data)
+    return net.eval()
+
+
+def test_what_is_built_with_two_parameters_over_the_same_numbers_is_read_back(tmp_path: Path) -> None:
+    model = Checkpoint(Python.of(overlaid).pinned(), (1, 4, 4), tuple("abc"), overlaid())
+    save(model, tmp_path)
+    again = load(tmp_path, build=overlaid).module
+    assert is_one(again)
+    assert torch.equal(again.get_parameter("second.weight"), model.module.get_parameter("first.weight"))
+
+
+def strided() -> nn.Module:
+    """Return a network whose weights lie in memory as its owner likes."""
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(24, 3)).eval()
+    net[3].weight = nn.Parameter(torch.randn(24, 3).t())
+    return net.to(memory_format=torch.channels_last)
+
+
+def test_weights_of_any_layout_in_memory_come_back_to_the_bit(tmp_path: Path) -> None:
+    assert not strided()[1].weight.is_contiguous() and not strided()[3].weight.is_contiguous()  # type: ignore[index]
+    model = Checkpoint(Python.of(strided).pinned(), (1, 4, 4), tuple("abc"), strided())
+    save(model, tmp_path)
+    again = load(tmp_path, build=strided).module
+    assert torch.equal(state(again)["3.weight"], state(strided())["3.weight"])
+    assert all(tensor.is_contiguous() for net in (model.module, again) for tensor in net.parameters())
+
+
+def test_a_network_without_weights_of_its_own_is_told_so() -> None:
+    with pytest.raises(
+        DecantError, match=r"No weight of the network can be compressed \(the network: it has no"
+    ):
+        select(taking(nn.Flatten(), 1, 4, 4), ())
+    with pytest.raises(DecantError, match=r"No weight .* \(weight: batch norm\); make what multiplies"):
+        select(taking(nn.BatchNorm2d(1), 1, 4, 4).eval(), ())
 
 
 def test_surgery_leaves_one_weight_one() -> None:

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decant.adoption.checks import APART, ROWS, answered, check_rows, check_same_builds, check_types
+from decant.adoption.checks import (
+    APART,
+    ROWS,
+    answered,
+    check_copies,
+    check_finite,
+    check_rows,
+    check_same_builds,
+    check_types,
+)
 from decant.adoption.pretrained import place_pretrained_
 from decant.adoption.texts import check_texts
 from decant.adoption.weights import check_memory, place_, read_weights
@@ -72,10 +81,12 @@ def adopt(source: Source, examples: Examples | None = None, classes: tuple[str, 
     if notes := _filled_(module, replace(source, architecture=architecture)):
         facts["weights"] = "; ".join(notes)
     before = answered(module.eval(), batch, file)
+    check_finite(before, module, file)
     if removed := without_parametrizations_(module):
         facts["made plain"] = ", ".join(removed)
         _check_same(before, answered(module, batch, file), file)
     check_rows(module, batch, file)
+    check_copies(module, batch, file)
     _check_outputs(before, classes, examples, file)
     give_example_(module, drawn_of(takes))
     model = Checkpoint(architecture, takes, tuple(classes), module)
@@ -93,6 +104,7 @@ def check_network(architecture: ForeignArchitecture, examples: Examples, inputs:
     module = _checked(architecture, takes, len(examples.classes), batch, examples)
     without_parametrizations_(module)
     check_rows(module, batch, architecture.origin)
+    check_copies(module, batch, architecture.origin)
     answers = answered(module, batch, architecture.origin)
     _check_outputs(answers, examples.classes, examples, architecture.origin)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import traceback
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from decant.checkpoints.checkpoint import state
 from decant.checkpoints.packing import type_name
 from decant.errors import DecantError, Message
 from decant.examples import Batch, Rows, arguments
+from decant.networks.copying import uncopied
+from decant.networks.dispatch import Watching
 from decant.networks.execution import as_rows
 from decant.networks.python import blaming
 from decant.networks.tracing import every_layer_called
@@ -39,7 +42,7 @@ def answered(module: nn.Module, batch: Batch, file: str) -> Tensor:
     """Return a network's answers in eval mode; an error names the line of its file.
 
     Raises:
-        DecantError: It fails, gives NaN or complex numbers, or what it returns does not come in rows.
+        DecantError: It fails, gives no number, NaN or complex ones, or what it returns does not come in rows.
     """
     place = forward_of(module, file)
     failing = f"the network fails on its example, {_described(batch)} as the data or `inputs` have it"
@@ -54,6 +57,8 @@ def answered(module: nn.Module, batch: Batch, file: str) -> Tensor:
             f"{place}: the network answers complex numbers, expected real ones; return torch.view_as_real of "
             "them"
         )
+    if not found.numel():
+        raise DecantError(f"{place}: the network answers no number for a row, expected one or more")
     if found.is_floating_point() and bool(torch.isnan(found).any()):
         raise DecantError(
             f"{place}: the network answers NaN to its example; its weights, or the range "
@@ -72,7 +77,7 @@ def _described(batch: Batch) -> str:
 
 
 def check_types(module: nn.Module, place: str) -> None:
-    """Check that each parameter and buffer is of a type that a model on disk can have: none is complex.
+    """Check that the state is of tensors, each of a type that a model on disk can have: none is complex.
 
     Args:
         module: A network as it was built.
@@ -81,12 +86,11 @@ def check_types(module: nn.Module, place: str) -> None:
     Raises:
         DecantError: One of them is not; names it.
     """
-    for name, each in module.state_dict().items():
-        try:
-            if isinstance(each, Tensor):
-                type_name(name, each)
-        except DecantError as error:
-            raise DecantError(f"{place}: {error}") from None
+    try:
+        for name, each in state(module).items():
+            type_name(name, each)
+    except DecantError as error:
+        raise DecantError(f"{place}: {error}") from None
 
 
 def check_same_builds(first: nn.Module, second: nn.Module, batch: Batch, file: str, place: str) -> None:
@@ -112,6 +116,7 @@ def check_same_builds(first: nn.Module, second: nn.Module, batch: Batch, file: s
             f"{place}: two builds of the network differ, in {differing}: {one.get(differing)} and "
             f"{other.get(differing)}; draw no shape at random"
         )
+    fresh = _copied(second)  # which has had no pass
     second.load_state_dict(first.state_dict())
     _check_repeated(first, batch, file)
     if not _same(answered(first, batch, file), answered(second, batch, file)):
@@ -119,6 +124,7 @@ def check_same_builds(first: nn.Module, second: nn.Module, batch: Batch, file: s
             f"{place}: two builds of the network with the same weights answer differently: it keeps a random "
             "number that is no parameter and no buffer of its state; register it, or draw it by a seed"
         )
+    _check_kept(_copied(first), fresh, batch, file)
 
 
 def check_rows(module: nn.Module, batch: Batch, file: str) -> None:
@@ -129,6 +135,7 @@ def check_rows(module: nn.Module, batch: Batch, file: str) -> None:
     """
     _check_decisions(module, batch[:1], file)
     together = answered(module, batch, file)
+    check_finite(together, module, file)
     alone = torch.cat([answered(module, batch[i : i + 1], file) for i in range(len(batch))])
     if alone.shape != together.shape:
         raise DecantError(
@@ -143,12 +150,87 @@ def check_rows(module: nn.Module, batch: Batch, file: str) -> None:
         )
 
 
+def check_finite(answers: Tensor, module: nn.Module, file: str) -> None:
+    """Check that a network's answers [N, M] are numbers that others can be compared with.
+
+    Raises:
+        DecantError: One is infinite.
+    """
+    if answers.is_floating_point() and bool(torch.isinf(answers).any()):
+        raise DecantError(
+            f"{forward_of(module, file)}: the network answers infinite numbers, and nothing can be compared "
+            "with them; add a small number before a division or a logarithm, or mask by one such as -1e4"
+        )
+
+
 def _check_repeated(module: nn.Module, batch: Batch, file: str) -> None:
     if not _same(answered(module, batch, file), answered(module, batch, file)):
         raise DecantError(
             f"{forward_of(module, file)}: the network answers the same inputs differently in eval mode: a "
-            "function draws at random, such as F.dropout without training=self.training"
+            "function draws at random, such as F.dropout without training=self.training, or a pass changes "
+            "what the next one computes, such as by counting"
         )
+
+
+def _copied(module: nn.Module) -> nn.Module | None:
+    """Return a copy; None where there is none, which is told later."""
+    try:
+        return copy.deepcopy(module)
+    except Exception:  # whatever the objects raise that it keeps
+        return None
+
+
+def _check_kept(used: nn.Module | None, fresh: nn.Module | None, batch: Batch, file: str) -> None:
+    """Check that a network follows its weights after a pass that had others.
+
+    Args:
+        used: A copy of it after a pass, which gets other weights, in place.
+        fresh: Another build that was never called, and gets the same, in place.
+        batch: What both are called with.
+        file: Its user's file.
+    """
+    if used is None or fresh is None:
+        return
+    answers = []
+    try:
+        fresh.load_state_dict(used.state_dict())
+        for module in (used, fresh):
+            _shrink_(module)
+            with torch.no_grad(), every_layer_called():
+                answers.append(as_rows(module(*arguments(batch)), len(batch)).double())
+    except Exception:  # it does not run with these weights
+        return
+    if not _near(*answers):
+        raise DecantError(
+            f"{forward_of(used, file)}: with other weights the network answers what it did before: a pass "
+            "keeps something that is made of them, such as a cache; compute it anew in each pass"
+        )
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    """Say whether answers [N, M] are the same but for rounding."""
+    largest = other.abs().max().item() if other.numel() else 0.0
+    return one.shape == other.shape and torch.allclose(
+        one, other, rtol=APART, atol=APART * largest, equal_nan=True
+    )
+
+
+def _shrink_(module: nn.Module) -> None:
+    """Give a network other weights, in place."""
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                tensor.mul_(0.75)
+
+
+def check_copies(module: nn.Module, batch: Batch, file: str) -> None:
+    """Check that a copy of a network can be changed, which is what operations do.
+
+    Raises:
+        DecantError: It cannot be copied, or its copy computes with the weights of the original.
+    """
+    if wrong := uncopied(module, arguments(batch[:1])):
+        raise DecantError(f"{forward_of(module, file)}: {wrong}")
 
 
 def forward_of(module: nn.Module, file: str) -> str:
@@ -164,8 +246,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _check_decisions(module: nn.Module, batch: Batch, file: str) -> None:
     inputs = arguments(batch)
-    watch = _Decisions(inputs, file)
-    with torch.no_grad(), every_layer_called(), watch, _Leaving(watch):
+    watch, alone = _Decisions(inputs, file), "the network fails on one row, as it answers each for itself"
+    told = blaming(file, alone, forward_of(module, file))
+    with told, torch.no_grad(), every_layer_called(), watch, _Leaving(watch):
         module(*inputs)
     if watch.places:
         raise DecantError(
@@ -175,7 +258,7 @@ def _check_decisions(module: nn.Module, batch: Batch, file: str) -> None:
         )
 
 
-class _Decisions(TorchDispatchMode):
+class _Decisions(Watching):
     """Notes where a number that depends on the inputs becomes one of Python's."""
 
     def __init__(self, inputs: tuple[Tensor, ...], file: str) -> None:
@@ -190,6 +273,8 @@ class _Decisions(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (apart := self.taken_apart(func, args, kwargs)) is not NotImplemented:
+            return apart
         result = func(*args, **(kwargs or {}))
         active = self.depends(args, kwargs)
         if active and func.overloadpacket in DECIDING:

@@ -19,7 +19,7 @@ from decant.networks.architectures import FOREIGN, Architecture, Shape, Takes, b
 from decant.networks.record import give_example_, has_example, record_of
 from decant.networks.shapes import Shapes, differing, reshape_
 from decant.networks.structure import check_called, drop_norms_
-from decant.networks.ties import ties, unite_
+from decant.networks.ties import compact_, ties, unite_
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,13 @@ class Checkpoint:
     folded: bool | Mapping[str, str] = False
 
     def __post_init__(self) -> None:
-        """Tell the module what it takes, where nobody has; and share what lies in one place in memory.
+        """Tell the module what it takes, where nobody has; and lay its tensors out as files have them.
 
         Raises:
             DecantError: Parameters overlap in memory, and are not the same tensor.
         """
         unite_(self.module)
+        compact_(self.module)
         if not has_example(self.module):
             give_example_(self.module, example(self.shape))
 
@@ -143,6 +144,7 @@ def blank(
     """
     with torch.device("cpu" if isinstance(architecture, FOREIGN) else device):
         module = build(architecture, shape, classes, seed=0).eval()
+        unite_(module)  # as those of a checkpoint are
         if folded:
             drop_norms_(module, _folds(architecture, shape, classes) if folded is True else folded)
         reshape_(module, shapes or {})

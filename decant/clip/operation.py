@@ -12,6 +12,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.clip.clipping import clip_inputs, clip_weights
 from decant.clip.params import ClipParams
 from decant.compression.finish import Result, finished
+from decant.compression.given import check_given
 from decant.compression.promises import Promise
 from decant.compression.selection import select
 from decant.errors import DecantError
@@ -45,6 +46,7 @@ def clip(
         DecantError: The recipe is not valid, nothing would change, nothing would be left of a layer or of its
             inputs, or a range does not meet an earlier one.
     """
+    check_given(parent, splits, teacher)
     block = recipe_of(ClipParams, recipe, splits.sizes)
     names, untouched = select(parent.module, block.skip)
     if block.target == "weights":

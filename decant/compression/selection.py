@@ -26,10 +26,16 @@ def select(
         weights: The names of all that the operation can work on; those of `compressible` where None.
 
     Raises:
-        DecantError: The recipe skips a layer that there is not, or all of them.
+        DecantError: There is none; or the recipe skips a layer that there is not, or all of them.
     """
     known, every = record_of(module).weights, roles(module)
     weights = list(compressible(module)) if weights is None else list(weights)
+    if not weights:
+        name, why = next(iter(every.items()), ("the network", "it has no parameters"))
+        raise DecantError(
+            f"No weight of the network can be compressed ({name}: {why}); make what multiplies its inputs a "
+            "parameter for each layer"
+        )
     chosen = unskipped(weights, skip, {name: weight.names for name, weight in known.items()})
     reasons = every | {n: w.why for n, w in known.items() if w.why and every[n] != "embedding"}
     reasons |= dict.fromkeys(weights, "named in skip")

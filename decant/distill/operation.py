@@ -13,6 +13,7 @@ from decant.adoption.texts import check_texts
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.coupling import groups_of
 from decant.compression.finish import Result
+from decant.compression.given import check_given
 from decant.distill.cache import remember_
 from decant.distill.params import DistillParams
 from decant.distill.students import Proposed, inherit_, narrowed, propose
@@ -58,6 +59,7 @@ def distill(
         Furlanello et al., Born-Again Neural Networks, 2018, for a student of its teacher's architecture.
         https://arxiv.org/abs/1902.03393, https://arxiv.org/abs/1805.04770
     """
+    check_given(parent, splits, teacher)
     block = recipe_of(DistillParams, recipe, splits.sizes)
     check_examples(parent, splits.train)
     others = [_second(parent, teacher).module] if block.ensemble else []

@@ -157,7 +157,8 @@ def _text(checkpoint: Checkpoint, *more: Any) -> str:
     module, kind = checkpoint.module, type(checkpoint.architecture)
     own = {type(each) for each in module.modules() if not type(each).__module__.startswith("torch.")}
     forwards = sorted((each.__qualname__, _code(each)) for each in own)
-    shapes = [(name, tuple(each.shape), str(each.dtype)) for name, each in module.state_dict().items()]
+    every = [(name, each) for name, each in module.state_dict().items() if isinstance(each, Tensor)]
+    shapes = [(name, tuple(each.shape), str(each.dtype)) for name, each in every]
     example = [
         (tuple(each.shape), str(each.dtype))
         for each in tree_leaves(example_of(module))

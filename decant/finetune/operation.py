@@ -10,6 +10,7 @@ from typing import Any
 from decant.calibration.batch_norms import with_statistics
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, finished
+from decant.compression.given import check_given
 from decant.examples import Splits
 from decant.finetune.params import FinetuneParams
 from decant.recipes import recipe_of
@@ -45,6 +46,7 @@ def finetune(
         DecantError: The recipe is not valid, the examples are not of the teacher's shape or classes, its
             weights are NaN, or the loss became NaN or infinite.
     """
+    check_given(parent, splits, teacher)
     block, run = recipe_of(FinetuneParams, recipe, splits.sizes), run or Run()
     if block.statistics:
         estimated, images = with_statistics(parent, splits.train, block.device)

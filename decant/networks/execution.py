@@ -22,7 +22,15 @@ def predict(
     """Return the answers to all of `images`, as `answers`, without gradients; the caller sets eval mode.
 
     The batch size is fixed because the last bits of a sum depend on it.
+
+    Raises:
+        DecantError: The images are neither a tensor nor rows, as an array of NumPy's is.
     """
+    if not hasattr(images, "split"):
+        raise DecantError(
+            f"Images are {type(images).__name__}, expected a tensor, uint8 [N, C, H, W], or decant.Rows; "
+            "give torch.from_numpy(images) of an array"
+        )
     with torch.no_grad():
         return torch.cat([answers(module, batch, dtype) for batch in images.split(batch_size)])
 

@@ -15,7 +15,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 def shapes_of(module: nn.Module) -> Shapes:
     """Return the shapes of the parameters, and of the buffers that are more than one number."""
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if tensor.dim()}
+    every = module.state_dict().items()  # with extra state, which may be anything
+    return {name: tuple(each.shape) for name, each in every if isinstance(each, Tensor) and each.dim()}
 
 
 def differing(module: nn.Module, built: nn.Module) -> Shapes:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from decant.errors import DecantError
+from decant.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,6 +60,17 @@ def unite_(module: nn.Module) -> None:
                 "not the same tensor: give one its own numbers with .clone(), or share the parameter itself"
             )
         put_(module, name, other)
+
+
+def compact_(module: nn.Module) -> None:
+    """Lay each tensor out row by row, in place, as all that are read from a file lie.
+
+    Those of another layout, as after `.to(memory_format=torch.channels_last)` or `.t()`, are multiplied by
+    other kernels, so that the last bits of the answers would not come back from the file.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.layout == torch.strided and not tensor.is_contiguous():
+            tensor.data = tensor.data.contiguous()
 
 
 def put_(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from decant.errors import DecantError
 from decant.networks.calls import Call, Example, Kind, Record, Weight
+from decant.networks.dispatch import Watching
 from decant.networks.draws import drawing
 from decant.networks.faults import where
 
@@ -163,7 +163,7 @@ class _Made:
     readers: set[str] = field(default_factory=set)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(Watching):
     """Sees each operator and each module of a pass."""
 
     def __init__(self, module: nn.Module, example: Example) -> None:
@@ -232,6 +232,8 @@ class _Watch(TorchDispatchMode):
             handle.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (apart := self.taken_apart(func, args, kwargs)) is not NotImplemented:
+            return apart
         if func._schema.is_mutable:
             self._keep(func, args)
         result = func(*args, **(kwargs or {}))

@@ -7,6 +7,7 @@ from typing import Any
 
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, finished
+from decant.compression.given import check_given
 from decant.examples import Splits
 from decant.prune.channels.channel_pruning import ChannelPruning
 from decant.prune.channels.structure import Channels
@@ -43,6 +44,7 @@ def prune(
         DecantError: The recipe is not valid, the budget cannot be met or is met already, or a layer would be
             emptied.
     """
+    check_given(parent, splits, teacher)
     block, run, teacher = recipe_of(PruneParams, recipe, splits.sizes), run or Run(), teacher or parent
     kind = ChannelPruning if isinstance(block.structure, Channels) else MaskPruning
     pruning = kind(block, parent, teacher, splits, run.seed)

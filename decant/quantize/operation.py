@@ -8,6 +8,7 @@ from typing import Any
 from decant.checkpoints.activations import RecurrentGrid
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result, finished
+from decant.compression.given import check_given
 from decant.examples import Splits
 from decant.networks.layers import Summand
 from decant.quantize.params import QuantizeParams
@@ -41,6 +42,7 @@ def quantize(
     Raises:
         DecantError: The recipe is not valid, a weight is quantized already, or the budget cannot be met.
     """
+    check_given(parent, splits, teacher)
     block, run, teacher = recipe_of(QuantizeParams, recipe, splits.sizes), run or Run(), teacher or parent
     carried = Recipe(block, parent, teacher, splits.train, splits.validation)
     result = carried.trained(run) if block.train else carried.rounded()

@@ -18,7 +18,10 @@ BLANK = MARK.decode() + "0" * DIGITS
 """The text that a file has to hold, plainly and near its end, before it is sealed."""
 
 NEAR = 1 << 20
-"""Bytes at the end of a file in which the sum is looked for."""
+"""Bytes at the end of a file in which the sum is looked for, where its index does not reach further."""
+
+LONGEST = 1 << 28
+"""Most bytes of an index: it holds the words that codes stand for, of which there may be many."""
 
 STEP = 1 << 25
 """Bytes that are summed up at a time, between which progress is shown."""
@@ -42,7 +45,7 @@ def check_seal(content: memoryview) -> None:
     Raises:
         ValueError: It has no sum, or another content's.
     """
-    last = bytes(content[-NEAR:])
+    last = bytes(content[-_reach(content) :])
     found = last.rfind(MARK)
     if found < 0:
         raise ValueError("it has no sum over its content")
@@ -50,6 +53,12 @@ def check_seal(content: memoryview) -> None:
     named = bytes(content[start : start + DIGITS]).decode("ascii", "replace")
     if _sum(content[:start], b"0" * DIGITS, content[start + DIGITS :]) != named:
         raise ValueError("its content has not the sum that it names")
+
+
+def _reach(content: memoryview) -> int:
+    """Return how far from the end the sum may be: as far as a Parquet file's index, whose length ends it."""
+    length, mark = int.from_bytes(content[-8:-4], "little"), bytes(content[-4:])
+    return max(NEAR, min(length + 8, LONGEST)) if mark == b"PAR1" else NEAR
 
 
 def _sum(*parts: memoryview | bytes) -> str:

@@ -16,7 +16,7 @@ from decant.errors import DecantError
 from decant.examples import Rows
 from decant.inputs import inputs_of
 from decant.row_groups import in_groups, is_large
-from decant.targets import Classes, Labels, Numbers
+from decant.targets import MOST_NAMES, Classes, Labels, Numbers
 from tasks.pipeline.arrays import read_arrays
 from tasks.prepare import parts, room
 from tasks.prepare.asked import ArrayOfClasses, ArrayOfLabels, ArrayOfNumbers
@@ -129,7 +129,7 @@ def _read(params: PrepareParams, file: str) -> Part:
     except (DecantError, ValueError) as error:
         raise DecantError(f"{file}: {error}") from None
     for name in names:
-        _check_finite(tensors[name], f"{file}: {name}", torch.isnan, "NaN")
+        _check_finite(tensors[name], f"{file}: {name}")
     if not len(rows):
         raise DecantError(f"{file} holds no examples")
     if labels is not None:
@@ -137,7 +137,12 @@ def _read(params: PrepareParams, file: str) -> Part:
     return Part(rows, labels, parts.sums_of(bytes_of(rows)), np.arange(len(rows)))
 
 
-def _check_finite(tensor: Tensor, place: str, wrong: Callable[[Tensor], Tensor], what: str) -> None:
+def _check_finite(tensor: Tensor, place: str) -> None:
+    """Refuse NaN and infinite values."""
+    _check_values(tensor, place, lambda each: ~each.isfinite(), "NaN or infinite values")
+
+
+def _check_values(tensor: Tensor, place: str, wrong: Callable[[Tensor], Tensor], what: str) -> None:
     """Refuse values [N, ...] of which some are wrong; says the first row, from 0 as arrays count."""
     seen = 0
     for group in in_groups(tensor) if tensor.is_floating_point() else ():
@@ -164,7 +169,7 @@ def _numbers(labels: Tensor, count: int, file: str) -> Tensor:
             f"for each of {count} rows"
         )
     found = labels.reshape(count, -1).to(torch.float32)
-    _check_finite(found, f"{file}: labels", lambda each: ~each.isfinite(), "NaN or infinite values")
+    _check_finite(found, f"{file}: labels")
     return found
 
 
@@ -175,7 +180,7 @@ def _marks(labels: Tensor, count: int, file: str) -> Tensor:
             f"{file}: labels are of shape {[*labels.shape]}, expected [{count}, L], a mark for each label"
         )
     found = labels.to(torch.float32)
-    _check_finite(
+    _check_values(
         found, f"{file}: labels", lambda each: (each != 0) & (each != 1), "other marks than 0 and 1"
     )
     return found
@@ -275,7 +280,14 @@ def _check_alike(splits: Parts) -> None:
 
 def _numbered(splits: Parts) -> tuple[str, ...]:
     """Return numbers as names for as many classes as there are."""
-    return tuple(map(str, range(1 + max(int(each.labels.max()) for each in splits.values()))))
+    low = min(int(each.labels.min()) for each in splits.values())
+    high = max(int(each.labels.max()) for each in splits.values())
+    if low < 0 or high >= MOST_NAMES:
+        raise DecantError(
+            f"data: a label is {low if low < 0 else high}, expected a class's number, from 0 to "
+            f"{MOST_NAMES - 1}; number the classes from 0, without gaps"
+        )
+    return tuple(map(str, range(1 + high)))
 
 
 def _check_classes(labels: Tensor, classes: tuple[str, ...], name: str) -> None:

@@ -156,7 +156,8 @@ class Source:
         if not (
             whole or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
         ):
-            raise DecantError(f"{self.path}: {name} holds {kind}, expected words or whole numbers")
+            found = f"{kind}, or letters that are no UTF-8" if pa.types.is_binary(kind) else f"{kind}"
+            raise DecantError(f"{self.path}: {name} holds {found}, expected words or whole numbers")
         coder = _Coder()
         for _, part in _parts(column):
             coder.add(part.cast(kind) if pa.types.is_dictionary(part.type) else part)
@@ -206,7 +207,9 @@ class Source:
             raise DecantError(self._no_numbers(name))
         for start, part in _parts(column):
             days = part.cast(pa.date32()) if pa.types.is_date(kind) else part
-            values = pc.fill_null(days.cast(plain).cast(pa.float64()), float("nan"))
+            # Whole numbers beyond 2^53 are rounded, as all are to float32 after it.
+            rounded = days.cast(plain).cast(pa.float64(), safe=False)
+            values = pc.fill_null(rounded, float("nan"))
             yield start, values.to_numpy(zero_copy_only=False) / unit
 
     def _no_numbers(self, name: str) -> Message:

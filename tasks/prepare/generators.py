@@ -204,6 +204,8 @@ def _array(value: Any, place: str, params: PythonParams) -> np.ndarray[Any, Any]
         raise DecantError(f"{place} is no array of numbers ({one_line(error)})") from None
     if found.dtype.kind not in "biuf":
         raise DecantError(f"{place} is of {found.dtype}, expected numbers")
+    if not found.size:
+        raise DecantError(f"{place} is of shape {[*found.shape]}, expected one number or more")
     if found.dtype == np.float64 and not hasattr(value, "dtype"):
         found = found.astype(np.float32)
     if found.dtype.kind == "f" and (np.isinf(found).any() or np.isnan(found).any()):

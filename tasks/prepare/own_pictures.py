@@ -94,9 +94,10 @@ def picture(path: Path, params: FolderParams) -> NDArray[np.uint8]:
 
     Raises:
         OSError: It is no picture, or not a whole one.
+        ValueError: Its pixels have no white, as 32-bit numbers and fractions have none.
     """
     with Image.open(path) as opened:
-        turned = ImageOps.exif_transpose(opened)
+        turned = _in_bytes(ImageOps.exif_transpose(opened))
         if turned.has_transparency_data:
             behind = Image.new("RGBA", turned.size, "white")
             turned = Image.alpha_composite(behind, turned.convert("RGBA"))
@@ -107,3 +108,20 @@ def picture(path: Path, params: FolderParams) -> NDArray[np.uint8]:
     else:
         sized = plain.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(sized).reshape(height, width, -1).transpose(2, 0, 1)
+
+
+def _in_bytes(opened: Image.Image) -> Image.Image:
+    """Return a picture of 16 bits a pixel with 8, where 65,535 is white; others as they are.
+
+    Pillow would cut them off at 255, and fractions from 0 to 1 at 0.
+    """
+    if opened.mode in ("I", "F"):
+        found = "fractions" if opened.mode == "F" else "32-bit numbers"
+        raise ValueError(
+            f"its pixels are {found}, and nothing says which one is white, expected 8 or 16 bits; save it "
+            "with these, or give pictures as arrays"
+        )
+    if not opened.mode.startswith("I;16"):
+        return opened
+    deep = np.asarray(opened).astype(np.uint32)
+    return Image.fromarray(((deep + 128) // 257).astype(np.uint8))

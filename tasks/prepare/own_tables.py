@@ -308,7 +308,7 @@ def scaled(target: Any, labels: Tensor) -> Any:
         return target
     deviations = labels.double().std(0, correction=0).tolist()
     if constant := [name for name, found in zip(target.names, deviations, strict=True) if found == 0]:
-        raise DecantError(f"data.target: {', '.join(constant)} is the same in all training rows")
+        raise DecantError(f"data.target: {', '.join(constant)} is the same in all training rows, in float32")
     return target.model_copy(update={"scale": tuple(float(f"{each:.6g}") for each in deviations)})
 
 

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, PlainValidator, Tag, field_validator,
 from decant.inputs import Kind
 from decant.networks.python import Python
 from decant.schema import Section, did_you_mean
+from decant.targets import Named
 from tasks.prepare.asked import (
     CLASSES,
     ArrayOfClasses,
@@ -86,7 +87,7 @@ class PrepareParams(Section):
     test: Held | None = None
     inputs: tuple[Annotated[str, Field(max_length=64)], ...] | None = Field(None, min_length=1, max_length=64)
     labels: Annotated[str, Field(max_length=64)] | None = None
-    classes: tuple[Annotated[str, Field(max_length=200)], ...] | None = Field(None, min_length=1)
+    classes: Named | None = None
     target: ArrayTarget | None = None
     kinds: Annotated[dict[Annotated[str, Field(max_length=64)], Kind], Field(max_length=64)] | None = None
     leak: Literal["fail", "tell"] | None = None

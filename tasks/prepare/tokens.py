@@ -102,8 +102,18 @@ class Coder:
         self._tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        """Return the tokens of each text, and its bytes as of `Coded.sizes`."""
-        found = self._tokenizer.encode_batch([*texts])
+        """Return the tokens of each text, and its bytes as of `Coded.sizes`.
+
+        Raises:
+            DecantError: The tokenizer has no token for a word.
+        """
+        try:
+            found = self._tokenizer.encode_batch([*texts])
+        except Exception as error:  # the library raises nothing narrower
+            raise DecantError(
+                f"data.tokenizer fails on a text ({one_line(error)}); give it a token for words that it does "
+                "not know, or train it on these texts"
+            ) from None
         return [each.ids for each in found], [_size(*pair) for pair in zip(texts, found, strict=True)]
 
 

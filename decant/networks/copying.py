@@ -1,0 +1,130 @@
+"""Whether a network can be copied, and a copy computes with its own numbers: operations change copies."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from decant.errors import Message
+from decant.networks.calls import Example
+from decant.networks.dispatch import Watching
+from decant.networks.execution import tensors_of
+from decant.networks.tracing import every_layer_called
+
+NEAR = 1e-4
+"""How far a copy's answers may be from the original's: rounding."""
+
+
+def uncopied(module: nn.Module, example: Example) -> Message:
+    """Return why changing a copy of a network would not change what it computes; empty where it would.
+
+    A function that is made inside of a method (a lambda that is put in the place of a layer's `forward`, or
+    into a hook) keeps hold of the module that it was made in. In a copy it still computes with the weights
+    of the original, whatever is done to those of the copy. What `torch.jit.script` has compiled does not let
+    its weights be replaced at all.
+
+    Args:
+        module: The network; it is watched in eval mode, and is as before afterwards.
+        example: What it can be called with.
+    """
+    modes = [(each, each.training) for each in module.modules()]
+    try:
+        return _uncopied(module.eval(), example)
+    finally:
+        for each, mode in modes:
+            each.training = mode
+
+
+def _uncopied(module: nn.Module, example: Example) -> Message:
+    if compiled := _compiled(module):
+        return (
+            f"{compiled} is compiled by torch.jit, so that its weights cannot be replaced; put the module "
+            "itself there"
+        )
+    named = module.state_dict(keep_vars=True).items()  # with extra state, which may be anything
+    watch = _Reading({_storage(each): name for name, each in named if isinstance(each, Tensor)})
+    with torch.no_grad(), every_layer_called():
+        expected = list(tensors_of(module(*copy.deepcopy(example))))
+        module(*_other(example))  # what a function keeps of a pass is now of this one
+        other = _copied(module)
+        if isinstance(other, str):
+            return other
+        with watch:
+            found = list(tensors_of(other(*copy.deepcopy(example))))
+    if watch.read:
+        return (
+            f"a copy of it still computes with {watch.read} of the original, which a function keeps hold of "
+            "(a lambda, or one that is made inside of another); make it a method of the module"
+        )
+    if not _same(expected, found):
+        return (
+            "a copy of it answers otherwise: a function keeps what one pass has computed where the copy does "
+            "not look for it, such as the dict of a hook; hand it on as a result"
+        )
+    return ""
+
+
+def _copied(module: nn.Module) -> nn.Module | Message:
+    """Return a copy; or why there is none."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # whatever the objects raise that it keeps
+        reason = " ".join(str(error).split())[:100]
+        return (
+            f"it cannot be copied ({type(error).__name__}: {reason}); keep nothing in a module that "
+            "copy.deepcopy fails on, such as files, locks, and tensors that were computed with gradients"
+        )
+
+
+def _other(example: Example) -> Example:
+    """Return arguments of the same form, with other fractions."""
+    return tree_map_only(
+        Tensor, lambda each: each * 0.5 + 0.25 if each.is_floating_point() else each, example
+    )
+
+
+def _same(one: list[Tensor], other: list[Tensor]) -> bool:
+    """Say whether tensors are the same but for rounding."""
+    return len(one) == len(other) and all(
+        a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=NEAR, atol=NEAR, equal_nan=True)
+        for a, b in zip(one, other, strict=True)
+        if not a.is_complex()
+    )
+
+
+def _compiled(module: nn.Module) -> str:
+    """Return the name of a part with weights that torch.jit has compiled; empty where there is none."""
+    for name, each in module.named_modules():
+        if isinstance(each, torch.jit.ScriptModule) and any(True for _ in each.parameters()):
+            return name or "the network"
+    return ""
+
+
+class _Reading(Watching):
+    """Notes the first of some tensors that an operator reads."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self._names = names
+        self.read = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (apart := self.taken_apart(func, args, kwargs)) is not NotImplemented:
+            return apart
+        for each in tree_leaves((args, kwargs)):
+            if isinstance(each, Tensor):
+                self.read = self.read or self._names.get(_storage(each), "")
+        return func(*args, **(kwargs or {}))
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return what tells the memory of a tensor; a sparse one is its own."""
+    try:
+        key: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+    return key
