@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
@@ -41,6 +41,9 @@ ONE_LAYER = "the weights and what one layer's inputs are summed up to", "cpu, or
 """What layers that are solved one after another need memory for, and what to try."""
 
 A_PASS = "a pass over 250 examples", "cpu, or a larger device"
+
+PATTERNS = (8, 0)
+"""The least compute capability of a GPU that has instructions for two of four."""
 
 OTHERS = 1.0
 """GiB from which on what other processes hold of a device is told; a context of our own takes some half."""
@@ -92,6 +95,18 @@ def there() -> dict[str, str]:
     return {CPU: "the processor"} | {f"cuda:{card}": torch.cuda.get_device_name(card) for card in cards}
 
 
+def without_patterns(device: torch.device) -> Message:
+    """Return why a device cannot multiply packed weights of the pattern 2:4; empty where it can."""
+    if device.type != "cuda":
+        return f"semi_structured: weights are packed for GPUs, and this is {device.type}: leave it out"
+    if (found := torch.cuda.get_device_capability(device)) >= PATTERNS:
+        return ""
+    return (
+        f"semi_structured: {device} has compute capability {found[0]}.{found[1]}, and the instructions are "
+        f"there from {PATTERNS[0]}.{PATTERNS[1]} on; leave it out, or take another GPU"
+    )
+
+
 def find(name: str) -> torch.device:
     """Return a device, once it is sure that it is there and can repeat its sums.
 
@@ -130,6 +145,23 @@ def _begun(name: str) -> dict[str, str]:
             f"device: {name} cannot be begun with ({first}): another process may hold all of it; wait for "
             "that, or take cpu"
         ) from None
+
+
+def take_(device: torch.device) -> str:
+    """Let this process have the device for all that names none; return what its tensors are summed over.
+
+    Between processors that is gloo, between GPUs NCCL.
+    """
+    if device.type == CPU:
+        return "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return f"{CPU}:gloo,{device.type}:nccl"
+
+
+def in_one_kernel(parameters: Iterable[Tensor]) -> bool | None:
+        return f"semi_structured: weights are packed for GPUs, and this is {device.type}; leave it out"
+    return any(each.device.type == "cuda" for each in parameters) or None
 
 
 # --- placement
@@ -398,16 +430,25 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 @contextmanager
 def drawn_by(device: torch.device, seed: int) -> Iterator[None]:
     """Let a device's own generator draw as this seed says; afterwards it stands where it stood."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.cuda.get_rng_state(device)
+    before = drawn_so_far(device)
     try:
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+        if before is not None:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
     finally:
-        torch.cuda.set_rng_state(before, device)
+        draw_from_(device, before)
+
+
+def drawn_so_far(device: torch.device) -> Tensor | None:
+    """Return where a device's own generator stands; None for the processor, which has torch's only."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def draw_from_(device: torch.device, state: Tensor | None) -> None:
+    """Let a device's own generator go on from where it stood; nothing for None."""
+    if state is not None:
+        torch.cuda.set_rng_state(state, device)
 
 
 # --- time

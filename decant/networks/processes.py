@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from decant.errors import DecantError, LostProcessError
 from decant.lazy import torch
-from decant.networks.devices import CPU
+from decant.networks.devices import take_
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,10 +182,7 @@ def _join(device: torch.device, facts: Mapping[str, str]) -> None:
         if rank == 0:  # which may keep the store: it may not end before all have read it
             store.wait([f"read by {each}" for each in range(count)])
         _check_facts(found)
-        backend = "gloo" if device.type == CPU else f"{CPU}:gloo,{device.type}:nccl"
-        if device.type != CPU:
-            torch.cuda.set_device(device)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        dist.init_process_group(take_(device), store=store, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
             f"Process {number()} of {count} did not find the others ({_first_line(error)}); start all of "
