@@ -98,7 +98,7 @@ def there() -> dict[str, str]:
 def without_patterns(device: torch.device) -> Message:
     """Return why a device cannot multiply packed weights of the pattern 2:4; empty where it can."""
     if device.type != "cuda":
-        return f"semi_structured: weights are packed for GPUs, and this is {device.type}: leave it out"
+        return f"semi_structured: weights are packed for GPUs, and this is {device.type}; leave it out"
     if (found := torch.cuda.get_device_capability(device)) >= PATTERNS:
         return ""
     return (
@@ -160,7 +160,7 @@ def take_(device: torch.device) -> str:
 
 
 def in_one_kernel(parameters: Iterable[Tensor]) -> bool | None:
-        return f"semi_structured: weights are packed for GPUs, and this is {device.type}; leave it out"
+    """Say whether a step of an optimizer is one kernel: on GPUs; elsewhere its bits are others (None)."""
     return any(each.device.type == "cuda" for each in parameters) or None
 
 
