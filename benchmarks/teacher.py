@@ -3,10 +3,10 @@
     python -m benchmarks.teacher [--row "<recipe>" <seed>] [--write]
 
 The images are those in data/ (`python -m tasks.prepare` first, from the default params.yaml), the network is
-the default teacher's. Without --row the next missing row of `PLAN` is trained. Each row takes minutes, is kept
-in benchmarks/teacher.json, and an interrupted one goes on from its last whole epoch. Recipes are chosen by the
-validation split, with the first seed. The test split is looked at once for each row of a recipe that is in
-`FINAL`, when all its seeds are trained, by --write, which makes the page.
+the default teacher's. Without --row the next missing row of `PLAN` is trained. A row takes minutes, is kept
+in benchmarks/teacher.json, and one that was interrupted goes on from its last whole epoch. Recipes are chosen
+by the validation split, with the first seed. The test split is looked at once, by --write, for recipes of
+which all seeds are there; it also makes the page.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -61,7 +60,7 @@ PLAN = [
     ("bfloat16", 1),
     *((DEFAULT, seed) for seed in SEEDS),
 ]
-"""Which rows are trained, in order: each candidate with the first seed, then all seeds of what is compared."""
+"""Which rows are trained, in order: candidates with the first seed, then all seeds of what is compared."""
 
 Row = dict[str, Any]
 
@@ -70,7 +69,7 @@ def main() -> None:
     """Train a row, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--row", nargs=2, metavar=("RECIPE", "SEED"), help="train this one")
-    parser.add_argument("--write", action="store_true", help="measure what is chosen on the test split; page")
+    parser.add_argument("--write", action="store_true", help="look at the test split, and make the page")
     chosen = parser.parse_args()
     make_deterministic(THREADS)
     rows = read_rows()
