@@ -37,10 +37,12 @@ SUMS = "CUBLAS_WORKSPACE_CONFIG"
 
 STEADY_SUMS = (":4096:8", ":16:8")
 
-ONE_LAYER = "the weights and what one layer's inputs are summed up to", "cpu, or a larger device"
+ELSEWHERE = "cpu, or a larger device"
+
+ONE_LAYER = "the weights and what one layer's inputs are summed up to", ELSEWHERE
 """What layers that are solved one after another need memory for, and what to try."""
 
-A_PASS = "a pass over 250 examples", "cpu, or a larger device"
+A_PASS = "a pass over 250 examples", ELSEWHERE
 
 PATTERNS = (8, 0)
 """The least compute capability of a GPU that has instructions for two of four."""
@@ -293,11 +295,13 @@ def training_on(
     Raises:
         DecantError: The device has not enough memory for such batches, or no kernel that repeats its bits.
     """
+    needed = _smaller(batch_size, accumulate)
     if device.type == CPU:
-        yield
+        with computing_on(device, needed):
+            yield
         return
     try:
-        with computing_on(device, _smaller(batch_size, accumulate), precision):
+        with computing_on(device, needed, precision):
             place_(module, device)
             yield
     finally:
@@ -316,24 +320,30 @@ def computing_on(device: torch.device, needed: tuple[str, str], precision: str =
     Raises:
         DecantError: The device has not enough memory, or no kernel that repeats its bits.
     """
-    if device.type == CPU:
-        yield
-        return
     try:
         with _steady(device, precision):
             yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one
         if (message := _told(error, device, needed)) is None:
             raise
         raise DecantError(message) from None
 
 
-def _told(error: RuntimeError, device: torch.device, needed: tuple[str, str]) -> Message | None:
+def ran_out(error: BaseException) -> bool:
+    """Say whether an error is that there was too little memory, of a GPU or of the processor."""
+    known = "out of memory" in str(error) or "can't allocate memory" in str(error)
+    return known or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def _told(error: Exception, device: torch.device, needed: tuple[str, str]) -> Message | None:
     """Return what is told of an error of torch; None where it is none of the device's."""
-    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+    if ran_out(error):
         what, todo = needed
+        if device.type == CPU:
+            todo = "a machine with more memory" if todo == ELSEWHERE else todo
+            return f"The processor has not enough memory for {what}; try {todo}"
         return f"{device} has not enough memory ({_room(device)}) for {what}; try {todo}"
-    if "deterministic" not in str(error):
+    if device.type == CPU or "deterministic" not in str(error):
         return None
     return (
         f"On {device} there is no kernel of {str(error).split(maxsplit=1)[0]} that gives the same bits each "
@@ -344,7 +354,7 @@ def _told(error: RuntimeError, device: torch.device, needed: tuple[str, str]) ->
 def _smaller(batch_size: int, accumulate: int) -> tuple[str, str]:
     """Return what a training needs memory for, and the recipe of the same steps that needs half of it."""
     if batch_size == 1:
-        return "a single example", "cpu, or a larger device"
+        return "a single example", ELSEWHERE
     half = f"training.batch_size: {batch_size // 2} and training.accumulate: {2 * accumulate}"
     same = "the same steps" if batch_size % 2 == 0 else "nearly the same steps"
     return f"batches of {batch_size}", f"{half}, {same} but for batch norms"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from decant.errors import DecantError, LostProcessError
 from decant.lazy import torch
-from decant.networks.devices import take_
+from decant.networks.devices import ran_out, take_
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,7 +239,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed.DistBackendError is one
-        if isinstance(error, torch.OutOfMemoryError):
+        if ran_out(error):
             raise
         raise LostProcessError(
             f"Another process of this training ended ({_first_line(error)}); run it again: it goes on from "
