@@ -2,11 +2,11 @@
 
     python -m benchmarks.teacher [--row "<recipe>" <seed>] [--write]
 
-The images are those in data/ and the teacher in models/ is the default recipe's first seed (`dvc repro` first);
-the network is the default teacher's. Without --row the next missing row of `PLAN` is trained. A row takes minutes, is kept
-in benchmarks/teacher.json, and one that was interrupted goes on from its last whole epoch. Recipes are chosen
-by the validation split, with the first seed. The test split is looked at once, by --write, for recipes of
-which all seeds are there; it also makes the page.
+The images are those in data/, and the teacher in models/ is the default recipe's first seed (`dvc repro`
+first); the network is the default teacher's. Without --row the next missing row of `PLAN` is trained. A row
+takes minutes, is kept in benchmarks/teacher.json, and one that was interrupted goes on from its last whole
+epoch. Recipes are chosen by the validation split alone. The test split is looked at once, by --write, for
+recipes of which all seeds are there; it also makes the page.
 """
 
 from __future__ import annotations
