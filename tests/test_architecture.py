@@ -354,10 +354,7 @@ def words_of(tree: ast.AST) -> Iterator[str]:
             yield from words_of(node)
 
 
-TOLD_BY_ENVIRONMENT = {
-    "decant/networks/devices.py": {"environ"},
-    "decant/networks/processes.py": {"environ"},
-}
+TOLD_BY_ENVIRONMENT = {"decant/networks/devices.py": {"environ"}}
 """Only so can cuBLAS be told to repeat its sums, and does torchrun tell processes of one another."""
 
 

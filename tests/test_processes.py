@@ -156,6 +156,26 @@ def test_another_number_than_was_started_is_told(monkeypatch: pytest.MonkeyPatch
         module.together(1, place)
 
 
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', and torchrun puts a number there: start"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is '-1', and torchrun puts a number there"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2, and of 2 processes the last one has 1"),
+    ],
+)
+def test_variables_that_are_no_launchers_are_told(
+    variables: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DecantError, match=told):
+        module.together(2, torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_RANK", "first")
+    with pytest.raises(DecantError, match="LOCAL_RANK is 'first'"):
+        find("cuda")
+
+
 def test_a_batch_that_is_too_small_for_all_is_told() -> None:
     pictures = Examples(torch.zeros(33, 1, 2, 2, dtype=torch.uint8), None, ())
     recipe = Training(epochs=1, batch_size=16, accumulate=3)

@@ -109,17 +109,32 @@ def without_patterns(device: torch.device) -> Message:
     )
 
 
+def told_by_launcher(variable: str, otherwise: int) -> int:
+    """Return the number in a variable by which `torchrun` tells a process of the others, or the other one.
+
+    Raises:
+        DecantError: It is no number.
+    """
+    text = os.environ.get(variable) or str(otherwise)
+    if not (text.isascii() and text.isdecimal()):
+        raise DecantError(
+            f"{variable} is {text!r}, and torchrun puts a number there: start the processes by it, or unset "
+            "the variable"
+        )
+    return int(text)
+
+
 def find(name: str) -> torch.device:
     """Return a device, once it is sure that it is there and can repeat its sums.
 
     Raises:
         DecantError: It is not there; names those that are. Or it cannot be begun with, or its sums would have
-            other bits each time.
+            other bits each time; or the launcher's variable is no number.
     """
     if name == CPU:
         return torch.device(CPU)
     # tensors say which, so the device does; of several processes on a machine each has its own
-    device = torch.device(name if ":" in name else f"{name}:{os.environ.get('LOCAL_RANK') or 0}")
+    device = torch.device(name if ":" in name else f"{name}:{told_by_launcher('LOCAL_RANK', 0)}")
     if SUMS not in os.environ and not torch.cuda.is_initialized():
         os.environ[SUMS] = STEADY_SUMS[0]  # before the names of devices are asked for, which starts CUDA
     if str(device) not in (known := _begun(name)):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from decant.errors import DecantError, LostProcessError
 from decant.lazy import torch
-from decant.networks.devices import ran_out, take_
+from decant.networks.devices import ran_out, take_, told_by_launcher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,13 +35,25 @@ BUCKET = 32 << 20
 
 
 def started() -> int:
-    """Return how many processes were started together with this one, itself included."""
-    return int(os.environ.get(COUNT) or 1)
+    """Return how many processes were started together with this one, itself included.
+
+    Raises:
+        DecantError: The variable is no number.
+    """
+    return told_by_launcher(COUNT, 1)
 
 
 def number() -> int:
-    """Return the number of this process among those, from 0."""
-    return int(os.environ.get(RANK) or 0) if started() > 1 else 0
+    """Return the number of this process among those, from 0.
+
+    Raises:
+        DecantError: The variable is none of their numbers.
+    """
+    if (count := started()) < 2:
+        return 0
+    if (found := told_by_launcher(RANK, 0)) >= count:
+        raise DecantError(f"{RANK} is {found}, and of {count} processes the last one has {count - 1}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -154,9 +165,10 @@ def together(count: int, device: torch.device, facts: Mapping[str, str] | None =
         raise DecantError(_other_count(count))
     if count == 1:
         return ALONE
+    rank = number()
     if not torch.distributed.is_initialized():
         _join(device, {**_versions(), **(facts or {})})
-    return Processes(number(), count)
+    return Processes(rank, count)
 
 
 def _other_count(count: int) -> str:
