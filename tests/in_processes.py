@@ -27,6 +27,7 @@ from decant.training import fit
 from decant.training.recipe import Training
 from decant.training.run import Run
 from tests.imports import ROOT
+from tests.nets import striped
 from tests.test_devices import CASES, NET, SPLITS
 from tests.test_texts import texts
 
@@ -73,7 +74,7 @@ def trained(module: nn.Module, train: Examples, validation: Examples, **changes:
 
 
 def seeded(kind: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(5)
+    torch.manual_seed(6 if "OTHER_WEIGHTS" in os.environ else 5)
     return kind()
 
 
@@ -90,9 +91,14 @@ def compressed(name: str, device: str) -> Any:
     return result.curve, state(result.model.module)
 
 
+def own_examples() -> Examples:
+    """Return the examples, or as many others that one process alone has."""
+    return striped(2) if "OTHER_EXAMPLES" in os.environ else SPLITS.train
+
+
 OWN: dict[str, Callable[[], Any]] = {
     "dropout": lambda: trained(
-        seeded(Dropping), SPLITS.train, SPLITS.validation, batch_size=15, accumulate=2
+        seeded(Dropping), own_examples(), SPLITS.validation, batch_size=15, accumulate=2
     ),
     "texts": lambda: trained(seeded(Words), texts(), texts(seed=1), batch_size=8, augmentation={}),
 }

@@ -233,6 +233,24 @@ def test_two_processes_have_the_curve_of_one_in_every_way_of_training(tmp_path: 
     check_alike(found, curves(*MORE), rel=2e-5)
 
 
+def test_any_bit_of_tensors_is_seen() -> None:
+    one = [torch.zeros(3), torch.tensor(True), torch.zeros(2, 2, dtype=torch.bfloat16).T]
+    assert module.sum_of_bits(one) == module.sum_of_bits([each.clone() for each in one])
+    assert module.sum_of_bits(one) != module.sum_of_bits([torch.tensor([0.0, 0.0, -0.0]), *one[1:]])
+    assert 0 <= module.sum_of_bits(one) < 2**56
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [("OTHER_WEIGHTS", "the weights that they begin with"), ("OTHER_EXAMPLES", "the examples")],
+)
+def test_processes_that_begin_otherwise_are_refused(changed: str, told: str, tmp_path: Path) -> None:
+    codes, said, _ = run(tmp_path, "dropout", of_second={changed: "1"})
+    assert codes == [1, 1], said
+    assert all(f"they differ in {told} (a sum of their bits): " in each for each in said)
+
+
 @pytest.mark.slow
 def test_another_version_is_refused_by_both(tmp_path: Path) -> None:
     codes, said, _ = run(tmp_path, "dropout", of_second={"PRETENDED_TORCH": "2.12.0"})

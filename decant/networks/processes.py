@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -132,6 +132,14 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def sum_of_bits(tensors: Iterable[Tensor]) -> int:
+    """Return a number in [0, 2^56) that is another one where any bit of the tensors is."""
+    found = hashlib.sha256()
+    for each in tensors:
+        found.update(each.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return int.from_bytes(found.digest()[:7], "big")
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
