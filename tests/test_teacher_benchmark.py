@@ -30,11 +30,12 @@ def test_rows_are_trained_once_and_all_seeds_are_compared() -> None:
 
 
 def test_the_page_says_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = {"test_accuracy": 0.935, "processor_seconds": 300, "machine": "a machine"}
+    of = {"test_accuracy": 0.935, "seconds": 300, "threads": 2, "machine": "a machine"}
     rows = {name_of(*each): ROW | of for each in PLAN[:3]}
     text = page(rows)
     assert (
-        f"| {BEST} | 94.00 ± 0.00 (94.00, 94.00, 94.00) | 93.50 ± 0.00 (93.50, 93.50, 93.50) | 300 |" in text
+        f"| {BEST} | 94.00 ± 0.00 (94.00, 94.00, 94.00) | 93.50 ± 0.00 (93.50, 93.50, 93.50) | 300 (2), 300 (2), 300 (2) |"
+        in text
     )
     assert "`precision: bfloat16, epochs: 24`" in text
-    assert "on a machine, two threads" in text
+    assert "on a machine. Seconds" in text
