@@ -219,7 +219,8 @@ def spread(values: Sequence[float]) -> str:
 PAGE_TEXT = """# The default teacher beside recipes that take as long
 
 Written by `python -m benchmarks.teacher --write` from rows that it trained one by one on Fashion-MNIST, with
-the network of params.yaml (293,354 parameters), on {machines}. Seconds are those of each seed, in brackets the threads that it had.
+the network of params.yaml (293,354 parameters), on {machines}. Seconds are those of each seed, in
+brackets the threads that it had.
 
 | recipe | changes in `training` |
 |---|---|
