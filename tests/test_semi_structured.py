@@ -19,10 +19,12 @@ from decant.networks.architectures import Mlp, build
 from decant.networks.devices import without_patterns
 from decant.prune.structures import NOfM
 from decant.schema import mistakes
+from tasks.benchmark import hardware
 from tasks.benchmark import semi_structured as stage
 from tasks.benchmark.page import readme
 from tasks.benchmark.params import BenchmarkParams
 from tasks.benchmark.tables import path_here, read, settings
+from tasks.validate import hardware as checks
 from tests.test_devices import GPU, gpu_test
 
 CPU = torch.device("cpu")
@@ -106,6 +108,20 @@ def test_params_ask_for_it_on_a_gpu_alone() -> None:
     assert BenchmarkParams().model_dump() == {"threads": 1, "rounds": 20, "seconds": 25.0}
     assert settings(PARAMS)["semi_structured"] is True
     assert settings(PARAMS)["code"] != settings(BenchmarkParams())["code"]
+
+
+def test_a_gpu_without_the_instructions_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `validate`, and by the stage before it exports a model."""
+    for file in (checks, hardware):
+        monkeypatch.setattr(file, "find", lambda _: torch.device("cuda:0"))
+        monkeypatch.setattr(file, "without_patterns", lambda _: "semi_structured: there are none")
+    section = {"device": "cuda", "semi_structured": True}
+    told = "benchmark.semi_structured: there are none"
+    assert list(checks.without_device({"benchmark": section, "models": {}})) == [told]
+    with pytest.raises(DecantError, match=told):
+        hardware.hardware_of(PARAMS)
+    assert list(checks.without_device({"benchmark": {"device": "cuda"}, "models": {}})) == []
+    assert isinstance(hardware.hardware_of(BenchmarkParams(device="cuda")), hardware.Gpu)
 
 
 def exported(module: nn.Module) -> Any:
