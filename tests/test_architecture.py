@@ -57,6 +57,7 @@ RUNS_OTHERS = {"decant/networks/python.py"}
 
 RAISED_LATER = {
     "decant/adoption/weights.py": "all that does not fit in a file of weights, at once",
+    "decant/export/semi_structured.py": "why a device or a network does not suit, then raised",
     "decant/networks/devices.py": "asked whether a kernel does not repeat its bits, then raised",
     "decant/networks/faults.py": "asked whether it is told already, then raised",
     "decant/networks/processes.py": "asked whether memory ran out, then raised",
@@ -68,6 +69,8 @@ RAISED_LATER = {
     "tasks/validate/networks.py": "mistakes in params.yaml, all at once",
     "decant/schema.py": "mistakes of a section, all at once",
     "tasks/benchmark/exports.py": "models without an export, all at once at the end",
+    "tasks/benchmark/hardware.py": "why a GPU does not suit, then raised",
+    "tasks/benchmark/times.py": "printed: why a model is not packed",
     "tasks/benchmark/tables.py": "printed: why times are measured anew",
     "tasks/pipeline/arrays.py": "asked whether the disk is full, then raised",
     "tasks/pipeline/yaml_reader.py": "the message of the YAML parser, made shorter",

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from decant.errors import DecantError
 from decant.examples import Batch, arguments
-from decant.export.semi_structured import in_float16, packed, unpackable
+from decant.export.semi_structured import in_float16, packable, packed
 from decant.export.timing import Call, Rounds, compare, interleave, no_garbage_collection
 from decant.networks.devices import CPU, moved
 from tasks.benchmark.exports import Export, Failure, attempt, divided
@@ -41,7 +41,7 @@ def times(
     """
     modules = {name: made.model.module for name, made in exports.items()}
     one = partial(_times, images=images, params=params, device=device)
-    failed, found = divided({n: attempt(one, each) for n, each in modules.items() if not unpackable(each)})
+    failed, found = divided({n: attempt(one, each) for n, each in modules.items() if packable(each)})
     return found, failed
 
 
