@@ -1,10 +1,12 @@
-"""What operations reach on a GPU: the tests that need one, then trainings, products and layers.
+"""What operations reach on GPUs: the tests that need one, then trainings, products and layers.
 
-    python -m benchmarks.gpu [--out benchmarks] [--device cuda] [--images 25600] [--seconds 300] [--no-tests]
+    python -m benchmarks.gpu [--out benchmarks] [--device cuda] [--images 25600] [--seconds 470] [--no-tests]
 
 Pictures are drawn from a seed, 28 x 28 and grey: what is measured does not depend on what they show. An
 epoch's time is half of what three epochs take longer than one, so that nothing counts but the loop and its
-validation. What does not fit into the seconds is left out, last of all the processor's own times.
+validation; trainings that are compiled are timed step by step instead, as compiling takes longer than epochs.
+Where there are several GPUs, so many processes train together, over NCCL. What does not fit into the seconds
+is left out, last of all the processor's own times.
 """
 
 from __future__ import annotations
@@ -26,19 +28,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.training import WAYS, Clock, Setting, Way, peak, resident_batch, targets
+from benchmarks.training import WAYS, Clock, Setting, Target, Way, peak, resident_batch, targets
+from benchmarks.training import loop as train_by_loop
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints
 from decant.examples import Examples, Splits, pixels
+from decant.export.semi_structured import in_float16, packed
 from decant.finetune.operation import finetune
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.devices import CPU, find, moved, place_, seconds, there, training_on
+from decant.networks.processes import leave, number
 from decant.networks.structure import compressible
 from decant.prune.operation import prune
 from decant.quantize.operation import quantize
 from decant.training.fresh import train
 from decant.training.layout import laid_out, lay_out_, layout
 from decant.training.recipe import Training
+from tests.imports import ROOT
 
 NET = Resnet(widths=(32, 64, 128), blocks=(0, 1, 1), pool=2)
 WIDE = Mlp(hidden=(2048, 2048))
@@ -98,14 +104,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks"), help="folder for gpu.json and gpu.md")
     parser.add_argument("--device", default="cuda", help="what is measured")
     parser.add_argument("--images", type=int, default=25_600, help="in an epoch")
-    parser.add_argument("--seconds", type=float, default=300.0, help="that all of it may take")
+    parser.add_argument("--seconds", type=float, default=470.0, help="that all of it may take")
     parser.add_argument("--no-tests", action="store_true", help="measure only")
+    parser.add_argument("--one-of", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.one_of:
+        share_out(chosen.one_of, chosen.device)
+        return
     begin = time.perf_counter()
     bench = Bench(find(chosen.device), drawn(chosen.images), begin + chosen.seconds)
     found: dict[str, Any] = {"card": there()[str(bench.device)], "torch": torch.__version__}
-    found["tests"] = "not run" if chosen.no_tests else tested(0.5 * chosen.seconds)
-    parts = {"images": images, "loop": loop, "memory": memory, "products": products, "layers": layers}
+    found["tests"] = "not run" if chosen.no_tests else tested(0.45 * chosen.seconds)
+    parts: dict[str, Callable[[Bench], dict[str, Any]]] = {
+        "images": images,
+        "loop": loop,
+        "memory": memory,
+        "processes": processes,
+        "products": products,
+        "layers": layers,
+    }
     for name, measure in parts.items():
         print(f"{time.perf_counter() - begin:.0f} s: {name}", flush=True)
         found[name] = measure(bench)
@@ -118,27 +135,22 @@ def main() -> None:
 
 def tested(limit: float) -> str:
     """Run the tests that need a GPU, print what they say, and return the last line of it."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-m",
-        "cuda",
-        "-p",
-        "no:cacheprovider",
-        "--durations",
-        "5",
-    ]
+    options = ["-q", "-m", "cuda", "-p", "no:cacheprovider", "--durations", "5"]
+    command = [sys.executable, "-m", "pytest", *options, *map(str, with_gpu_tests())]
     try:
-        done = subprocess.run(
-            [*command, "tests/test_devices.py"], capture_output=True, text=True, timeout=limit
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired as error:
         print((error.stdout or b"")[-6000:], flush=True)
         return f"more than {limit:.0f} s"
     print(done.stdout[-9000:], done.stderr[-2000:], flush=True)
     return re.sub(r"[=]+ ?| ?in .*", "", (done.stdout.strip().splitlines() or ["nothing"])[-1])
+
+
+def with_gpu_tests() -> list[Path]:
+    """Return the files with tests marked `cuda`: to read all others would take longer than these tests."""
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    words = ("pytest.mark.cuda", "@gpu_test")
+    return [file for file in files if any(word in file.read_text(encoding="utf-8") for word in words)]
 
 
 def drawn(count: int) -> Splits:
@@ -194,7 +206,36 @@ def images(bench: Bench) -> Rates:
     }
     for what, training in trainings.items():
         found |= bench.attempt(what, lambda training=training: count / epoch(training), 30)  # type: ignore[misc]
+    for what, changes in COMPILED.items():
+        found |= bench.attempt(what, partial(compiled, bench, changes), 60)
     return {what: round(value) for what, value in found.items()}
+
+
+COMPILED: dict[str, dict[str, bool]] = {
+    "teacher, compiled": {"compile": True},
+    "teacher, compiled, CUDA graphs": {"compile": True, "graphs": True},
+}
+STEPS = {
+    "teacher": "bare step",
+    "teacher, compiled": "bare compiled step",
+    "teacher, compiled, CUDA graphs": "bare compiled step, CUDA graphs",
+}
+"""What of a training is compared with the bare step that is computed in the same way."""
+
+
+def compiled(bench: Bench, changes: dict[str, bool]) -> float:
+    """Return the images a second of the teacher's training with compiled passes, after the first steps."""
+    setting = Setting(steps=200, device=str(bench.device))
+    return timed(lambda setting, clock: train_by_loop(setting, clock, **changes), setting)
+
+
+def of_steps(found: Rates) -> list[Target]:
+    """Return what share of its bare step each training reaches, of those that were measured."""
+    return [
+        Target(f"{what} / {step}, images/s", 0.95, found[what] / found[step])
+        for what, step in STEPS.items()
+        if found.get(what) and found.get(step)
+    ]
 
 
 def epoch(training: Callable[[int], object]) -> float:
@@ -321,6 +362,38 @@ def memory(bench: Bench) -> dict[str, int]:
     return found
 
 
+# --- processes
+
+
+def processes(bench: Bench) -> Rates:
+    """Return the images a second of 2, 4, 8 processes, each with a GPU and a batch; nothing with one GPU."""
+    there = torch.cuda.device_count() if bench.device.type == "cuda" else 2
+    found: Rates = {}
+    for count in (2, 4, 8):
+        if count <= there:
+            found |= bench.attempt(f"{count} processes", partial(shared_out, bench, count), 40)
+    return {what: round(value) for what, value in found.items()}
+
+
+def shared_out(bench: Bench, count: int) -> float:
+    """Return the images a second of so many processes that torch's launcher starts."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    words = ["-m", "benchmarks.gpu", "--one-of", str(count), "--device", bench.device.type]
+    done = subprocess.run([*launcher, *words], cwd=ROOT, capture_output=True, text=True, timeout=bench.left())
+    if done.returncode:
+        raise RuntimeError(done.stderr[-400:])
+    return float(done.stdout.splitlines()[-1])
+
+
+def share_out(count: int, device: str) -> None:
+    """Train as one of so many processes; the first one prints the images a second of all together."""
+    setting = Setting(batch=BATCH * count, steps=100 if device != CPU else 2, device=device)
+    rate = timed(lambda setting, clock: train_by_loop(setting, clock, processes=count), setting)
+    leave()
+    if number() == 0:
+        print(rate)
+
+
 # --- products
 
 
@@ -429,30 +502,22 @@ def two_of_four(bench: Bench) -> Rates:
     recipe = {"criterion": {"kind": "magnitude"}, "structure": {"kind": "n-of-m"}}
     model = prune(wide, recipe, bench.splits).model
     inputs = torch.rand(SIDE, *SHAPE, generator=torch.Generator().manual_seed(1)).half().to(bench.device)
-    module = place_(model.module.half(), bench.device)
+    dense = in_float16(model.module, bench.device)
 
-    def milliseconds() -> float:
+    def milliseconds(module: nn.Module) -> float:
         with torch.no_grad():
             for _ in range(10):
                 module(inputs)
             return seconds(lambda: [module(inputs) for _ in range(50)], bench.device) * 20
 
-    with torch.no_grad():
-        expected = module(inputs).float()
-    found = bench.attempt("a 2:4 network in float16, ms", milliseconds)
-    names = [n for n, held in model.constraints.items() if held.mask is not None]
-
-    def packed() -> float:
-        for layer in (module.get_submodule(name.removesuffix(".weight")) for name in names):
-            assert isinstance(layer, nn.Linear)
-            if layer.out_features % 32 == 0 and layer.in_features % 64 == 0:
-                kept: Any = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
-                layer.weight = nn.Parameter(kept, requires_grad=False)
+    def sparse() -> float:
+        module, _ = packed(model.module, bench.device)
         with torch.no_grad():
-            torch.testing.assert_close(module(inputs).float(), expected, rtol=2e-2, atol=2e-2)
-        return milliseconds()
+            torch.testing.assert_close(module(inputs).float(), dense(inputs).float(), rtol=2e-2, atol=2e-2)
+        return milliseconds(module)
 
-    return found | bench.attempt("the same through semi-structured kernels, ms", packed)
+    found = bench.attempt("a 2:4 network in float16, ms", partial(milliseconds, dense))
+    return found | bench.attempt("the same through semi-structured kernels, ms", sparse)
 
 
 # --- the page
@@ -469,6 +534,9 @@ def page(found: dict[str, Any]) -> str:
         rates="\n".join(f"| {what} | {value:,} | {value / step:.2f} |" for what, value in shown),
         ways="\n".join(f"| {what} | {value:,} |" for what, value in found["loop"].items()),
         asked="\n".join(each.row for each in targets(found["loop"], found["memory"])),
+        steps="\n".join(each.row for each in of_steps(found["images"])),
+        shared="\n".join(f"| {what} | {value:,} |" for what, value in found["processes"].items())
+        or "| one process alone, as there is one GPU | |",
         speeds="\n".join(f"| {what} | {value:,} |" for what, value in found["products"].items()),
         solved="\n".join(f"| {what} | {value:,} |" for what, value in found["layers"].items()),
     )
@@ -486,6 +554,16 @@ answers each batch too.
 | what | images/s | of the bare step |
 |---|---:|---:|
 {rates}
+
+| what | asked | measured | reached |
+|---|---:|---:|---|
+{steps}
+
+The teacher in several processes, each with a GPU and {batch} images of each batch:
+
+| processes | images/s |
+|---|---:|
+{shared}
 
 The loop beside a plain one, as `python -m benchmarks.training` measures them: one round of 100 steps.
 

@@ -27,6 +27,7 @@ from decant.training import fit
 from decant.training.recipe import Training
 from decant.training.run import Run
 from tests.imports import ROOT
+from tests.nets import striped
 from tests.test_devices import CASES, NET, SPLITS
 from tests.test_texts import texts
 
@@ -73,42 +74,49 @@ def trained(module: nn.Module, train: Examples, validation: Examples, **changes:
 
 
 def seeded(kind: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(5)
+    torch.manual_seed(6 if "OTHER_WEIGHTS" in os.environ else 5)
     return kind()
 
 
-def compressed(name: str) -> Any:
+def compressed(name: str, device: str) -> Any:
     """Run a case of the tests of devices, whose recipes do not say how many processes there are."""
     original = processes.together
     vars(fit)["together"] = lambda _, device: original(started(), device)
     module = build(NET, (1, 8, 8), 3, seed=1).eval()
     teacher = Checkpoint(NET, (1, 8, 8), SPLITS.train.classes, module)
     try:
-        result = CASES[name](teacher, "cpu", Run(seed=3))
+        result = CASES[name](teacher, device, Run(seed=3))
     finally:
         vars(fit)["together"] = original
     return result.curve, state(result.model.module)
 
 
+def own_examples() -> Examples:
+    """Return the examples, or as many others that one process alone has."""
+    return striped(2) if "OTHER_EXAMPLES" in os.environ else SPLITS.train
+
+
 OWN: dict[str, Callable[[], Any]] = {
     "dropout": lambda: trained(
-        seeded(Dropping), SPLITS.train, SPLITS.validation, batch_size=15, accumulate=2
+        seeded(Dropping), own_examples(), SPLITS.validation, batch_size=15, accumulate=2
     ),
     "texts": lambda: trained(seeded(Words), texts(), texts(seed=1), batch_size=8, augmentation={}),
 }
 
 
-def curves(*cases: str) -> dict[str, Any]:
-    """Return each case's curve, and the sum of all of its numbers."""
+def curves(*cases: str, device: str = "cpu") -> dict[str, Any]:
+    """Return each case's curve, and the sum of all of its numbers; those of ours are of processors."""
     found = {}
     for case in cases:
-        curve, tensors = OWN[case]() if case in OWN else compressed(case)
+        curve, tensors = OWN[case]() if case in OWN else compressed(case, device)
         total = sum(each.double().abs().sum().item() for each in tensors.values())
         found[case] = {"curve": [dict(row) for row in curve], "total": total}
     return found
 
 
-def beside(*words: str, of_second: dict[str, str] | None = None) -> list[subprocess.Popen[str]]:
+def beside(
+    *words: str, of_second: dict[str, str] | None = None, of_both: dict[str, str] | None = None
+) -> list[subprocess.Popen[str]]:
     """Start two processes that run this file together; the second one with variables of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -117,7 +125,7 @@ def beside(*words: str, of_second: dict[str, str] | None = None) -> list[subproc
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.in_processes", *words],
-            env=common | {"RANK": str(rank)} | own,
+            env=common | (of_both or {}) | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | own,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -130,7 +138,7 @@ def main(file: str, *cases: str) -> None:
     make_deterministic(1)
     torch.__version__ = os.environ.get("PRETENDED_TORCH", torch.__version__)  # type: ignore[assignment]
     try:
-        found = curves(*cases)
+        found = curves(*cases, device=os.environ.get("TRAINED_ON", "cpu"))
     except DecantError as error:
         sys.exit(f"error: {error}")
     if number() == 0:

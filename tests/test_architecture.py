@@ -57,6 +57,7 @@ RUNS_OTHERS = {"decant/networks/python.py"}
 
 RAISED_LATER = {
     "decant/adoption/weights.py": "all that does not fit in a file of weights, at once",
+    "decant/export/semi_structured.py": "why a device or a network does not suit, then raised",
     "decant/networks/devices.py": "asked whether a kernel does not repeat its bits, then raised",
     "decant/networks/faults.py": "asked whether it is told already, then raised",
     "decant/networks/processes.py": "asked whether memory ran out, then raised",
@@ -68,6 +69,8 @@ RAISED_LATER = {
     "tasks/validate/networks.py": "mistakes in params.yaml, all at once",
     "decant/schema.py": "mistakes of a section, all at once",
     "tasks/benchmark/exports.py": "models without an export, all at once at the end",
+    "tasks/benchmark/hardware.py": "why a GPU does not suit, then raised",
+    "tasks/benchmark/times.py": "printed: why a model is not packed",
     "tasks/benchmark/tables.py": "printed: why times are measured anew",
     "tasks/pipeline/arrays.py": "asked whether the disk is full, then raised",
     "tasks/pipeline/yaml_reader.py": "the message of the YAML parser, made shorter",
@@ -354,10 +357,7 @@ def words_of(tree: ast.AST) -> Iterator[str]:
             yield from words_of(node)
 
 
-TOLD_BY_ENVIRONMENT = {
-    "decant/networks/devices.py": {"environ"},
-    "decant/networks/processes.py": {"environ"},
-}
+TOLD_BY_ENVIRONMENT = {"decant/networks/devices.py": {"environ"}}
 """Only so can cuBLAS be told to repeat its sums, and does torchrun tell processes of one another."""
 
 
@@ -392,6 +392,63 @@ def test_operations_are_those_that_params_can_name() -> None:
     assert with_block == set(OPERATIONS)
     assert {path.parent.name for path in ROOT.glob("decant/*/operation.py")} == set(OPERATIONS)
     assert [name for name in OPERATIONS if not (ROOT / "tasks" / name / "__main__.py").is_file()] == []
+
+
+# --- doors to devices
+
+DEVICES, COMPILING = "decant/networks/devices.py", "decant/networks/compiling.py"
+DOORS = {
+    "torch.cuda": {DEVICES},
+    "torch.accelerator": {DEVICES},
+    "torch.autocast": {DEVICES},
+    "torch.amp": {DEVICES},
+    "torch.backends.cuda": {DEVICES},
+    "torch.backends.cudnn": {DEVICES},
+    "torch.sparse": {"decant/export/semi_structured.py"},
+    "torch.distributed": {"decant/networks/processes.py", "tasks/pipeline/processes.py"},
+    "torch.compile": {COMPILING},
+    "torch.compiler": {COMPILING, "decant/checkpoints/activations.py"},  # which asks whether it is exported
+    "torch._dynamo": {COMPILING},
+    "torch._inductor": {COMPILING},
+}
+"""What of torch is asked of devices, of other processes and of compilers, and which files ask it."""
+
+NAMES_GPUS = {DEVICES, "flows/described.py"}
+"""Who compares with the kind of a device; flows count GPUs, and import no torch."""
+
+
+def chains(file: Path) -> set[str]:
+    """Return the names with dots that a file uses or imports, such as `torch.cuda.synchronize`."""
+    found = {ast.unparse(node) for node in nodes_of(file) if isinstance(node, ast.Attribute)}
+    return found | imported_by(file)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_devices_processes_and_compilers_are_asked_in_one_file_each(door: str) -> None:
+    found = {str(file) for file in FILES if any(f"{name}.".startswith(f"{door}.") for name in chains(file))}
+    assert found <= DOORS[door]
+
+
+def test_a_kind_of_device_is_named_in_one_file() -> None:
+    naming = {str(file) for file in FILES if {"cuda", "nccl", "mps", "xpu"} & {*words_of(parsed(file))}}
+    assert naming <= NAMES_GPUS
+    ways = {"pin_memory", "non_blocking"}
+    waiting = {
+        str(file)
+        for file in FILES
+        for node in nodes_of(file)
+        if (isinstance(node, ast.Attribute) and node.attr in {"cuda", "pin_memory", "is_cuda"})
+        or (isinstance(node, ast.keyword) and node.arg in ways)
+    }
+    assert waiting <= {DEVICES}
+
+
+def test_what_is_drawn_without_a_device_is_drawn_by_the_processor() -> None:
+    """So that it is the same on every device: no generator of ours lies on another one."""
+    for file, node in [(each, node) for each in FILES for node in nodes_of(each)]:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.Generator":
+            assert not node.args, f"{file}:{node.lineno}"
+            assert not node.keywords, f"{file}:{node.lineno}"
 
 
 # --- dvc.yaml

@@ -420,7 +420,7 @@ def test_models_are_timed_on_a_gpu_where_one_is_named(home: Path, monkeypatch: p
     write_inputs("static")
     monkeypatch.setattr(accelerated, "open_session_on", lambda content, device: open_session(content, 1))
     with device_that_computes(monkeypatch) as name:
-        gpu = hardware.hardware_of(name, 1)
+        gpu = hardware.Gpu(1, torch.device(name))
         monkeypatch.setattr(times, "hardware_of", lambda *_: gpu)
         made = Elsewhere.made
         stage.main()

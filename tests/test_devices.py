@@ -405,6 +405,46 @@ def test_too_little_memory_says_which_batch_size_to_try(elsewhere: str) -> None:
     assert told.endswith("for a single example; try cpu, or a larger device")
 
 
+def test_too_little_memory_of_the_processor_is_told_too() -> None:
+    told = failing(lambda: torch.empty(1 << 60), "cpu", 24)
+    assert told == (
+        "The processor has not enough memory for batches of 24; try training.batch_size: 12 and "
+        "training.accumulate: 2, the same steps but for batch norms"
+    )
+    here = torch.device("cpu")
+    told = "a pass over 250 examples; try a machine with more memory"
+    with pytest.raises(DecantError, match=told), devices.computing_on(here, devices.A_PASS):
+        raise MemoryError
+    with pytest.raises(RuntimeError, match="of another kind"), devices.computing_on(here, devices.A_PASS):
+        raise RuntimeError("of another kind, deterministic or not")
+
+
+class Greedy(nn.Module):
+    """Asks for more memory than there is in a pass that has gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.flatten(1)
+        return self.head(rows) + (torch.empty(1 << 60)[:1] if self.training else 0)
+
+
+def test_a_network_that_has_no_room_is_no_fault_of_its_code() -> None:
+    training = Training.model_validate(TRAINING | {"batch_size": 24})
+    settings: dict[str, Any] = {"scratch": None, "seed": 1, "constraints": {}, "title": "t"}
+    with pytest.raises(DecantError, match=r"^The processor has not enough memory for batches of 24; try"):
+        fit_(
+            Greedy(),
+            training,
+            training.hard_loss(),
+            SPLITS.train,
+            SPLITS.validation,
+            **settings,
+        )
+
+
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 def test_batches_whose_gradients_are_summed_are_halved_again(elsewhere: str) -> None:
     module, full = nn.Linear(1, 1), torch.OutOfMemoryError("CUDA out of memory")

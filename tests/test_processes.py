@@ -1,6 +1,7 @@
 """One training in several processes: the curve of one, and a sentence where one is not as the others."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from decant.errors import DecantError
 from decant.examples import Examples
 from decant.finetune.params import FinetuneParams
 from decant.networks import processes as module
+from decant.networks.devices import find, moved, take_
 from decant.networks.processes import Processes, shares
 from decant.schema import mistakes
 from decant.training.fit import _check_shares
@@ -20,6 +22,7 @@ from decant.training.recipe import Training
 from decant.training.spread import Spread
 from tasks.pipeline.processes import asked, without
 from tests.in_processes import beside, curves
+from tests.test_devices import GPU, gpu_test
 
 TRAINING: dict[str, Any] = {"epochs": 2, "batch_size": 16}
 
@@ -153,6 +156,26 @@ def test_another_number_than_was_started_is_told(monkeypatch: pytest.MonkeyPatch
         module.together(1, place)
 
 
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', and torchrun puts a number there: start"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is '-1', and torchrun puts a number there"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2, and of 2 processes the last one has 1"),
+    ],
+)
+def test_variables_that_are_no_launchers_are_told(
+    variables: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DecantError, match=told):
+        module.together(2, torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_RANK", "first")
+    with pytest.raises(DecantError, match="LOCAL_RANK is 'first'"):
+        find("cuda")
+
+
 def test_a_batch_that_is_too_small_for_all_is_told() -> None:
     pictures = Examples(torch.zeros(33, 1, 2, 2, dtype=torch.uint8), None, ())
     recipe = Training(epochs=1, batch_size=16, accumulate=3)
@@ -173,10 +196,13 @@ def test_processes_that_are_not_alike_are_told_apart() -> None:
 
 
 def run(
-    folder: Path, *cases: str, of_second: dict[str, str] | None = None
+    folder: Path,
+    *cases: str,
+    of_second: dict[str, str] | None = None,
+    of_both: dict[str, str] | None = None,
 ) -> tuple[list[int], list[str], dict[str, Any]]:
     """Return how two processes ended, what they said, and what the first one wrote."""
-    both = beside(str(folder / "found.json"), *cases, of_second=of_second)
+    both = beside(str(folder / "found.json"), *cases, of_second=of_second, of_both=of_both)
     said = [process.communicate(timeout=120)[1] for process in both]
     file = folder / "found.json"
     return [each.returncode for each in both], said, json.loads(file.read_text()) if file.exists() else {}
@@ -207,8 +233,62 @@ def test_two_processes_have_the_curve_of_one_in_every_way_of_training(tmp_path: 
     check_alike(found, curves(*MORE), rel=2e-5)
 
 
+def test_any_bit_of_tensors_is_seen() -> None:
+    one = [torch.zeros(3), torch.tensor(True), torch.zeros(2, 2, dtype=torch.bfloat16).T]
+    assert module.sum_of_bits(one) == module.sum_of_bits([each.clone() for each in one])
+    assert module.sum_of_bits(one) != module.sum_of_bits([torch.tensor([0.0, 0.0, -0.0]), *one[1:]])
+    assert 0 <= module.sum_of_bits(one) < 2**56
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [("OTHER_WEIGHTS", "the weights that they begin with"), ("OTHER_EXAMPLES", "the examples")],
+)
+def test_processes_that_begin_otherwise_are_refused(changed: str, told: str, tmp_path: Path) -> None:
+    codes, said, _ = run(tmp_path, "dropout", of_second={changed: "1"})
+    assert codes == [1, 1], said
+    assert all(f"they differ in {told} (a sum of their bits): " in each for each in said)
+
+
 @pytest.mark.slow
 def test_another_version_is_refused_by_both(tmp_path: Path) -> None:
     codes, said, _ = run(tmp_path, "dropout", of_second={"PRETENDED_TORCH": "2.12.0"})
     assert codes == [1, 1]
     assert all("they differ in torch" in each and "2.12.0 in process 1" in each for each in said)
+
+
+# --- on GPUs
+
+
+def test_sums_go_over_nccl_between_gpus_alone() -> None:
+    assert take_(torch.device("cpu")) == "gloo"
+    assert take_(torch.device("meta:0")) == "cpu:gloo,meta:nccl"  # each device has its own
+
+
+@gpu_test
+def test_a_group_of_one_gpu_sums_over_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process can only have sums of itself; more need a GPU each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    device = find(GPU)
+    module._join(device, {"recipe": "x"})
+    try:
+        for there in (device, torch.device("cpu")):
+            numbers = moved(torch.arange(6.0), there)
+            torch.distributed.all_reduce(numbers)
+            assert numbers.tolist() == [0, 1, 2, 3, 4, 5]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@gpu_test
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU, and NCCL wants one for each")
+def test_two_gpus_have_the_curve_of_one(tmp_path: Path) -> None:
+    codes, said, found = run(tmp_path, "masks", "steps", of_both={"TRAINED_ON": GPU})
+    assert codes == [0, 0], said
+    check_alike(found, curves("masks", "steps", device=GPU), rel=1e-3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
@@ -37,10 +37,15 @@ SUMS = "CUBLAS_WORKSPACE_CONFIG"
 
 STEADY_SUMS = (":4096:8", ":16:8")
 
-ONE_LAYER = "the weights and what one layer's inputs are summed up to", "cpu, or a larger device"
+ELSEWHERE = "cpu, or a larger device"
+
+ONE_LAYER = "the weights and what one layer's inputs are summed up to", ELSEWHERE
 """What layers that are solved one after another need memory for, and what to try."""
 
-A_PASS = "a pass over 250 examples", "cpu, or a larger device"
+A_PASS = "a pass over 250 examples", ELSEWHERE
+
+PATTERNS = (8, 0)
+"""The least compute capability of a GPU that has instructions for two of four."""
 
 OTHERS = 1.0
 """GiB from which on what other processes hold of a device is told; a context of our own takes some half."""
@@ -92,17 +97,44 @@ def there() -> dict[str, str]:
     return {CPU: "the processor"} | {f"cuda:{card}": torch.cuda.get_device_name(card) for card in cards}
 
 
+def without_patterns(device: torch.device) -> Message:
+    """Return why a device cannot multiply packed weights of the pattern 2:4; empty where it can."""
+    if device.type != "cuda":
+        return f"semi_structured: weights are packed for GPUs, and this is {device.type}; leave it out"
+    if (found := torch.cuda.get_device_capability(device)) >= PATTERNS:
+        return ""
+    return (
+        f"semi_structured: {device} has compute capability {found[0]}.{found[1]}, and the instructions are "
+        f"there from {PATTERNS[0]}.{PATTERNS[1]} on; leave it out, or take another GPU"
+    )
+
+
+def told_by_launcher(variable: str, otherwise: int) -> int:
+    """Return the number in a variable by which `torchrun` tells a process of the others, or the other one.
+
+    Raises:
+        DecantError: It is no number.
+    """
+    text = os.environ.get(variable) or str(otherwise)
+    if not (text.isascii() and text.isdecimal()):
+        raise DecantError(
+            f"{variable} is {text!r}, and torchrun puts a number there: start the processes by it, or unset "
+            "the variable"
+        )
+    return int(text)
+
+
 def find(name: str) -> torch.device:
     """Return a device, once it is sure that it is there and can repeat its sums.
 
     Raises:
         DecantError: It is not there; names those that are. Or it cannot be begun with, or its sums would have
-            other bits each time.
+            other bits each time; or the launcher's variable is no number.
     """
     if name == CPU:
         return torch.device(CPU)
     # tensors say which, so the device does; of several processes on a machine each has its own
-    device = torch.device(name if ":" in name else f"{name}:{os.environ.get('LOCAL_RANK') or 0}")
+    device = torch.device(name if ":" in name else f"{name}:{told_by_launcher('LOCAL_RANK', 0)}")
     if SUMS not in os.environ and not torch.cuda.is_initialized():
         os.environ[SUMS] = STEADY_SUMS[0]  # before the names of devices are asked for, which starts CUDA
     if str(device) not in (known := _begun(name)):
@@ -130,6 +162,23 @@ def _begun(name: str) -> dict[str, str]:
             f"device: {name} cannot be begun with ({first}): another process may hold all of it; wait for "
             "that, or take cpu"
         ) from None
+
+
+def take_(device: torch.device) -> str:
+    """Let this process have the device for all that names none; return what its tensors are summed over.
+
+    Between processors that is gloo, between GPUs NCCL.
+    """
+    if device.type == CPU:
+        return "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return f"{CPU}:gloo,{device.type}:nccl"
+
+
+def in_one_kernel(parameters: Iterable[Tensor]) -> bool | None:
+    """Say whether a step of an optimizer is one kernel: on GPUs; elsewhere its bits are others (None)."""
+    return any(each.device.type == "cuda" for each in parameters) or None
 
 
 # --- placement
@@ -261,11 +310,13 @@ def training_on(
     Raises:
         DecantError: The device has not enough memory for such batches, or no kernel that repeats its bits.
     """
+    needed = _smaller(batch_size, accumulate)
     if device.type == CPU:
-        yield
+        with computing_on(device, needed):
+            yield
         return
     try:
-        with computing_on(device, _smaller(batch_size, accumulate), precision):
+        with computing_on(device, needed, precision):
             place_(module, device)
             yield
     finally:
@@ -284,24 +335,30 @@ def computing_on(device: torch.device, needed: tuple[str, str], precision: str =
     Raises:
         DecantError: The device has not enough memory, or no kernel that repeats its bits.
     """
-    if device.type == CPU:
-        yield
-        return
     try:
         with _steady(device, precision):
             yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one
         if (message := _told(error, device, needed)) is None:
             raise
         raise DecantError(message) from None
 
 
-def _told(error: RuntimeError, device: torch.device, needed: tuple[str, str]) -> Message | None:
+def ran_out(error: BaseException) -> bool:
+    """Say whether an error is that there was too little memory, of a GPU or of the processor."""
+    known = "out of memory" in str(error) or "can't allocate memory" in str(error)
+    return known or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def _told(error: Exception, device: torch.device, needed: tuple[str, str]) -> Message | None:
     """Return what is told of an error of torch; None where it is none of the device's."""
-    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+    if ran_out(error):
         what, todo = needed
+        if device.type == CPU:
+            todo = "a machine with more memory" if todo == ELSEWHERE else todo
+            return f"The processor has not enough memory for {what}; try {todo}"
         return f"{device} has not enough memory ({_room(device)}) for {what}; try {todo}"
-    if "deterministic" not in str(error):
+    if device.type == CPU or "deterministic" not in str(error):
         return None
     return (
         f"On {device} there is no kernel of {str(error).split(maxsplit=1)[0]} that gives the same bits each "
@@ -312,7 +369,7 @@ def _told(error: RuntimeError, device: torch.device, needed: tuple[str, str]) ->
 def _smaller(batch_size: int, accumulate: int) -> tuple[str, str]:
     """Return what a training needs memory for, and the recipe of the same steps that needs half of it."""
     if batch_size == 1:
-        return "a single example", "cpu, or a larger device"
+        return "a single example", ELSEWHERE
     half = f"training.batch_size: {batch_size // 2} and training.accumulate: {2 * accumulate}"
     same = "the same steps" if batch_size % 2 == 0 else "nearly the same steps"
     return f"batches of {batch_size}", f"{half}, {same} but for batch norms"
@@ -398,16 +455,25 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 @contextmanager
 def drawn_by(device: torch.device, seed: int) -> Iterator[None]:
     """Let a device's own generator draw as this seed says; afterwards it stands where it stood."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.cuda.get_rng_state(device)
+    before = drawn_so_far(device)
     try:
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+        if before is not None:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
     finally:
-        torch.cuda.set_rng_state(before, device)
+        draw_from_(device, before)
+
+
+def drawn_so_far(device: torch.device) -> Tensor | None:
+    """Return where a device's own generator stands; None for the processor, which has torch's only."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def draw_from_(device: torch.device, state: Tensor | None) -> None:
+    """Let a device's own generator go on from where it stood; nothing for None."""
+    if state is not None:
+        torch.cuda.set_rng_state(state, device)
 
 
 # --- time

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from decant.networks.devices import drawn_by
+from decant.networks.devices import draw_from_, drawn_by, drawn_so_far
 
 
 @contextmanager
@@ -50,13 +50,11 @@ class Stream:
             self._states = self._now()
 
     def _now(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        there = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
-        return torch.get_rng_state(), there
+        return torch.get_rng_state(), drawn_so_far(self._device)
 
     def _put(self, states: tuple[torch.Tensor, torch.Tensor | None]) -> None:
         torch.set_rng_state(states[0])
-        if states[1] is not None:
-            torch.cuda.set_rng_state(states[1], self._device)
+        draw_from_(self._device, states[1])
 
     @contextmanager
     def drawing(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from decant.errors import DecantError, Message
-from decant.lazy import torch
+from decant.networks.devices import ran_out
 
 
 def where(error: BaseException) -> Message:
@@ -55,6 +55,6 @@ def told_of_gradients() -> Iterator[None]:
 
 def _is_told(error: BaseException) -> bool:
     """Say whether an error is a sentence, or `devices.training_on` makes one of it."""
-    if isinstance(error, DecantError | torch.OutOfMemoryError):
+    if isinstance(error, DecantError) or ran_out(error):
         return True
     return isinstance(error, RuntimeError) and "deterministic" in str(error)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from decant.errors import DecantError, LostProcessError
 from decant.lazy import torch
-from decant.networks.devices import CPU
+from decant.networks.devices import ran_out, take_, told_by_launcher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,13 +35,25 @@ BUCKET = 32 << 20
 
 
 def started() -> int:
-    """Return how many processes were started together with this one, itself included."""
-    return int(os.environ.get(COUNT) or 1)
+    """Return how many processes were started together with this one, itself included.
+
+    Raises:
+        DecantError: The variable is no number.
+    """
+    return told_by_launcher(COUNT, 1)
 
 
 def number() -> int:
-    """Return the number of this process among those, from 0."""
-    return int(os.environ.get(RANK) or 0) if started() > 1 else 0
+    """Return the number of this process among those, from 0.
+
+    Raises:
+        DecantError: The variable is none of their numbers.
+    """
+    if (count := started()) < 2:
+        return 0
+    if (found := told_by_launcher(RANK, 0)) >= count:
+        raise DecantError(f"{RANK} is {found}, and of {count} processes the last one has {count - 1}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,14 @@ class Processes:
 ALONE = Processes()
 
 
+def sum_of_bits(tensors: Iterable[Tensor]) -> int:
+    """Return a number in [0, 2^56) that is another one where any bit of the tensors is."""
+    found = hashlib.sha256()
+    for each in tensors:
+        found.update(each.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return int.from_bytes(found.digest()[:7], "big")
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Yield tensors of one type, some at a time; at least one."""
     bucket: list[Tensor] = []
@@ -154,9 +173,10 @@ def together(count: int, device: torch.device, facts: Mapping[str, str] | None =
         raise DecantError(_other_count(count))
     if count == 1:
         return ALONE
+    rank = number()
     if not torch.distributed.is_initialized():
         _join(device, {**_versions(), **(facts or {})})
-    return Processes(number(), count)
+    return Processes(rank, count)
 
 
 def _other_count(count: int) -> str:
@@ -182,10 +202,7 @@ def _join(device: torch.device, facts: Mapping[str, str]) -> None:
         if rank == 0:  # which may keep the store: it may not end before all have read it
             store.wait([f"read by {each}" for each in range(count)])
         _check_facts(found)
-        backend = "gloo" if device.type == CPU else f"{CPU}:gloo,{device.type}:nccl"
-        if device.type != CPU:
-            torch.cuda.set_device(device)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        dist.init_process_group(take_(device), store=store, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
             f"Process {number()} of {count} did not find the others ({_first_line(error)}); start all of "
@@ -242,7 +259,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed.DistBackendError is one
-        if isinstance(error, torch.OutOfMemoryError):
+        if ran_out(error):
             raise
         raise LostProcessError(
             f"Another process of this training ended ({_first_line(error)}); run it again: it goes on from "

@@ -43,7 +43,7 @@ from decant.networks.devices import (
 from decant.networks.draws import drawing
 from decant.networks.execution import as_rows, predict
 from decant.networks.faults import told_in_training, told_of_gradients
-from decant.networks.processes import ALONE, Processes, shares, together
+from decant.networks.processes import ALONE, Processes, shares, sum_of_bits, together
 from decant.networks.record import give_example_, has_example
 from decant.networks.structure import compressible, filters
 from decant.networks.ties import places
@@ -79,6 +79,9 @@ AT_ONCE = 250
 
 PROCESSES = "processes"
 """The curve's column of how many processes trained an epoch, where it was not one for all."""
+
+LOOKED_AT = 1000
+"""Examples that are compared between processes."""
 
 UNREAD = 32
 """Steps whose losses wait on a GPU before they are read; on the processor reading costs nothing."""
@@ -419,7 +422,8 @@ def _train_(
         _check_choice(sparsifier, steps, end - first)
     if scratch is not None:
         resume_(progress, scratch)
-    processes.check_alike("the epochs they go on from", len(progress.curve), place)
+    if processes.count > 1:
+        _check_begun_alike(progress, train)
     progress.held.begin_(progress.module)
     done, hidden = len(progress.curve), not processes.first
     with _bar(title, end - first, training, train, done, hidden) as bar:
@@ -623,6 +627,29 @@ def _first_places(labels: Tensor | None, length: int) -> Tensor | None:
     if labels is None or labels.dim() == 1 or labels.is_floating_point():
         return labels
     return labels[:, :length]
+
+
+def _check_begun_alike(progress: _Progress, train: Examples) -> None:
+    """Check that all processes begin with the same state, and learn from the same examples.
+
+    Gradients are summed, weights are not: those that began otherwise would stay so, unseen.
+
+    Raises:
+        DecantError: They do not.
+    """
+    processes, place = progress.spread.processes, progress.device
+    processes.check_alike("the epochs they go on from", len(progress.curve), place)
+    rows = torch.linspace(0, len(train) - 1, min(len(train), LOOKED_AT)).long()
+    sample = [*tensors_in(train.images[rows]), *(() if train.labels is None else (train.labels[rows],))]
+    facts = {
+        "the number of examples": len(train),
+        "the examples (a sum of their bits)": sum_of_bits(sample),
+        "the weights that they begin with (a sum of their bits)": sum_of_bits(
+            state(progress.module).values()
+        ),
+    }
+    for what, value in facts.items():
+        processes.check_alike(what, value, place)
 
 
 def _steps(train: Examples, training: Training) -> int:

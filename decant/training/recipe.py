@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from decant.errors import Message
 from decant.lazy import torch
-from decant.networks.devices import CPU, sent, untrue
+from decant.networks.devices import CPU, in_one_kernel, sent, untrue
 from decant.schema import Count, Fraction, Index, NotNegative, Positive, Section, TrainImages
 from decant.targets import CLASSES, Target
 
@@ -200,9 +200,7 @@ class Training(Section):
 
 
 def _fused(groups: list[dict[str, Any]]) -> bool | None:
-    """Say whether all of a step is one kernel: on GPUs; on processors its last bits are others (None: no)."""
-    on_gpus = any(parameter.device.type == "cuda" for group in groups for parameter in group["params"])
-    return on_gpus or None
+    return in_one_kernel(parameter for group in groups for parameter in group["params"])
 
 
 def _half_cosine(progress: float) -> float:

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from decant.checkpoints.checkpoint import Checkpoint, not_a_number
 from decant.errors import DecantError, Message
 from decant.examples import Examples, arguments
-from decant.networks.devices import CPU, computing_on, find, moved, place_
+from decant.networks.devices import CPU, computing_on, device_of, find, moved, place_
 from decant.networks.execution import as_rows, tensors_of
 from decant.networks.tracing import every_layer_called
 from decant.schema import did_you_mean
@@ -190,7 +190,7 @@ class Teaching:
 
     def _build_(self, module: nn.Module, train: Examples, seed: int) -> None:
         """Make what is trained or remembered, for the shapes that one pass of both networks shows."""
-        place = next((each.device for each in module.parameters()), torch.device(CPU))
+        place = device_of(module)
         inputs, mode = moved(arguments(train.images[:2]), place), module.training
         with torch.no_grad(), self._every_layer():
             module.eval()(*inputs)
@@ -203,7 +203,8 @@ class Teaching:
                 for part in self._features
                 for own, other in part.layers.items()
             ]
-        self.learners = nn.ModuleList(found).to(place)
+        self.learners = nn.ModuleList(found)
+        place_(self.learners, place)
 
     def _learner(self, part: Features, own: str, other: str, count: int) -> nn.Module:
         student, teacher = (_given(seen, path) for seen, path in zip(self._seen, (own, other), strict=True))

@@ -12,6 +12,7 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.errors import DecantError
 from decant.outputs import replacing
 from tasks.benchmark.exports import Failure, export
+from tasks.benchmark.hardware import hardware_of
 from tasks.benchmark.params import BenchmarkParams
 from tasks.benchmark.tables import TEACHER
 from tasks.benchmark.times import write_times
@@ -30,6 +31,7 @@ def main() -> None:
     all such are named at the end.
     """
     params = read_section("benchmark", BenchmarkParams)
+    hardware_of(params)  # what is not there is told before minutes of exports
     torch.set_num_threads(params.threads)
     test = splits.read(splits.TEST)
     names = (TEACHER, *sorted(read_section("models", dict[str, Any])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decant.networks.devices import CPU, computing_on, find, made_on, moved, placed
+from decant.errors import DecantError
+from decant.examples import Batch
+from decant.networks.devices import CPU, computing_on, find, made_on, moved, placed, without_patterns
 from decant.outputs import file_name
-from tasks.benchmark.exports import Export
+from tasks.benchmark.exports import Export, Failure
 from tasks.benchmark.measure import REPEATS, describe_machine
 from tasks.benchmark.memory import peak_bytes
+from tasks.benchmark.params import BenchmarkParams
+from tasks.benchmark.semi_structured import times
 from tasks.benchmark.tables import BENCHMARK, path_here
 
 
@@ -52,6 +56,12 @@ class Hardware:
     def session(self, made: Export) -> Any:
         """Return the same as a session of ONNX Runtime."""
         return made.session
+
+    def packed(
+        self, exports: Mapping[str, Export], images: Batch, params: BenchmarkParams
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, Failure]]:
+        """Return what rows say of models packed for the pattern 2:4, and what failed; here nothing."""
+        return {}, {}
 
     def memory(self, file: Path) -> int | None:
         """Return by how many bytes a process grows that opens a file; None where nobody knows."""
@@ -98,6 +108,15 @@ class Gpu(Hardware):
 
         return open_session_on(made.content, self.device)
 
+    def packed(
+        self, exports: Mapping[str, Export], images: Batch, params: BenchmarkParams
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, Failure]]:
+        """Return what rows say of models packed for the pattern 2:4, by name, and what failed."""
+        if not params.semi_structured:
+            return {}, {}
+        found, failed = times(exports, images, params, self.device)
+        return {name: {"semi_structured": row} for name, row in found.items()}, failed
+
     def memory(self, file: Path) -> int | None:
         """Return None: what a GPU holds is no process's peak."""
         return None
@@ -107,10 +126,15 @@ def _answered(module: nn.Module, device: torch.device, *inputs: Tensor) -> Any:
     return moved(module(*moved(inputs, device)), CPU)
 
 
-def hardware_of(device: str, threads: int) -> Hardware:
+def hardware_of(params: BenchmarkParams) -> Hardware:
     """Return what models are timed on.
 
     Raises:
-        DecantError: The device is not there.
+        DecantError: The device is not there, or has no instructions for packed weights that are asked for.
     """
-    return Hardware(threads) if device == CPU else Gpu(threads, find(device))
+    if params.device == CPU:
+        return Hardware(params.threads)
+    device = find(params.device)
+    if params.semi_structured and (wrong := without_patterns(device)):
+        raise DecantError(f"benchmark.{wrong}")
+    return Gpu(params.threads, device)

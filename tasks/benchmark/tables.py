@@ -23,8 +23,11 @@ from tasks.pipeline.record import ROOT, meaning
 
 BENCHMARK = Path("benchmark")
 TEACHER = "teacher"
-MEASURED = ("peak_memory_bytes", "onnxruntime", "pytorch")
+MEASURED = ("peak_memory_bytes", "onnxruntime", "pytorch", "semi_structured")
 """The keys of a model that another run would write other numbers for."""
+
+PACKED = ("decant/export/semi_structured.py", "tasks/benchmark/semi_structured.py")
+"""The code that times models packed for the pattern 2:4, where that is asked for."""
 
 MEASURING = (
     "decant/export/runtime.py",
@@ -51,6 +54,7 @@ class _Settings(Section):
     rounds: int
     seconds: float
     code: str
+    semi_structured: bool = False
 
 
 class _Latency(Section):
@@ -67,6 +71,12 @@ class _Latencies(Section):
     batch_128: _Latency
 
 
+class _Packed(Section):
+    layers: int
+    batch_1: _Latency
+    batch_128: _Latency
+
+
 class _Row(Section):
     onnx_md5: str
     size_bytes: int
@@ -75,6 +85,7 @@ class _Row(Section):
     peak_memory_bytes: int | None
     onnxruntime: _Latencies
     pytorch: _Latencies
+    semi_structured: _Packed | None = None
     verdict: str
 
 
@@ -92,8 +103,9 @@ def path_here() -> Path:
 
 def settings(params: BenchmarkParams) -> dict[str, Any]:
     """Return how times are measured: what params.yaml says, and a sum over the code that measures."""
-    code = "".join(meaning(ROOT / file) for file in MEASURING)
-    return {
+    asked = {"semi_structured": True} if params.semi_structured else {}
+    code = "".join(meaning(ROOT / file) for file in (*MEASURING, *(PACKED if asked else ())))
+    return asked | {
         "rounds": params.rounds,
         "seconds": params.seconds,
         "code": sha256(code.encode()).hexdigest()[:12],
@@ -140,10 +152,10 @@ def kept(
 def _differing(table: Table, now: Mapping[str, Any], sums: Mapping[str, str]) -> str:
     """Return in what a table differs from what would be measured now; nothing where it does not."""
     then = {**table["machine"], **table["settings"]}
-    keys = [key for key in now if key != "python" and then[key] != now[key]]
+    keys = [key for key in now if key != "python" and then.get(key) != now[key]]
     models = other_models(table, sums)
     return "; ".join(
-        [f"{key}: {then[key]}, now {now[key]}" for key in keys]
+        [f"{key}: {then.get(key)}, now {now[key]}" for key in keys]
         + ([f"other models: {', '.join(models)}"] if models else [])
     )
 

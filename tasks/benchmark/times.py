@@ -11,6 +11,7 @@ from typing import Any
 from decant.checkpoints.files import size_bytes
 from decant.errors import DecantError
 from decant.examples import Batch
+from decant.export.semi_structured import unpackable
 from decant.outputs import write_json, write_text
 from tasks.benchmark.exports import Export, Failure, at_once, attempt, divided
 from tasks.benchmark.hardware import Hardware, hardware_of
@@ -37,7 +38,7 @@ def write_times(
         The failure of each model that could not be measured; the others are. Without the teacher nothing is
         written, as all ratios are to it.
     """
-    hardware = hardware_of(params.device, params.threads)
+    hardware = hardware_of(params)
     path, machine, how = hardware.path, hardware.machine, settings(params)
     sums = {name: made.md5 for name, made in exports.items()}
     table, reason = kept(path, machine, how, sums)
@@ -68,6 +69,12 @@ def _measured(
 
     found = at_once(partial(attempt, memory), list(exports), params.threads)
     failed, peaks = divided(dict(zip(exports, found, strict=True)))
+    for name in exports if params.semi_structured else ():
+        if reason := unpackable(exports[name].model.module):
+            print(f"{name} is not packed: {reason}")
+    packed, wrong = hardware.packed({n: exports[n] for n in peaks}, images, params)
+    failed |= wrong
+    peaks = {name: peak for name, peak in peaks.items() if name not in wrong}
     while TEACHER in peaks:
         try:
             with hardware.ready():
@@ -83,7 +90,10 @@ def _measured(
             failed[error.name] = error.failure
             del peaks[error.name]
         else:
-            return {n: {"peak_memory_bytes": peaks[n], **as_json(results, n)} for n in peaks}, rounds, failed
+            rows = {
+                n: {"peak_memory_bytes": peaks[n], **as_json(results, n), **packed.get(n, {})} for n in peaks
+            }
+            return rows, rounds, failed
     return {}, 0, failed
 
 
@@ -128,7 +138,7 @@ def _row(made: Export, measured: Mapping[str, Any], name: str) -> dict[str, Any]
         "size_bytes": size,
         "size_ratio": float(f"{size_bytes(MODELS / TEACHER) / size:.4g}"),
         "onnx_bytes": len(made.content),
-        **{key: measured[key] for key in MEASURED},
+        **{key: measured[key] for key in MEASURED if key in measured},
     }
     return {**row, "verdict": verdict(row, made.model, made.forms)}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from decant.errors import DecantError
 from decant.networks.compiling import missing_compiler
-from decant.networks.devices import CPU, find
+from decant.networks.devices import CPU, find, without_patterns
 from tasks.pipeline.lineages import TEACHER
 from tasks.pipeline.lockfile import LOCK
 from tasks.pipeline.params import read_yaml
@@ -15,6 +15,7 @@ from tasks.pipeline.params import read_yaml
 BENCHMARK = "benchmark"
 COMPILE, PROCESSES = "compile", "processes"
 """Keys of trainings, wherever in a block they stand."""
+SEMI_STRUCTURED = "semi_structured"
 
 
 def without_device(params: Mapping[str, Any]) -> Iterator[str]:
@@ -39,9 +40,12 @@ def without_device(params: Mapping[str, Any]) -> Iterator[str]:
             continue
         device = block.get("device", CPU)
         try:
-            find(_last(device, max([1, *_said(block, PROCESSES)])))
+            found = find(_last(device, max([1, *_said(block, PROCESSES)])))
         except DecantError as error:
             yield f"{place}.{error}"
+        else:
+            if block.get(SEMI_STRUCTURED) and (missing := without_patterns(found)):
+                yield f"{place}.{missing}"
         if any(_said(block, COMPILE)) and (missing := missing_compiler(device)):
             yield f"{place}.{missing}"
 
