@@ -87,7 +87,19 @@ def minimize(objective: Objective, start: Tensor, iterations: int) -> Minimum:
 
 
 class Terms(Protocol):
-    """A loss that is a mean over terms."""
+    """A loss that is a mean over terms.
+
+    Attributes:
+        start: The values [n] that there are.
+    """
+
+    start: Tensor
+
+    def __call__(self, values: Tensor) -> tuple[float, Tensor]:
+        """Return the loss of all terms and its slope [n]."""
+
+    def changed(self, seed: int) -> Terms:
+        """Return the mean of terms that are changed once, as `part` changes them."""
 
     def __len__(self) -> int:
         """Return how many terms there are."""
@@ -102,9 +114,7 @@ class Terms(Protocol):
         """Return the nearest values [n] that may be taken."""
 
 
-def descend(
-    terms: Terms, start: Tensor, passes: int, *, batch_size: int, learning_rate: float, seed: int
-) -> Minimum:
+def descend(terms: Terms, passes: int, *, batch_size: int, learning_rate: float, seed: int) -> Minimum:
     """Return where Adam ends, or the start where the loss of all terms is not less in the end.
 
     Each pass takes all terms in an order of its own, `batch_size` at a time, and leaves out what does not
@@ -113,7 +123,6 @@ def descend(
 
     Args:
         terms: What is minimized.
-        start: [n]; untouched.
         passes: From 1 on.
         batch_size: Terms in a step; all where there are fewer.
         learning_rate: Of the first step, in the unit of the values.
@@ -129,7 +138,7 @@ def descend(
     """
     generator, size = torch.Generator().manual_seed(seed), min(batch_size, len(terms))
     steps = passes * (len(terms) // size)
-    before, values = terms.loss(start), start.clone()
+    before, values = terms.loss(terms.start), terms.start.clone()
     _check_first(before)
     optimizer = torch.optim.Adam([values], learning_rate, betas=BETAS)
     with progress_bar(None, "matching answers", "steps", total=steps) as bar:
@@ -145,7 +154,7 @@ def descend(
             bar.update()
     after = terms.loss(values)
     if not after < before:
-        return Minimum(start, before, before, passes, passes)
+        return Minimum(terms.start, before, before, passes, passes)
     return Minimum(values, after, before, passes, passes)
 
 

@@ -10,8 +10,7 @@ from decant.networks.augmentation import Augmentation
 from decant.schema import Count, Positive, Section, TrainImages
 
 if TYPE_CHECKING:
-    from decant.reconstruction.logits import Answers
-    from decant.reconstruction.minimizers import Minimum
+    from decant.reconstruction.minimizers import Minimum, Terms
 
 
 class Lbfgs(Section):
@@ -26,7 +25,7 @@ class Lbfgs(Section):
 
     kind: Literal["l-bfgs"] = "l-bfgs"
 
-    def minimum(self, terms: Answers, iterations: int, seed: int) -> Minimum:
+    def minimum(self, terms: Terms, iterations: int, seed: int) -> Minimum:
         """Return where the loss of all images is least, after so many directions at most."""
         from decant.reconstruction.minimizers import minimize
 
@@ -51,18 +50,12 @@ class Adam(Section):
     batch_size: Count = 125
     learning_rate: Positive = 0.001
 
-    def minimum(self, terms: Answers, iterations: int, seed: int) -> Minimum:
+    def minimum(self, terms: Terms, iterations: int, seed: int) -> Minimum:
         """Return where so many passes end; the start where the loss of all images is not less there."""
         from decant.reconstruction.minimizers import descend
 
-        return descend(
-            terms,
-            terms.start,
-            iterations,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            seed=seed,
-        )
+        size, rate = self.batch_size, self.learning_rate
+        return descend(terms, iterations, batch_size=size, learning_rate=rate, seed=seed)
 
 
 Solver = Annotated[Lbfgs | Adam, Field(discriminator="kind")]
