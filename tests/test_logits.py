@@ -661,7 +661,7 @@ def test_the_benchmark_chooses_by_validation_images_and_not_by_labels() -> None:
         row(benchmark.LABELS, 1, 94.5, 94.0),
     ]
     assert benchmark.goals(rows)[-1] == "| default | obs-80 | 0.20 | logits | 0.15 | yes |"
-    assert "| obs-80 | logits | -0.50 | -0.15 | 0.1000 | 2 | 3 |" in benchmark.table(rows)
+    assert "| obs-80 | logits | -0.50 | -0.15 | 0.1000 | 2 | 3 | 2 |" in benchmark.table(rows)
     assert benchmark.spread([-0.1, -0.3]) == "-0.20 ± 0.14"
     assert len(benchmark.merged(rows, rows)) == len(rows)
     with pytest.raises(SystemExit):

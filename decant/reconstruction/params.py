@@ -48,7 +48,7 @@ class Adam(Section):
 
     kind: Literal["adam"] = "adam"
     batch_size: Count = 125
-    learning_rate: Positive = 0.001
+    learning_rate: Positive = 0.0005
 
     def minimum(self, terms: Terms, iterations: int, seed: int) -> Minimum:
         """Return where so many passes end; the start where the loss of all images is not less there."""
