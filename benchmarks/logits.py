@@ -18,6 +18,7 @@ from call to call. --quick goes through all of it on small images, with numbers 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import shutil
@@ -78,9 +79,10 @@ SEEN: Block = {"flip": True, "shift": 1}
 """How the default teacher's images were changed when it was trained."""
 
 
-def small_steps(images: int, passes: int, **more: Any) -> Block:
+def small_steps(images: int, passes: int, *, rate: float = 0.0005, **more: Any) -> Block:
     """Return `logits` by Adam, over so many images."""
-    return {"logits": {"images": images, "iterations": passes, "solver": {"kind": "adam"}, **more}}
+    solver = {"kind": "adam", "learning_rate": rate}
+    return {"logits": {"images": images, "iterations": passes, "solver": solver, **more}}
 
 
 def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -> dict[str, dict[str, Block]]:
@@ -102,6 +104,7 @@ def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -
         }
         costs: Block = {"criterion": {"kind": "obs", "costs": "logits"}}
         in_rounds = {"logits": {**logits["logits"], "rounds": 3}}
+        small = functools.partial(small_steps, every, 8, rate=0.001, rounds=3)
         return {
             "95 % zeros": {
                 PLAIN: plain,
@@ -115,6 +118,10 @@ def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -
                 "costs: logits, logits, 3 rounds, twice the images": plain
                 | costs
                 | {"logits": {**in_rounds["logits"], "images": 2 * images}},
+                "costs: logits, logits, adam, 3 rounds": plain | costs | small(),
+                "costs: logits, logits, adam, shifted, 3 rounds": plain
+                | costs
+                | small(augmentation={"shift": 1}),
             }
         }
     models = read_yaml(ROOT / "params.yaml")["models"]
