@@ -1,23 +1,31 @@
 """Answers brought back to the parent's without labels: what it gains, beside as many passes with labels.
 
     python -m benchmarks.logits [--write] [--only lenet-300-100 default] [--seeds 1 2 3] [--images 10000]
+    python -m benchmarks.logits --only default --recipes thin --ways "adam" --seeds 2 --threads 1
+    python -m benchmarks.logits --only --write
     python -m benchmarks.logits --quick
 
 LeNet-300-100 on MNIST at 95 % zeros, a network for each seed; and the default teacher of models/ with the
-recipes obs-80, thin, and 2 bits. Each is made as it is, and with `logits`. Beside it stands the first one
-fine-tuned with labels, for as many epochs as its `logits` took passes over images: both go forward and back
-once for an image. Choices (temperature, rounds) are made by the validation images; shown are these and the
-test split. Results are kept in benchmarks/logits.json, case by case, and --write makes the page of all that
-is there. --quick goes through all of it on small images, with numbers that mean nothing.
+recipes obs-80, thin, and 2 bits, of which seeds draw the order and the changes of images where there are any.
+Each is made as it is, and with `logits`. Beside it stands the first one trained with labels, for as many
+epochs as its `logits` took passes over images: both go forward and back once for an image. Choices (solver,
+temperature, rounds) are made by the validation images; shown are these and the test split. Results are kept
+in benchmarks/logits.json, row by row, so that rows can be added in several calls; --write makes the page of
+all that is there, and with --only alone nothing is measured. --teachers names a folder in which LeNets stay
+from call to call. --quick goes through all of it on small images, with numbers that mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -67,9 +75,25 @@ GOALS: dict[tuple[str, str], float] = {
 
 PLAIN, LABELS = "as it is", "as it is, then labels"
 
+SEEN: Block = {"flip": True, "shift": 1}
+"""How the default teacher's images were changed when it was trained."""
 
-def ways(network: str, images: int, iterations: int = 40) -> dict[str, dict[str, Block]]:
-    """Return the blocks of each recipe by the way it is made, the way without `logits` first."""
+
+def small_steps(images: int, passes: int, *, rate: float = 0.0005, **more: Any) -> Block:
+    """Return `logits` by Adam, over so many images."""
+    solver = {"kind": "adam", "learning_rate": rate}
+    return {"logits": {"images": images, "iterations": passes, "solver": solver, **more}}
+
+
+def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -> dict[str, dict[str, Block]]:
+    """Return the blocks of each recipe by the way it is made, the way without `logits` first.
+
+    Args:
+        network: Its name.
+        images: Of L-BFGS.
+        iterations: Of L-BFGS.
+        every: All training images.
+    """
     logits: Block = {"logits": {"images": images, "iterations": iterations}}
     if network == "lenet-300-100":
         plain: Block = {
@@ -80,6 +104,7 @@ def ways(network: str, images: int, iterations: int = 40) -> dict[str, dict[str,
         }
         costs: Block = {"criterion": {"kind": "obs", "costs": "logits"}}
         in_rounds = {"logits": {**logits["logits"], "rounds": 3}}
+        small = functools.partial(small_steps, every, 8, rate=0.001, rounds=3)
         return {
             "95 % zeros": {
                 PLAIN: plain,
@@ -93,6 +118,10 @@ def ways(network: str, images: int, iterations: int = 40) -> dict[str, dict[str,
                 "costs: logits, logits, 3 rounds, twice the images": plain
                 | costs
                 | {"logits": {**in_rounds["logits"], "images": 2 * images}},
+                "costs: logits, logits, adam, 3 rounds": plain | costs | small(),
+                "costs: logits, logits, adam, shifted, 3 rounds": plain
+                | costs
+                | small(augmentation={"shift": 1}),
             }
         }
     models = read_yaml(ROOT / "params.yaml")["models"]
@@ -104,17 +133,15 @@ def ways(network: str, images: int, iterations: int = 40) -> dict[str, dict[str,
     }
     plain_blocks = {"obs-80": models["obs-80"], "thin": models["thin"], "2 bits": bits}
     found = {recipe: {PLAIN: block, "logits": block | logits} for recipe, block in plain_blocks.items()}
-    more: Block = {"logits": {"images": 4 * images, "iterations": iterations // 2}}
-    costly: Block = {"criterion": {"kind": "obs", "costs": "logits"}}
-    found["obs-80"]["logits, 4 times the images, half the iterations"] = plain_blocks["obs-80"] | more
-    found["obs-80"]["costs: logits, logits"] = plain_blocks["obs-80"] | costly | logits
-    found["thin"]["logits, 4 times the images, half the iterations"] = plain_blocks["thin"] | more
-    for name, change in (
-        ("rounded on as many images", {"images": images}),
-        ("adaround", {"rounding": {"kind": "adaround", "search": 8}}),
-    ):
-        found["2 bits"][name] = bits | change
-        found["2 bits"][f"{name}, logits"] = bits | change | logits
+    for recipe in ("obs-80", "thin"):
+        found[recipe]["logits, adam"] = plain_blocks[recipe] | small_steps(every, 4, augmentation=SEEN)
+    affine = bits | {"scheme": {**bits["scheme"], "symmetric": False}}
+    codes = small_steps(every, 4, augmentation=SEEN, codes=True)
+    found["2 bits"] |= {
+        "logits, adam, codes": bits | codes,
+        "affine": affine,
+        "affine, logits, adam, codes": affine | codes,
+    }
     return found
 
 
@@ -137,6 +164,22 @@ def made(shop: Workshop, name: str, block: Block, seed: int) -> Row:
     seconds, lineage = time.perf_counter() - begin, model.lineage[-1]
     passes = sum(lineage.get("logits_passes", ())) * lineage.get("logits_images", 0)
     return {"seconds": seconds, "passes": passes, **measured(shop, name)}
+
+
+def draws(block: Block) -> bool:
+    """Say whether a seed decides anything in a recipe for one teacher."""
+    logits = block.get("logits", {})
+    return "solver" in logits or "augmentation" in logits
+
+
+def with_labels(block: Block, epochs: int, network: str) -> Block:
+    """Return the block of a model trained with labels: the first one fine-tuned, or on its levels at once."""
+    training = {"epochs": epochs, **TUNING[network]}
+    if block["op"] == "prune":
+        return {"op": "finetune", "from": "model-0", "training": training}
+    whole = {name: given for name, given in block.items() if name != "rounding"}
+    scheme = block["scheme"] | {"range": {"kind": "mse"}}
+    return whole | {"scheme": scheme, "train": {"kind": "lsq", "training": training}}
 
 
 def recipe_rows(
@@ -166,49 +209,77 @@ def recipe_rows(
             row = made(shop, f"model-{number}", block, seed)
             most = max(most, row["passes"])
             yield {**of, "way": way, **row}
-    if labels and blocks[PLAIN]["op"] == "prune":
+    if labels:
         with shop.inside({}, 1):
             epochs = max(1, round(most / len(splits.read(splits.TRAIN))))
-        tuning = {"op": "finetune", "from": "model-0", "training": {"epochs": epochs, **TUNING[network]}}
+        tuning = with_labels(blocks[PLAIN], epochs, network)
         yield {**of, "way": LABELS, "epochs": epochs, **made(shop, "tuned", tuning, seed)}
 
 
-def run(
-    folder: Path,
-    networks: Sequence[str],
-    recipes: Sequence[str],
-    seeds: Sequence[int],
-    images: int,
-    *,
-    quick: bool,
-    keep: Path,
-    only: Sequence[str] = (),
-) -> list[Row]:
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured of all that could be.
+
+    Attributes:
+        networks: By name.
+        recipes: By name; all where empty.
+        ways: By name; all where empty.
+        seeds: Of the teacher where it is trained here, and of all that is drawn.
+        images: Of L-BFGS.
+        threads: Of all operations.
+        teachers: Where trained teachers stay; None where they are trained anew.
+        quick: Whether all is small.
+    """
+
+    networks: Sequence[str]
+    recipes: Sequence[str] = ()
+    ways: Sequence[str] = ()
+    seeds: Sequence[int] = (1, 2, 3)
+    images: int = 10_000
+    threads: int = 2
+    teachers: Path | None = None
+    quick: bool = False
+
+    def blocks(self, network: str, seed: int) -> dict[str, dict[str, Block]]:
+        """Return the blocks by recipe and way; of one teacher, other seeds only change what they draw."""
+        small = {"iterations": 3, "every": self.images} if self.quick else {}
+        every = ways(network, self.images, **small)
+        again = network == "default" and seed != self.seeds[0]
+        return {
+            recipe: {way: block for way, block in blocks.items() if way == PLAIN or not again or draws(block)}
+            for recipe, blocks in every.items()
+            if not self.recipes or recipe in self.recipes
+        }
+
+
+def run(folder: Path, wanted: Wanted, keep: Path) -> list[Row]:
     """Return all rows; those that are there already stay, and each is kept as soon as it is known."""
     rows: list[Row] = json.loads(keep.read_text(encoding="utf-8")) if keep.exists() else []
-    for network in networks:
-        # The default teacher is one, and no chance is in what is made of it: only its fine-tuning differs.
-        for seed in seeds if network == "lenet-300-100" else seeds[:1]:
-            shop = opened(folder / f"{network}-{seed}", network, seed, quick=quick)
-            whole = {"network": network, "recipe": "", "way": "teacher", "seed": seed}
-            rows = merged(rows, [whole | measured(shop, "teacher")])
-            for recipe, blocks in ways(network, images, 3 if quick else 40).items():
-                if recipes and recipe not in recipes:
-                    continue
-                most = max((row["passes"] for row in rows if row["recipe"] == recipe), default=0)
-                for row in recipe_rows(shop, network, recipe, blocks, seed, only=only, most=most):
-                    rows = merged(rows, [row])
-                    write_json(keep, rows)
+    for network, seed in itertools.product(wanted.networks, wanted.seeds):
+        shop = opened(folder / f"{network}-{seed}", network, seed, wanted)
+        whole = {"network": network, "recipe": "", "way": "teacher", "seed": seed}
+        rows = merged(rows, [whole | measured(shop, "teacher")])
+        for recipe, blocks in wanted.blocks(network, seed).items():
+            known = [row["passes"] for row in rows if (row["network"], row["recipe"]) == (network, recipe)]
+            most = max(known, default=0)
+            for row in recipe_rows(shop, network, recipe, blocks, seed, only=wanted.ways, most=most):
+                rows = merged(rows, [row | {"threads": wanted.threads}])
+                write_json(keep, rows)
     return rows
 
 
-def opened(folder: Path, network: str, seed: int, *, quick: bool) -> Workshop:
+def opened(folder: Path, network: str, seed: int, wanted: Wanted) -> Workshop:
     """Return the folder in which models of a network are made."""
-    if quick:
+    if wanted.quick:
         return Workshop(network, folder, QUICK, seed=seed)
     if network == "default":
-        return Workshop(network, folder, {}, ROOT / MODELS / "teacher", threads=2)
-    return Workshop(network, folder, LENET, seed=seed, threads=2)
+        return Workshop(network, folder, {}, ROOT / MODELS / "teacher", threads=wanted.threads)
+    stays = None if wanted.teachers is None else wanted.teachers / f"{network}-{seed}"
+    known = stays if stays is not None and stays.exists() else None
+    shop = Workshop(network, folder, LENET, known, seed=seed, threads=wanted.threads)
+    if stays is not None and known is None:
+        shutil.copytree(folder / MODELS / "teacher", stays)
+    return shop
 
 
 def merged(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
@@ -230,9 +301,10 @@ def page(rows: Sequence[Row]) -> str:
         "",
         "Change of the accuracy from the parent's in points, mean over seeds and deviation, on validation",
         "images and on the test split; KL divergence of the logits from the parent's on validation images;",
-        "passes, forward and back, over images in thousands; seconds with two threads, on a machine that did",
-        "other work beside it. What has labels is the model as it is, fine-tuned for as many epochs as",
-        "`logits` took passes. What is not there was not measured.",
+        "passes, forward and back, over images in thousands; seconds with so many threads, on two cores that",
+        "did other work beside it. What has labels is the model as it is, fine-tuned (2 bits: trained by",
+        "LSQ) for as many epochs as `logits` took passes. Seeds of the default teacher, which is one, are of",
+        "what is drawn. What is not there was not measured.",
         "",
     ]
     for network in dict.fromkeys(row["network"] for row in rows):
@@ -243,8 +315,8 @@ def page(rows: Sequence[Row]) -> str:
 def table(rows: Sequence[Row]) -> list[str]:
     """Return the lines of one network's table."""
     lines = [
-        "| recipe | way | validation | test | KL, nats | passes | seconds |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| recipe | way | validation | test | KL, nats | passes | seconds | threads |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     whole = {row["seed"]: row for row in rows if row["way"] == "teacher"}
     for recipe, way in dict.fromkeys((row["recipe"], row["way"]) for row in rows if row["recipe"]):
@@ -253,6 +325,8 @@ def table(rows: Sequence[Row]) -> list[str]:
         epochs = f", {same[0]['epochs']} epochs" if "epochs" in same[0] else ""
         numbers = [f"{fmean(row['drift'] for row in same):.4f}", f"{same[0]['passes'] / 1000:,.0f}"]
         numbers.append(f"{fmean(row['seconds'] for row in same):.0f}")
+        threads = sorted({row.get("threads", 2) for row in same})
+        numbers.append(f"{' or '.join(map(str, threads))}")
         lines.append(f"| {recipe} | {way}{epochs} | {' | '.join([*changes, *numbers])} |")
     return lines
 
@@ -291,25 +365,27 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--recipes", nargs="*", default=[], help="some of them, by name; all otherwise")
     parser.add_argument("--ways", nargs="*", default=[], help="some of them, by name; all otherwise")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--images", type=int, default=10_000, help="for logits")
+    parser.add_argument("--images", type=int, default=10_000, help="for L-BFGS")
+    parser.add_argument("--threads", type=int, default=2, help="of all operations")
+    parser.add_argument("--teachers", type=Path, help="a folder in which trained teachers stay")
     parser.add_argument("--quick", action="store_true", help="small images, to see that it runs")
     parser.add_argument("--write", action="store_true", help="the page, of all that is kept")
     chosen = parser.parse_args(arguments)
     if chosen.quick and chosen.write:
         parser.error("--quick measures nothing worth writing; leave out one of the two")
+    wanted = Wanted(
+        chosen.only,
+        chosen.recipes,
+        chosen.ways,
+        chosen.seeds,
+        200 if chosen.quick else chosen.images,
+        chosen.threads,
+        chosen.teachers and chosen.teachers.resolve(),
+        chosen.quick,
+    )
     with tempfile.TemporaryDirectory() as temporary:
-        folder, images = Path(temporary), 200 if chosen.quick else chosen.images
-        keep = folder / RESULTS.name if chosen.quick else RESULTS
-        rows = run(
-            folder,
-            chosen.only,
-            chosen.recipes,
-            chosen.seeds,
-            images,
-            quick=chosen.quick,
-            keep=keep,
-            only=chosen.ways,
-        )
+        folder = Path(temporary)
+        rows = run(folder, wanted, folder / RESULTS.name if chosen.quick else RESULTS)
     text = page(rows)
     if chosen.write:
         write_text(PAGE, text)

@@ -22,6 +22,7 @@ from decant.checkpoints.constraints import Constraints
 from decant.errors import DecantError
 from decant.examples import Examples, Rows
 from decant.networks.architectures import Mlp, Resnet, build
+from decant.networks.augmentation import Augmentation
 from decant.networks.structure import compressible
 from decant.quantize.schemes import Binary, Integer
 from decant.training import fit as fit_module
@@ -29,7 +30,7 @@ from decant.training.averages import reader
 from decant.training.fit import fit_
 from decant.training.held import Held
 from decant.training.layout import lay_out_, layout
-from decant.training.recipe import Adamw, Augmentation, Cosine, OneCycle, Sgd, Training
+from decant.training.recipe import Adamw, Cosine, OneCycle, Sgd, Training
 from decant.training.resume import Scratch
 from decant.training.tally import NoNumberError, Tally
 from tests.nets import striped

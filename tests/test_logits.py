@@ -26,7 +26,9 @@ from decant.prune.structures import NOfM
 from decant.quantize.operation import quantize
 from decant.quantize.params import QuantizeParams
 from decant.reconstruction import logits
-from decant.reconstruction.logits import apart, matched, minimize, sensitivities
+from decant.reconstruction.logits import apart, matched, sensitivities
+from decant.reconstruction.minimizers import descend, minimize
+from decant.reconstruction.params import Logits
 from decant.training.run import Run
 from tests import conformance
 from tests.conformance import adopted
@@ -42,6 +44,10 @@ FEW = {"images": 48, "iterations": 6}
 
 def splits(count: int = 48) -> Splits:
     return Splits(Examples(images(count), None, CLASSES), Examples(images(16), None, CLASSES))
+
+
+def asked(iterations: int, **more: Any) -> Logits:
+    return Logits.model_validate({"iterations": iterations, **more})
 
 
 def linear(seed: int, rows: int, width: int, classes: tuple[str, ...] = CLASSES) -> Checkpoint:
@@ -100,6 +106,68 @@ def test_uphill_everywhere_is_the_start() -> None:
         minimize(lambda values: (math.nan, torch.ones(2)), start, 5)
 
 
+class Squares:
+    """The mean of (root v - target)² over rows."""
+
+    def __init__(self, rows: int) -> None:
+        self.root, self.target, self.start = drawn(0, rows, 4), drawn(1, rows), torch.zeros(4)
+        self.looked_at: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return len(self.root)
+
+    def loss(self, values: Tensor) -> float:
+        return (self.root @ values - self.target).square().mean().item()
+
+    def __call__(self, values: Tensor) -> tuple[float, Tensor]:
+        raise AssertionError("all terms at once")
+
+    def changed(self, seed: int) -> "Squares":
+        raise AssertionError("changed once")
+
+    def part(self, values: Tensor, rows: Tensor, generator: torch.Generator) -> tuple[float, Tensor]:
+        self.looked_at.append(rows.tolist())
+        off = self.root[rows] @ values - self.target[rows]
+        return off.square().mean().item(), 2 * self.root[rows].mT @ off / len(rows)
+
+    def allowed(self, values: Tensor) -> Tensor:
+        return values.clamp(max=0.1)
+
+
+def test_adam_takes_the_steps_of_its_paper_within_what_is_allowed() -> None:
+    terms = Squares(10)
+    found = descend(terms, 3, batch_size=4, learning_rate=0.1, seed=7)
+    passes = [[*terms.looked_at[at], *terms.looked_at[at + 1]] for at in (0, 2, 4)]
+    assert all(len(set(each)) == 8 for each in passes)  # the two that do not fill a batch are left out
+    assert len({tuple(each) for each in passes}) == 3
+    values, first, second = terms.start.double(), torch.zeros(4).double(), torch.zeros(4).double()
+    for step, rows in enumerate(terms.looked_at):
+        off = terms.root[rows].double() @ values - terms.target[rows].double()
+        slope = 2 * terms.root[rows].double().mT @ off / 4
+        first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
+        scaled = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.99 ** (step + 1))).sqrt() + 1e-8)
+        values = (values - 0.05 * (1 + math.cos(math.pi * step / 6)) * scaled).clamp(max=0.1)
+    assert torch.allclose(found.values.double(), values, atol=1e-5)
+    assert values.max() == 0.1
+    assert found.loss == terms.loss(found.values) < found.before == terms.loss(terms.start)
+    again = descend(Squares(10), 3, batch_size=4, learning_rate=0.1, seed=7)
+    assert torch.equal(found.values, again.values)
+
+
+def test_adam_that_ends_above_its_start_is_the_start_and_one_that_diverges_is_told() -> None:
+    terms = Squares(10)
+    terms.start = torch.linalg.lstsq(terms.root, terms.target[:, None]).solution[:, 0]
+    found = descend(terms, 1, batch_size=50, learning_rate=9.0, seed=0)
+    assert torch.equal(found.values, terms.start)
+    assert found.loss == found.before
+    terms.target[3] = math.inf
+    with pytest.raises(ValueError, match="The loss is inf before anything has changed"):
+        descend(terms, 1, batch_size=5, learning_rate=0.1, seed=0)
+    with pytest.raises(ValueError, match=r"The loss is inf in step \d of 2; lower learning_rate"):
+        terms.loss = lambda _: 1.0  # type: ignore[method-assign]
+        descend(terms, 1, batch_size=5, learning_rate=0.1, seed=0)
+
+
 # --- one layer, where the best is known
 
 
@@ -107,7 +175,7 @@ def test_numbers_of_one_masked_layer_are_least_squares() -> None:
     parent, shown = linear(3, 4, 9, ()), pixels_of(0, 60, 9)
     mask = drawn(9, 4, 9) > -0.3
     child = parent.narrowed({"1.weight": Constraints(mask=mask)})
-    found = matched(child, parent.module, shown, 200).model.module
+    found = matched(child, parent.module, shown, asked(200)).model.module
     inputs = torch.cat([pixels(shown).flatten(1), torch.ones(60, 1)], 1).double()
     wanted = predict(parent.module, shown).double()
     for row in range(4):
@@ -123,7 +191,7 @@ def test_logits_of_one_masked_layer_are_where_newton_ends() -> None:
     mask = torch.ones(3, 5, dtype=torch.bool)
     mask[0, 1] = mask[1, 3] = mask[2, 0] = mask[2, 4] = False
     child = parent.narrowed({"1.weight": Constraints(mask=mask)})
-    found = matched(child, parent.module, shown, 300, temperature=temperature)
+    found = matched(child, parent.module, shown, asked(300, temperature=temperature))
     inputs, wanted = pixels(shown).flatten(1).double(), predict(parent.module, shown).double()
 
     def loss(values: Tensor) -> Tensor:
@@ -237,16 +305,16 @@ def test_tied_weights_stay_one_and_what_is_skipped_or_frozen_stays() -> None:
         other[1].weight.mul_(1.3)
     fixed = logits.within(module, ["3"])
     assert fixed == {"1.weight", "3.bias"}
-    found = matched(parent, other, pixels_of(1, 50, 6), 5).model.module
+    found = matched(parent, other, pixels_of(1, 50, 6), asked(5)).model.module
     assert found[3].weight is found[1].weight
     assert not torch.equal(found[1].weight, module[1].weight)
     assert torch.equal(found[4].bias, module[4].bias)
-    held = matched(parent, other, pixels_of(1, 50, 6), 5, fixed=fixed).model.module
+    held = matched(parent, other, pixels_of(1, 50, 6), asked(5), fixed=fixed).model.module
     assert torch.equal(held[1].weight, module[1].weight)
     assert torch.equal(held[3].bias, module[3].bias)
     assert not torch.equal(held[4].weight, module[4].weight)
     with pytest.raises(DecantError, match="nothing of the model may move"):
-        matched(parent, other, pixels_of(1, 50, 6), 5, fixed=logits.within(module, ["1", "3", "4"]))
+        matched(parent, other, pixels_of(1, 50, 6), asked(5), fixed=logits.within(module, ["1", "3", "4"]))
 
 
 def test_answers_that_are_no_numbers_and_no_images_are_refused() -> None:
@@ -255,14 +323,114 @@ def test_answers_that_are_no_numbers_and_no_images_are_refused() -> None:
     with torch.no_grad():
         broken[1].bias[0] = math.nan
     with pytest.raises(DecantError, match="answers of the model before are NaN or infinite"):
-        matched(parent, broken, shown, 3)
+        matched(parent, broken, shown, asked(3))
     with pytest.raises(DecantError, match=r"The loss is nan .* answers are NaN or infinite"):
-        matched(replace(parent, module=broken), parent.module, shown, 3)
+        matched(replace(parent, module=broken), parent.module, shown, asked(3))
     with pytest.raises(DecantError, match="there are none"):
-        matched(parent, parent.module, shown[:0], 3)
+        matched(parent, parent.module, shown[:0], asked(3))
+
+
+ADAM = {"solver": {"kind": "adam", "batch_size": 16, "learning_rate": 0.003}, "iterations": 3}
+
+
+def test_parts_sum_to_the_whole_and_changed_images_are_answered_anew() -> None:
+    parent, shown = net(NETS["residual"]), images(24)
+    child = prune(parent, MAGNITUDE, splits()).model
+    for classes in (True, False):
+        terms = logits.Answers(
+            child.module, logits.variables(child), shown, parent.module, asked(1), classes=classes
+        )
+        loss, slope = terms(terms.start)
+        generator = torch.Generator().manual_seed(0)
+        halves = [terms.part(terms.start, rows, generator) for rows in torch.arange(24).split(12)]
+        assert sum(each for each, _ in halves) / 2 == pytest.approx(loss, rel=1e-6)
+        assert loss == pytest.approx(terms.loss(terms.start), rel=1e-6)
+        assert torch.allclose((halves[0][1] + halves[1][1]) / 2, slope, atol=1e-6, rtol=1e-4)
+    flips = asked(1, augmentation={"flip": True, "shift": 1}, temperature=1.0)
+    terms = logits.Answers(child.module, logits.variables(child), shown, parent.module, flips, classes=True)
+    found, _ = terms.part(terms.start, torch.arange(24), torch.Generator().manual_seed(5))
+    moved = flips.augmentation.apply(shown, torch.Generator().manual_seed(5))
+    whole = softened_kl(predict(child.module, moved).double(), predict(parent.module, moved).double(), 1.0)
+    assert found == pytest.approx(whole.item(), rel=1e-5)
+    assert terms.changed(5).loss(terms.start) == pytest.approx(whole.item(), rel=1e-5)
+    assert terms.loss(terms.start) != pytest.approx(whole.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["l-bfgs", "adam"])
+def test_changed_images_and_small_steps_hold_what_has_to_hold_and_repeat_themselves(solver: str) -> None:
+    parent = net(NETS["residual"])
+    bound = parent.module.get_parameter("head.weight").abs().max().item() * 0.4
+    clipped = parent.narrowed({"head.weight": Constraints(Range(-bound, bound))})
+    more = {"augmentation": {"shift": 1}, **(ADAM if solver == "adam" else FEW)}
+    block = {**MAGNITUDE, "logits": more}
+    before, one, other, seeded = (
+        prune(clipped, each, splits(), run=Run(seed=seed))
+        for each, seed in ((MAGNITUDE, 1), (block, 1), (block, 1), (block, 2))
+    )
+    (pair,) = one.facts["logits_loss"]
+    assert pair[1] < pair[0]
+    held, mask = one.model.constraints["head.weight"], before.model.constraints["head.weight"].mask
+    weight = one.model.module.get_parameter("head.weight")
+    assert torch.equal(held.project(weight), weight)
+    assert held.mask is not None
+    assert mask is not None
+    assert torch.equal(held.mask, mask)
+    first, second, third = (state(each.model.module) for each in (one, other, seeded))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
 # --- levels
+
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "symmetric": {"kind": "integer", "bits": 2},
+    "affine": {"kind": "integer", "bits": 2, "symmetric": False},
+    "groups": {"kind": "integer", "bits": 3, "group": 16},
+    "binary": {"kind": "binary"},
+}
+
+
+@pytest.mark.parametrize("scheme", slow_but(("affine",), SCHEMES))
+def test_codes_change_where_that_is_asked_and_the_answers_come_nearer(scheme: str) -> None:
+    parent = prune(net(NETS["joined"]), {**MAGNITUDE, "budget": {"sparsity": 0.2}}, splits()).model
+    small = {"kind": "adam", "batch_size": 8, "learning_rate": 0.01}
+    block = {"scheme": SCHEMES[scheme], "logits": {"solver": small, "iterations": 2, "codes": True}}
+    before, after = (quantize(parent, each, splits()) for each in ({"scheme": SCHEMES[scheme]}, block))
+    (pair,) = after.facts["logits_loss"]
+    assert pair[1] < pair[0]
+    changed = 0
+    for name, held in after.model.constraints.items():
+        levels = before.model.constraints[name].levels
+        if held.levels is None or levels is None:
+            continue
+        weight, other = (each.model.module.get_parameter(name) for each in (after, before))
+        assert torch.equal(held.project(weight), weight)
+        changed += int((held.levels.codes(weight) != levels.codes(other)).sum())
+        assert held.mask is None or not weight[~held.mask].any()
+    assert changed > 0
+
+
+def test_numbers_behind_codes_begin_in_their_cells_and_slopes_pass_the_rounding() -> None:
+    levels = Levels(torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([[0.5], [0.25]]))
+    weight = torch.tensor([[1.0, -0.5, 0.0], [0.0, 0.5, 0.0]])
+    before = torch.tensor([[0.9, -0.3, 0.3], [0.1, 0.1, 7.0]])
+    variable = logits.choices(weight, Constraints(levels=levels), before)
+    steps = torch.tensor([[1.8, -0.6, 0.6], [0.4, 0.4, 28.0]])
+    cells = torch.tensor([[1.82, -0.64, 0.54], [0.36, 1.1, 0.9]])  # 0.9 of the way to it, or to the edge
+    assert torch.allclose(logits.FASTER * variable.start[:6].reshape(2, 3), cells)
+    assert torch.allclose(levels.in_steps(before), steps)
+    assert torch.equal(variable.parameter(variable.start), weight)
+    values = variable.start.clone().requires_grad_()
+    slope = drawn(0, 2, 3)
+    (found,) = torch.autograd.grad(variable.parameter(values), values, slope)
+    assert torch.allclose(found[:6].reshape(2, 3), logits.FASTER * levels.scale * slope)
+    assert torch.allclose(found[6:], (slope * weight).sum(1))
+    there = variable.start.clone()
+    there[1], there[3] = 0.9 / logits.FASTER, 9.0
+    kept = variable.allowed(there)
+    assert kept[3].item() == pytest.approx(3 / logits.FASTER)
+    assert torch.equal(variable.parameter(kept)[:, :2], torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
 
 
 @pytest.mark.parametrize(
@@ -443,6 +611,7 @@ def test_channels_go_in_rounds_as_well() -> None:
         ({"structure": {"kind": "channels"}}, "budget sparsity of channels is met at once"),
         ({"logits": {"rounds": 0}}, "greater than or equal to 1"),
         ({"logits": {"round": 2}}, "rounds"),
+        ({"logits": {"solver": {"kind": "adamw"}}}, "unknown kind 'adamw'; did you mean 'adam'"),
         ({"criterion": {"kind": "obs", "costs": "logit"}}, "'outputs' or 'logits'"),
     ],
 )
@@ -458,6 +627,8 @@ def test_a_training_on_levels_leaves_it_out_and_more_images_than_there_are_are_r
     scheme = {"scheme": {"kind": "integer", "bits": 4}}
     with pytest.raises(DecantError, match="logits is undone by training"):
         quantize(parent, {**scheme, "train": train, "logits": {}}, splits())
+    with pytest.raises(DecantError, match=r"codes in many small steps, got solver l-bfgs: take adam"):
+        quantize(parent, {**scheme, "logits": {"codes": True}}, splits())
     with pytest.raises(DecantError, match=r"logits\.images: 49 training images are asked for"):
         quantize(parent, {**scheme, "logits": {"images": 49}}, splits())
 
@@ -470,8 +641,8 @@ def test_a_recipe_without_it_is_written_as_before() -> None:
     assert "logits" not in pruned.model_dump(mode="json")
     assert "costs" not in pruned.model_dump(mode="json")["criterion"]
     assert "logits" not in rounded.model_dump(mode="json")
-    asked = pruned.model_copy(update={"logits": LogitRounds()})
-    assert asked.model_dump(mode="json")["logits"]["iterations"] == 40
+    matching = pruned.model_copy(update={"logits": LogitRounds()}).model_dump(mode="json")["logits"]
+    assert matching == {"images": 10_000, "iterations": 40, "temperature": 2.0, "rounds": 1}
 
 
 # --- the benchmark
@@ -490,7 +661,7 @@ def test_the_benchmark_chooses_by_validation_images_and_not_by_labels() -> None:
         row(benchmark.LABELS, 1, 94.5, 94.0),
     ]
     assert benchmark.goals(rows)[-1] == "| default | obs-80 | 0.20 | logits | 0.15 | yes |"
-    assert "| obs-80 | logits | -0.50 | -0.15 | 0.1000 | 2 | 3 |" in benchmark.table(rows)
+    assert "| obs-80 | logits | -0.50 | -0.15 | 0.1000 | 2 | 3 | 2 |" in benchmark.table(rows)
     assert benchmark.spread([-0.1, -0.3]) == "-0.20 ± 0.14"
     assert len(benchmark.merged(rows, rows)) == len(rows)
     with pytest.raises(SystemExit):

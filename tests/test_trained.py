@@ -23,6 +23,7 @@ from decant.finetune.operation import finetune
 from decant.finetune.params import FinetuneParams
 from decant.lowering.folding import folded
 from decant.networks.architectures import Mlp, Resnet, build
+from decant.networks.augmentation import Augmentation
 from decant.networks.execution import predict
 from decant.networks.layers import Summand
 from decant.networks.structure import compressible
@@ -58,7 +59,7 @@ from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Schem
 from decant.training import fit as fit_module
 from decant.training.fit import EpochMetrics
 from decant.training.losses import Softmax, Temperature, warning
-from decant.training.recipe import Adamw, Augmentation, Cosine, Sgd, Training
+from decant.training.recipe import Adamw, Cosine, Sgd, Training
 from decant.training.resume import Scratch
 from decant.training.run import Run
 from tasks.pipeline.params import validate

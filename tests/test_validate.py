@@ -276,6 +276,10 @@ CANNOT: dict[str, tuple[dict[str, Any], list[str]]] = {
             "than 8"
         ],
     ),
+    "shifted out of sight where answers are matched": (
+        chain(SPARSE | {"logits": {"augmentation": {"shift": 9}}}),
+        ["models.a.logits.augmentation.shift: 9 moves images of 8 x 8 pixels out of sight; take less than 8"],
+    ),
     "best without images left": (
         chain(INT8 | {"activations": {"range": {"kind": "best"}}}),
         [

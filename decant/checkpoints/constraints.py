@@ -151,7 +151,7 @@ class Levels:
 
     def codes(self, weight: Tensor) -> Tensor:
         """Return the index [weight's shape], int64, of the nearest level; half-way goes to the upper one."""
-        return torch.bucketize(self._steps(weight).contiguous(), self._middles, right=True)
+        return torch.bucketize(self.in_steps(weight).contiguous(), self.middles, right=True)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the weights that the codes stand for."""
@@ -161,14 +161,14 @@ class Levels:
         """Return the weight with each element at its nearest level."""
         if self.integers is None:
             return self.decode(self.codes(weight))
-        return self._weights(nearest_integers(self._steps(weight), *self.integers).to(self.values.dtype))
+        return self._weights(nearest_integers(self.in_steps(weight), *self.integers).to(self.values.dtype))
 
     @cached_property
-    def _middles(self) -> Tensor:
+    def middles(self) -> Tensor:
         """Where one level ends and the next begins [L - 1]."""
         return (self.values[1:] + self.values[:-1]) / 2
 
-    def _steps(self, weight: Tensor) -> Tensor:
+    def in_steps(self, weight: Tensor) -> Tensor:
         """Return the weight in the unit of the values."""
         found = weight / self.spread(self.scale, weight.shape)
         return found if self.zero_point is None else found + self.spread(self.zero_point, weight.shape)

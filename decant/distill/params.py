@@ -7,10 +7,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from decant.distill.students import Student
+from decant.networks.augmentation import Augmentation
 from decant.networks.devices import Device
 from decant.schema import Block
 from decant.training.losses import SoftTargets
-from decant.training.recipe import Augmentation, Training
+from decant.training.recipe import Training
 
 
 class DistillParams(Block):

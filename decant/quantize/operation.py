@@ -45,7 +45,7 @@ def quantize(
     check_given(parent, splits, teacher)
     block, run, teacher = recipe_of(QuantizeParams, recipe, splits.sizes), run or Run(), teacher or parent
     carried = Recipe(block, parent, teacher, splits.train, splits.validation)
-    result = carried.trained(run) if block.train else carried.rounded()
+    result = carried.trained(run) if block.train else carried.rounded(run.seed)
     return finished(
         result.before,
         result.model,

@@ -8,11 +8,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from decant.calibration.ranges import MinMax, Mse, Ranges
 from decant.networks.devices import Device, idle
+from decant.quantize.logit_codes import LogitCodes
 from decant.quantize.mixed_precision.params import Mixed
 from decant.quantize.qat.trainers import Train, check_pairing
 from decant.quantize.rounding.methods import Nearest, Rounding
 from decant.quantize.schemes import Integer, Scheme, check_width
-from decant.reconstruction.params import Logits
 from decant.schema import Block, Section, TrainImages
 
 
@@ -78,7 +78,7 @@ class QuantizeParams(Block):
         rounding: Which of the levels near it a weight goes to.
         correct_bias: Take the mean of what rounding adds to each channel off its bias.
         logits: Bring the answers near to the parent's by the steps between levels, biases and all else that
-            is not rounded; each rounded weight keeps its code.
+            is not rounded; each rounded weight keeps its code, unless `codes` lets it change.
         mixed: Give each layer a width of its own, under a budget.
         train: Train the weights, and what rounds them, on levels.
         first_and_last: Another scheme for the first and the last layer; `same` for the scheme itself. Where
@@ -98,7 +98,7 @@ class QuantizeParams(Block):
     smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
     rounding: Rounding = Nearest()
     correct_bias: bool = False
-    logits: Annotated[Logits | None, Field(exclude_if=lambda given: given is None)] = None
+    logits: Annotated[LogitCodes | None, Field(exclude_if=lambda given: given is None)] = None
     mixed: Mixed | None = None
     train: Train | None = None
     first_and_last: Ends | None = None

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from decant.calibration.batch_norms import with_statistics
 from decant.calibration.range_search import Choice, held_out, tried_ranges
 from decant.checkpoints.activations import Grid
 from decant.checkpoints.checkpoint import Checkpoint
-from decant.checkpoints.constraints import Constraints
+from decant.checkpoints.constraints import FREE, Constraints
 from decant.compression.invariants import check_invariants
 from decant.compression.ledger import Tables, merged
 from decant.compression.promises import Promise
@@ -108,8 +109,8 @@ class Recipe:
         self._of_inputs, self._tables = tried_ranges({}, of_inputs), list[Tables]()
         self._allocation = self._allocated() if block.mixed is not None else None
 
-    def rounded(self) -> Quantized:
-        """Return the model with each weight on one of its levels, without a training."""
+    def rounded(self, seed: int = 0) -> Quantized:
+        """Return the model with each weight on one of its levels, without labels; the seed is of draws."""
         schemes, of_weights = self._ranged(self.schemes)
         self._tables.append(tried_ranges(of_weights, {}))
         if self.block.rounding.needs_moments:
@@ -120,10 +121,10 @@ class Recipe:
             self._tell("uncorrected", uncorrected(model.module))
         if self.block.statistics:
             model, _ = with_statistics(model, self._train, self.block.device)
-            return self._with_norms(self._matched(model), self._untouched)
-        return self._quantized(self.before, self._matched(model), self._untouched)
+            return self._with_norms(self._matched(model, seed), self._untouched)
+        return self._quantized(self.before, self._matched(model, seed), self._untouched)
 
-    def _matched(self, model: Checkpoint) -> Checkpoint:
+    def _matched(self, model: Checkpoint, seed: int) -> Checkpoint:
         """Return the model with its answers near to the parent's, where that is asked."""
         if (logits := self.block.logits) is None:
             return model
@@ -131,12 +132,21 @@ class Recipe:
             model,
             self.parent.module,
             self._train.first(logits.images).images,
-            logits.iterations,
-            temperature=logits.temperature,
+            logits,
             fixed=rounded_in(self.parent),
+            toward=self._unrounded() if logits.codes else {},
+            seed=seed,
         )
         self._facts |= facts_of([done])
         return done.model
+
+    def _unrounded(self) -> dict[str, Tensor]:
+        """Return the weights as they are before each goes to one of its levels, by name."""
+        weights, held = quantizable(self.start.module), self.start.constraints
+        return {
+            name: scheme.shifted(weights[name][0].detach(), held.get(name, FREE).mask, weights[name][1])
+            for name, scheme in self.schemes.items()
+        }
 
     def trained(self, run: Run) -> Quantized:
         """Return the model trained on its levels: batch norms live until the end, and are folded then.

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -25,93 +25,28 @@ from torch.nn import functional as F
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import FREE, Constraints, Levels
 from decant.errors import DecantError
-from decant.examples import Batch
+from decant.examples import Batch, Rows
+from decant.networks.augmentation import Augmentation
 from decant.networks.execution import answers, predict
 from decant.networks.layer_inputs import channel_axis, layer_of
 from decant.networks.ties import ties
-from decant.progress import progress_bar
+from decant.reconstruction.minimizers import Minimum
+from decant.reconstruction.params import Logits
 
 BATCH = 250
 """Images that go through the network at once: fixed, as the last bits of a sum depend on it."""
 
-HISTORY = 20
-"""Steps from which L-BFGS knows the curvature."""
-
 DIRECTIONS = 32
 """Outputs up to which the Gauss-Newton matrix is exact; of more, so many random sums stand for all."""
 
-Objective = Callable[[Tensor], tuple[float, Tensor]]
-"""(values [n]) -> the loss there, and its slope [n]."""
+FASTER = 5.0
+"""How many times as far numbers behind codes move as all others: their unit is a step between levels."""
+
+INSIDE = 0.9
+"""How near to the end of what its code stands for a number behind it may begin."""
 
 Apart = Callable[[Tensor, Tensor], Tensor]
 """(found [B, M], expected [B, M]) -> their part of the loss over all rows; shape []."""
-
-
-# --- minimizing
-
-
-@dataclass(frozen=True)
-class Minimum:
-    """Where a minimization ended.
-
-    Attributes:
-        values: The best that were seen [n].
-        loss: There.
-        before: At the start.
-        iterations: Directions that were followed.
-        evaluations: How often the loss and its slope were asked for.
-    """
-
-    values: Tensor
-    loss: float
-    before: float
-    iterations: int
-    evaluations: int
-
-
-def minimize(objective: Objective, start: Tensor, iterations: int) -> Minimum:
-    """Return the values of the least loss that L-BFGS came by, which is never above that of the start.
-
-    It is torch's, with a line search for the strong Wolfe conditions; no chance is involved.
-
-    Args:
-        objective: What is minimized.
-        start: [n]; untouched.
-        iterations: At most, from 1 on; with twice as many evaluations at most.
-
-    Raises:
-        ValueError: The loss is NaN or infinite at the start.
-
-    References:
-        Nocedal and Wright, Numerical Optimization, 2006, algorithms 3.5, 3.6 and 7.5.
-    """
-    values, seen = start.clone(), list[float]()
-    best = start, math.inf
-
-    def closure() -> float:
-        nonlocal best
-        bar.update()
-        loss, values.grad = objective(values)
-        if not seen and not math.isfinite(loss):
-            raise ValueError(f"The loss is {loss} before anything has changed")
-        seen.append(loss)
-        if loss < best[1]:
-            best = values.clone(), loss
-        return loss
-
-    optimizer = torch.optim.LBFGS(
-        [values],
-        max_iter=iterations,
-        max_eval=2 * iterations,
-        tolerance_grad=1e-10,
-        tolerance_change=1e-12,
-        history_size=HISTORY,
-        line_search_fn="strong_wolfe",
-    )
-    with progress_bar(None, "matching answers", "passes", total=2 * iterations) as bar:
-        optimizer.step(closure)
-    taken = optimizer.state[values].get("n_iter", 0)
-    return Minimum(best[0], best[1], seen[0], taken, len(seen))
 
 
 # --- what may move
@@ -125,11 +60,13 @@ class Variable:
         start: Where they stand [n].
         parameter: What they make, differentiable.
         held: What the parameter has to satisfy where they stand so.
+        allowed: The nearest numbers that they may be.
     """
 
     start: Tensor
     parameter: Callable[[Tensor], Tensor]
     held: Callable[[Tensor], Constraints]
+    allowed: Callable[[Tensor], Tensor] = lambda values: values
 
 
 def free(parameter: Tensor, held: Constraints = FREE) -> Variable:
@@ -141,6 +78,7 @@ def free(parameter: Tensor, held: Constraints = FREE) -> Variable:
         parameter.detach().flatten().clone(),
         lambda values: held.project(values.reshape(parameter.shape)),
         lambda _: held,
+        lambda values: held.project(values.reshape(parameter.shape)).flatten(),
     )
 
 
@@ -159,16 +97,71 @@ def scales(weight: Tensor, held: Constraints) -> Variable:
     codes, most = levels.codes(weight.detach()), _room(weight.detach(), held)
 
     def stretched(values: Tensor) -> Levels:
-        assert levels is not None
-        factors = values.clamp(max=most).exp().to(levels.scale.dtype)
-        return replace(levels, scale=levels.scale * factors.reshape(levels.scale.shape))
+        return _stretched(levels, values.clamp(max=most))
 
     def parameter(values: Tensor) -> Tensor:
-        found = stretched(values).decode(codes)
-        return found if held.mask is None else torch.where(held.mask, found, 0.0)
+        return _behind(held.mask, stretched(values).decode(codes))
 
     start = torch.zeros(levels.scale.numel(), dtype=levels.scale.dtype)
-    return Variable(start, parameter, lambda values: replace(held, levels=stretched(values)))
+    return Variable(
+        start,
+        parameter,
+        lambda values: replace(held, levels=stretched(values)),
+        lambda values: values.clamp(max=most),
+    )
+
+
+def choices(weight: Tensor, held: Constraints, toward: Tensor) -> Variable:
+    """Return the variable of a weight's codes, and of the steps between its levels.
+
+    Behind each code is a number, in the unit of the levels, whose nearest level it is. The slope passes the
+    rounding as if it were not there (straight through). It begins where the weight was before it was rounded,
+    moved into what its code stands for.
+
+    Args:
+        weight: On its levels, [O, ...].
+        held: All constraints on it, with levels and without a range.
+        toward: The weight before.
+
+    References:
+        Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+        Computation, 2013. https://arxiv.org/abs/1308.3432
+        Esser et al., Learned Step Size Quantization, 2019. https://arxiv.org/abs/1902.08153
+    """
+    levels = held.levels
+    assert levels is not None
+    unit, gaps = replace(levels, scale=torch.ones(()), zero_point=None, group=None), levels.values.diff()
+    edges = torch.cat([levels.values[:1] - gaps[:1] / 2, unit.middles, levels.values[-1:] + gaps[-1:] / 2])
+    codes = levels.codes(weight.detach())
+    here = levels.values[codes]
+    behind = torch.minimum(torch.maximum(levels.in_steps(toward.detach()), edges[codes]), edges[codes + 1])
+    start = torch.cat(
+        [(here + INSIDE * (behind - here)).flatten() / FASTER, levels.scale.new_zeros(levels.scale.numel())]
+    )
+    count = weight.numel()
+
+    def stretched(values: Tensor) -> Levels:
+        return _stretched(levels, values[count:])
+
+    def parameter(values: Tensor) -> Tensor:
+        numbers, now = FASTER * values[:count].reshape(weight.shape), stretched(values)
+        through = (numbers - numbers.detach()) * now.spread(now.scale.detach(), weight.shape)
+        return _behind(held.mask, now.decode(unit.codes(numbers.detach())) + through)
+
+    def allowed(values: Tensor) -> Tensor:
+        numbers = values[:count].clamp(edges[0].item() / FASTER, edges[-1].item() / FASTER)
+        return torch.cat([numbers, values[count:]])
+
+    return Variable(start, parameter, lambda values: replace(held, levels=stretched(values)), allowed)
+
+
+def _stretched(levels: Levels, logs: Tensor) -> Levels:
+    """Return the levels with each step multiplied by the exponential of its number [n]."""
+    return replace(levels, scale=levels.scale * logs.exp().to(levels.scale.dtype).reshape(levels.scale.shape))
+
+
+def _behind(mask: Tensor | None, weight: Tensor) -> Tensor:
+    return weight if mask is None else torch.where(mask, weight, 0.0)
 
 
 def _room(weight: Tensor, held: Constraints) -> float:
@@ -180,13 +173,17 @@ def _room(weight: Tensor, held: Constraints) -> float:
     return max(0.0, math.log(max(1.0, ratios.min().item())))
 
 
-def variables(model: Checkpoint, fixed: Collection[str] = ()) -> dict[str, Variable]:
+def variables(
+    model: Checkpoint, fixed: Collection[str] = (), toward: Mapping[str, Tensor] | None = None
+) -> dict[str, Variable]:
     """Return what may move in a model, by the parameter.
 
     Args:
         model: The model; what its network keeps from training stays.
         fixed: Parameters that stay as they are.
+        toward: Weights before they were rounded, whose codes may change; where there is a range they stay.
     """
+    toward = toward or {}
     found = dict[str, Variable]()
     for name, parameter in model.module.named_parameters():
         held = model.constraints.get(name, FREE)
@@ -194,6 +191,8 @@ def variables(model: Checkpoint, fixed: Collection[str] = ()) -> dict[str, Varia
             continue
         if held.levels is None:
             found[name] = free(parameter, held)
+        elif name in toward and held.range is None:
+            found[name] = choices(parameter, held, toward[name])
         else:
             found[name] = scales(parameter, held)
     return found
@@ -245,26 +244,27 @@ def matched(
     model: Checkpoint,
     reference: nn.Module,
     images: Batch,
-    iterations: int,
+    asked: Logits,
     *,
-    temperature: float = 1.0,
     fixed: Collection[str] = (),
+    toward: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
 ) -> Matched:
     """Return the model with all that may move where its answers come nearest to the reference's.
 
-    The loss is over all images at every step: T² KL(reference || model) in nats where there are classes,
-    else the squared error over the outputs' variance. It never comes out above where it began. Weights stay
-    within masks and ranges and keep their codes among levels, whose steps move; batch norms keep their
-    statistics. Tied weights move as one.
+    The loss is T² KL(reference || model) in nats where there are classes, else the squared error over the
+    outputs' variance. It never comes out above where it began. Weights stay within masks and ranges and keep
+    their codes among levels, whose steps move; batch norms keep their statistics. Tied weights move as one.
 
     Args:
         model: The model; untouched.
         reference: What it should answer as; in eval mode.
         images: Pixels [N, C, H, W], uint8, or rows, without labels; many for each number that moves, or they
             are learnt by heart.
-        iterations: Of L-BFGS, at most.
-        temperature: T > 0, by which both logits are divided.
+        asked: Iterations, temperature, solver, augmentation; of images all are taken.
         fixed: Parameters that stay as they are.
+        toward: Weights before they were rounded, by name: their codes may change.
+        seed: Of what the solver and the augmentation draw, in [0, 2^63).
 
     Raises:
         DecantError: There are no images, nothing may move, or answers are NaN or infinite.
@@ -272,21 +272,15 @@ def matched(
     if not len(images):
         raise DecantError("logits: answers are compared on training images, and there are none")
     work = replace(model, module=copy.deepcopy(model.module))
-    moving = variables(work, fixed)
+    moving = variables(work, fixed, toward)
     if not moving:
         raise DecantError("logits: nothing of the model may move; leave logits out")
-    expected = predict(reference, images)
-    if not bool(torch.isfinite(expected).all()):
-        raise DecantError("logits: answers of the model before are NaN or infinite on training images")
-    start = torch.cat([variable.start for variable in moving.values()])
-    objective = _Objective(
-        work.module, moving, images, expected, apart(expected, temperature if model.classes else None)
-    )
+    answering = Answers(work.module, moving, images, reference, asked, classes=bool(model.classes))
     try:
-        minimum = minimize(objective, start, iterations)
+        minimum = asked.solver.minimum(answering, asked.iterations, seed)
     except ValueError as error:
         raise DecantError(f"logits: {error}: answers are NaN or infinite on training images") from None
-    parts = objective.put_(minimum.values)
+    parts = answering.put_(minimum.values)
     held = {name: moving[name].held(part) for name, part in parts.items() if name in model.constraints}
     return Matched(model_with(work, held), minimum, len(images))
 
@@ -315,10 +309,13 @@ def apart(expected: Tensor, temperature: float | None) -> Apart:
     return divergence
 
 
-class _Objective:
-    """The loss of a network's answers over all images, and its slope in what may move.
+class Answers:
+    """The loss of a network's answers, over all images or some, and its slope in what may move.
 
     One number after another is the same in memory and order each time, and so are the bits.
+
+    Attributes:
+        start: Where what may move stands [n].
     """
 
     def __init__(
@@ -326,38 +323,100 @@ class _Objective:
         module: nn.Module,
         moving: Mapping[str, Variable],
         images: Batch,
-        expected: Tensor,
-        loss: Apart,
+        reference: nn.Module,
+        asked: Logits,
+        *,
+        classes: bool,
     ) -> None:
-        self._module, self._moving, self._loss = module, moving, loss
-        self._batches = list(zip(images.split(BATCH), expected.split(BATCH), strict=True))
+        self._module, self._moving, self._images, self._reference = module, moving, images, reference
+        self._asked, self._classes = asked, classes
+        self._expected = predict(reference, images)
+        if not bool(torch.isfinite(self._expected).all()):
+            raise DecantError("logits: answers of the model before are NaN or infinite on training images")
+        self._loss = apart(self._expected, asked.temperature if classes else None)
         self._parameters = [module.get_parameter(name) for name in moving]
+        self.start = torch.cat([variable.start for variable in moving.values()])
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def changed(self, seed: int) -> Answers:
+        """Return the loss of images that are changed once, as the recipe says."""
+        images = self._images if isinstance(self._images, Rows) else self._images[:]
+        if not self._changes(images):
+            return self
+        images = self._asked.augmentation.apply(images, torch.Generator().manual_seed(seed))
+        return Answers(
+            self._module, self._moving, images, self._reference, self._asked, classes=self._classes
+        )
 
     def put_(self, values: Tensor) -> dict[str, Tensor]:
         """Set the network's parameters, in place; return each one's own part of the values."""
-        sizes = [len(variable.start) for variable in self._moving.values()]
-        parts = dict(zip(self._moving, values.split(sizes), strict=True))
+        parts = self._parts(values)
         with torch.no_grad():
             for parameter, (name, part) in zip(self._parameters, parts.items(), strict=True):
                 parameter.copy_(self._moving[name].parameter(part))
         return parts
 
+    def allowed(self, values: Tensor) -> Tensor:
+        """Return the nearest values [n] that may be taken."""
+        parts = self._parts(values)
+        return torch.cat([self._moving[name].allowed(part) for name, part in parts.items()])
+
     def __call__(self, values: Tensor) -> tuple[float, Tensor]:
-        """Return loss and slope [n]."""
-        parts = self.put_(values.detach())
-        total, slopes = 0.0, [torch.zeros_like(parameter) for parameter in self._parameters]
+        """Return loss and slope [n] of all images."""
+        parts, total = self.put_(values.detach()), 0.0
+        slopes = [torch.zeros_like(parameter) for parameter in self._parameters]
+        for images, expected in self._batches():
+            total += self._add_slopes_(slopes, images, expected)
+        return total, self._pulled_back(parts, slopes)
+
+    def loss(self, values: Tensor) -> float:
+        """Return the loss of all images."""
+        self.put_(values)
+        with torch.no_grad():
+            return sum(
+                self._loss(answers(self._module, images), expected).item()
+                for images, expected in self._batches()
+            )
+
+    def part(self, values: Tensor, rows: Tensor, generator: torch.Generator) -> tuple[float, Tensor]:
+        """Return loss and slope [n] of the images of some rows [B], int64, which are changed anew."""
+        images, expected = self._images[rows], self._expected[rows]
+        if self._changes(images):
+            images = self._asked.augmentation.apply(images, generator)
+            with torch.no_grad():
+                expected = answers(self._reference, images)
+        parts, slopes = self.put_(values), [torch.zeros_like(parameter) for parameter in self._parameters]
+        share = len(self) / len(rows)
+        loss = self._add_slopes_(slopes, images, expected)
+        return share * loss, share * self._pulled_back(parts, slopes)
+
+    def _batches(self) -> Iterator[tuple[Batch, Tensor]]:
+        return zip(self._images.split(BATCH), self._expected.split(BATCH), strict=True)
+
+    def _changes(self, images: Batch) -> TypeGuard[Tensor]:
+        return isinstance(images, Tensor) and self._asked.augmentation != Augmentation()
+
+    def _parts(self, values: Tensor) -> dict[str, Tensor]:
+        sizes = [len(variable.start) for variable in self._moving.values()]
+        return dict(zip(self._moving, values.split(sizes), strict=True))
+
+    def _add_slopes_(self, slopes: Sequence[Tensor], images: Batch, expected: Tensor) -> float:
+        """Add the slopes of a batch's part of the loss in each parameter, in place; return that part."""
         with torch.enable_grad():
-            for inputs, expected in self._batches:
-                loss = self._loss(answers(self._module, inputs), expected)
-                for slope, found in zip(slopes, self._gradients(loss), strict=True):
-                    if found is not None:
-                        slope += found
-                total += loss.item()
-        pairs = zip(self._moving.values(), parts.values(), slopes, strict=True)
-        return total, torch.cat([_pulled_back(variable, part, slope) for variable, part, slope in pairs])
+            loss = self._loss(answers(self._module, images), expected)
+            for slope, found in zip(slopes, self._gradients(loss), strict=True):
+                if found is not None:
+                    slope += found
+        return loss.item()
 
     def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
         return torch.autograd.grad(loss, self._parameters, allow_unused=True)
+
+    def _pulled_back(self, parts: Mapping[str, Tensor], slopes: Sequence[Tensor]) -> Tensor:
+        pairs = zip(self._moving.values(), parts.values(), slopes, strict=True)
+        return torch.cat([_pulled_back(variable, part, slope) for variable, part, slope in pairs])
 
 
 def _pulled_back(variable: Variable, values: Tensor, slope: Tensor) -> Tensor:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from decant.calibration.ranges import Best
 from decant.clip.params import ClipParams
 from decant.networks.architectures import Architecture, Resnet, Shape
+from decant.networks.augmentation import Augmentation
 from decant.quantize.params import QuantizeParams
 from decant.quantize.schemes import Stepped
 from decant.schema import Section
 from decant.training.recipe import Training
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -32,29 +35,31 @@ def untrainable(block: Section, architecture: Architecture, folded: bool, data: 
     """Yield why a training in a block cannot be run on a network, whose batch norms may be folded."""
     if data.shape is None:
         return
-    for place, training in _trainings(block):
-        batch, sides = min(training.batch_size, data.training), data.shape[1:]
+    sides = data.shape[1:]
+    for place, training in _sections(block, Training):
+        batch = min(training.batch_size, data.training)
         normalized = not folded and training.epochs > 0
         if normalized and isinstance(architecture, Resnet) and architecture.fewest(data.shape, batch) == 1:
             yield (
                 f"{place}batch_size: {batch} image shrinks to one pixel in this network, and a batch norm "
                 f"needs two numbers or more; take a larger batch, or fewer stages"
             )
-        if (shift := training.augmentation.shift) >= min(sides):
+    for place, augmentation in _sections(block, Augmentation):
+        if (shift := augmentation.shift) >= min(sides):
             yield (
-                f"{place}augmentation.shift: {shift} moves images of {sides[0]} x {sides[1]} pixels out of "
+                f"{place}shift: {shift} moves images of {sides[0]} x {sides[1]} pixels out of "
                 f"sight; take less than {min(sides)}"
             )
 
 
-def _trainings(block: Section, place: str = "") -> Iterator[tuple[str, Training]]:
-    """Yield every training inside a block, with its place in it, such as `schedule.training.`."""
+def _sections(block: Section, kind: type[S], place: str = "") -> Iterator[tuple[str, S]]:
+    """Yield every section of a kind inside a block, with its place in it, such as `schedule.training.`."""
     for name in type(block).model_fields:
         value, inside = getattr(block, name), f"{place}{name}."
-        if isinstance(value, Training):
+        if isinstance(value, kind):
             yield inside, value
         elif isinstance(value, Section):
-            yield from _trainings(value, inside)
+            yield from _sections(value, kind, inside)
 
 
 def too_few(block: Any, data: Data) -> Iterator[str]:
