@@ -158,9 +158,8 @@ class Bench:
     def found(self, model: Checkpoint) -> Row:
         """Return the bytes of a model, and which images it is right about, as hexadecimal digits of bits."""
         both = {"validation": self.splits.validation, "test": self.test}
-        right = {name: hits(model, examples).numpy() for name, examples in both.items()}
-        digits = {name: np.packbits(each).tobytes().hex() for name, each in right.items()}
-        return {"bytes": self.size(model), **digits}
+        right = {name: hits(model, examples) for name, examples in both.items()}
+        return {"bytes": self.size(model), **{name: packed(each) for name, each in right.items()}}
 
     def size(self, model: Checkpoint) -> int:
         """Return the bytes of a model on disk."""
@@ -175,6 +174,11 @@ def opened(images: int, quick: bool) -> Bench:
     validation = whole.validation.first(100) if quick else whole.validation
     taken = decant.Splits(whole.train.first(images), validation)
     return Bench(decant.load(ROOT / MODELS / "teacher"), taken, test.first(200) if quick else test)
+
+
+def packed(right: torch.Tensor) -> str:
+    """Return which images they are, bool [N], as hexadecimal digits of bits."""
+    return np.packbits(right.numpy()).tobytes().hex()
 
 
 def unpacked(digits: str, count: int) -> torch.Tensor:
