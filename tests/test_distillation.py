@@ -860,6 +860,11 @@ def test_a_part_is_to_blame_where_its_weight_makes_it_infinite() -> None:
     parts = (Part(loss=Dist()), Part.model_construct(loss=Temperature(), weight=1e39))
     with pytest.raises(DecantError, match=r"inf in epoch 1, step 1 of 3 \(loss\.parts\.1 alone: lower"):
         trained(taught(Mix(parts=parts)))
+    wild = taught(Mix(parts=(Part(loss=Temperature(), weight=1e6), Part(loss=Dist()))))
+    with pytest.raises(
+        DecantError, match=r"step 3 of 3 \(every part of it: lower the largest of their weights"
+    ):
+        trained(wild, optimizer=Sgd(learning_rate=1e6))
 
 
 def test_a_teacher_of_nan_is_refused_by_the_name_of_its_weight() -> None:

@@ -140,13 +140,16 @@ class Teaching:
         return self.spread.whole(targets[0] if len(targets) == 1 else torch.stack(targets).mean(0))
 
     def culprit(self) -> Message:
-        """Return which part of several of the last loss is NaN or infinite; empty where none alone is."""
+        """Return which parts of several of the last loss are NaN or infinite; empty where none alone is."""
         if self._answers is None or len(self.loss.members()) == 1:
             return ""
         with torch.no_grad():
             values = [each.item() for each in self.loss.terms(by_token(self._answers, self.target))]
         wrong = [f"loss.parts.{at}" for at, value in enumerate(values) if not math.isfinite(value)]
-        return f" ({', '.join(wrong)} alone: lower its weight too)" if wrong else ""
+        if len(wrong) == len(values):
+            return " (every part of it: lower the largest of their weights too)"
+        whose = "its weight" if len(wrong) == 1 else "their weights"
+        return f" ({', '.join(wrong)} alone: lower {whose} too)" if wrong else ""
 
     # --- what is trained with it
 
