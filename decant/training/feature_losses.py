@@ -73,8 +73,9 @@ class Hints(Features):
     """Features of a layer are those of the teacher's layer: the mean squared error.
 
     Where widths differ, a linear map of the student's channels is trained beside it (a 1 x 1 convolution of
-    maps), and thrown away with the training. Does not help where the student's layer is much earlier than the
-    teacher's, or far too narrow: it then spends what it has on a copy.
+    maps), and thrown away with the training. The paper takes a layer in the middle. Does not help at the last
+    one, of which the student then spends what it has on a copy; nor where the student's layer is much earlier
+    than the teacher's, or far too narrow.
 
     References:
         Romero et al., FitNets: Hints for Thin Deep Nets, 2014. https://arxiv.org/abs/1412.6550
@@ -82,7 +83,7 @@ class Hints(Features):
 
     kind: Literal["hints"] = "hints"
     layers: SomeLayers
-    factor: Positive = 1.0
+    factor: Positive = 10.0
     hard: FractionOrRamp = 0.5
     aligned: ClassVar[bool] = True
 
