@@ -50,7 +50,7 @@ class Subject:
 
     Attributes:
         layers: The student's layer whose features are compared, and the teacher's.
-        maps: The same of an early layer, whose maps have many places; none where there are no places.
+        maps: The same of a layer in the middle, whose maps have many places; none where there are no places.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Subject:
 def cases(subject: Subject) -> dict[str, Block]:
     """Return the changes of the block by what the row is called, the student alone first."""
     layers = {"layers": dict(subject.layers)}
+    early = {"layers": dict(subject.maps or subject.layers)}
     hot = {"kind": "temperature", "temperature": 4.0, "hard": 0.1}
     losses: dict[str, Block] = {
         "label smoothing": {"kind": "smoothing"},
@@ -73,20 +74,28 @@ def cases(subject: Subject) -> dict[str, Block]:
         "temperature": hot,
         "standardized": {"kind": "standardized"},
         "multi-level": {"kind": "multi-level"},
-        "multi-level, standardized": {"kind": "multi-level", "standardize": True},
+        "multi-level, standardized": {"kind": "multi-level", "standardize": True, "factor": 10.0},
         "decoupled": {"kind": "decoupled"},
-        "decoupled, standardized": {"kind": "decoupled", "standardize": True, "temperature": 2.0},
+        "decoupled, standardized": {
+            "kind": "decoupled",
+            "standardize": True,
+            "temperature": 2.0,
+            "alpha": 9.0,
+            "beta": 72.0,
+        },
         "dist": {"kind": "dist"},
         "outputs": {"kind": "outputs", "hard": 0.1},
-        "hints": {"kind": "hints", **layers},
-        "attention": {"kind": "attention", "layers": dict(subject.maps)},
+        "hints": {"kind": "hints", **early},
+        "hints, last layer": {"kind": "hints", **layers},
+        "attention": {"kind": "attention", **early},
         "relational": {"kind": "relational", **layers},
         "similarity": {"kind": "similarity", **layers},
         "contrastive": {"kind": "contrastive", **layers, "negatives": 256},
+        "contrastive, factor 0.1": {"kind": "contrastive", **layers, "negatives": 256, "factor": 0.1},
         "the default mix": {"kind": "mix"},
     }
     if not subject.maps:
-        del losses["attention"]
+        del losses["attention"], losses["hints, last layer"]
     found = {ALONE: {"loss": hot | {"hard": 1.0}}}
     found |= {name: {"loss": loss} for name, loss in losses.items()}
     return found | {"temperature, start: teacher": {"loss": hot, "start": "teacher"}}
@@ -219,8 +228,8 @@ def page(results: Mapping[str, Any]) -> str:
         "Accuracy on the test split in percent: mean over seeds, its spread (standard deviation), the gain",
         "over the same student with labels alone, of the same first weights and batches, and McNemar's p",
         "over all seeds' test examples together: how likely such a gain is by chance. Seconds are of one",
-        "training, of the processor. Nothing was tuned for a row: each loss has its default numbers. A",
-        "loss that has no row was not measured since it last changed.",
+        "training, of the processor. Nothing was tuned for a row: each loss has its default numbers, and",
+        "standardized logits nine times their weight, as Sun et al. have it.",
         "",
     ]
     for name, found in results["subjects"].items():

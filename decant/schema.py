@@ -116,11 +116,18 @@ LISTED = 100
 """Known words in a message, and characters of a word that are compared with them."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> Message:
-    """Return `; did you mean …?` where a known word is near, and the list of known words where none is."""
+def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> Message:
+    """Return `; did you mean …?` where known words are near, and the list of known words where none is.
+
+    Args:
+        word: What was found.
+        known: What there is.
+        most: How many near words are named.
+    """
     known = sorted(known)
-    if near := difflib.get_close_matches(word[:LISTED], known, n=1):
-        return f"; did you mean {near[0]!r}?"
+    if near := difflib.get_close_matches(word[:LISTED], known, n=most):
+        *first, last = map(repr, near)
+        return f"; did you mean {', '.join(first)}{' or ' if first else ''}{last}?"
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
     return f"; known are {', '.join(known[:LISTED])}{more}" if known else ""
 

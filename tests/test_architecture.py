@@ -66,6 +66,7 @@ RAISED_LATER = {
     "decant/training/loading.py": "asked whether a process that reads ended, then raised",
     "tasks/teacher/adopted.py": "printed: why a network has no ONNX file",
     "tasks/validate/hardware.py": "mistakes in params.yaml, all at once",
+    "tasks/validate/layers.py": "mistakes in params.yaml, all at once",
     "tasks/validate/networks.py": "mistakes in params.yaml, all at once",
     "decant/schema.py": "mistakes of a section, all at once",
     "tasks/benchmark/exports.py": "models without an export, all at once at the end",

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+import decant
 from benchmarks import combined, distillation_grid
 from benchmarks.distillation_grid import block_of, choices, gain, mean, picture, table
 from decant.distill.params import DistillParams
+from decant.errors import DecantError
 from decant.finetune.params import FinetuneParams
 from decant.prune.params import PruneParams
 from decant.quantize.params import QuantizeParams
@@ -93,15 +95,48 @@ def test_chains_are_compared_on_the_same_images() -> None:
     assert torch.equal(combined.unpacked(digits, 13), right)
     other = np.packbits(np.array([True] * 3 + [False] * 10)).tobytes().hex()
     steps = [{"op": "distill", "validation": 92.31, "bytes": 5678 + number} for number in range(4)]
-    row = {"bytes": 1234, "seconds": 5.0, "steps": steps, "validation": digits, "test": digits}
+    row = {"seed": 1, "bytes": 1234, "seconds": 5.0, "steps": steps, "validation": digits, "test": digits}
     page = combined.page(
         {
             "images": {"validation": 13, "test": 13},
             "train": 10,
             "teacher": row,
-            "rows": [{**row, "chain": combined.COMBINED}, {**row, "chain": "mine", "test": other}],
+            "rows": [
+                {**row, "chain": combined.COMBINED, "seed": 2},
+                {**row, "chain": combined.COMBINED},
+                {**row, "chain": "mine", "test": other, "bytes": 1234 + 2},
+                {**row, "chain": "mine", "test": digits, "seed": 2, "bytes": 1234 + 4},
+                {**row, "chain": "like it", "bytes": 99},
+            ],
         }
     )
-    assert "| combined | 1,234 | 92.31 | 92.31 |  |  | 5 |" in page
-    assert page.count(": 92.31 %, 5,67") == 2 and page.count("92.31 %") == 4
-    assert "| mine | 1,234 | 92.31 | 23.08 | -69.23 | 0.0027 | 5 |" in page
+    assert "| combined | 1,234 | 92.31 ± 0.00 | 92.31 ± 0.00 |  |  | 5 |" in page
+    assert page.count(": 92.31 %, 5,67") == 2, "of the default chain, whose blocks are known"
+    # One seed loses 9 of 13 images, the other none.
+    assert "| mine | 1,237 | 92.31 ± 0.00 | 57.69 ± 48.95 | -34.62 | 0.0027 | 5 |" in page
+    assert page.index("| like it | 99 |") < page.index("| mine |"), "fewer bytes first"
+    assert "- The default chain is better than: mine." in page
+    assert "- Chance may be all between it and: like it." in page
+
+
+def test_chains_are_made_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[str, int]]()
+
+    def made(self: Any, name: str, blocks: Any, seed: int) -> dict[str, Any]:
+        asked.append((name, seed))
+        return {"chain": name, "seed": seed}
+
+    monkeypatch.setattr(combined.Bench, "made", made)
+    monkeypatch.setattr(combined.Bench, "found", lambda self, model: {})
+    images = torch.zeros(5, 1, 2, 2)
+    examples = decant.Examples(images, torch.zeros(5, dtype=torch.long), ("a", "b"))
+    bench = combined.Bench(None, decant.Splits(examples, examples), examples)  # type: ignore[arg-type]
+    wanted, keep = [(combined.COMBINED, 1), (combined.COMBINED, 2), ("prune alone", 1)], tmp_path / "c.json"
+    assert combined.run(bench, wanted[:2], keep, -1, True)["rows"] == [] and not asked, "no time is left"
+    combined.run(bench, wanted[:2], keep, 1, True)
+    assert len(combined.run(bench, wanted, keep, 1, True)["rows"]) == 3 and asked == wanted
+    fewer = combined.Bench(None, decant.Splits(examples.first(3), examples), examples)  # type: ignore[arg-type]
+    with pytest.raises(
+        DecantError, match=r"c.json has chains of 5 training images; take --images 5, or move"
+    ):
+        combined.run(fewer, wanted, keep, 1, True)

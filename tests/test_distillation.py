@@ -274,6 +274,18 @@ def test_multi_level_agrees_with_loops() -> None:
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_multi_level_standardizes_the_divergence_alone_and_is_weighted() -> None:
+    z, t = numbers(3), numbers(4)
+    at_two = MultiLevel(temperatures=(2.0,), hard=0.0)
+    alike = at_two.model_copy(update={"standardize": True})
+    plain, found = at_two(z, t, None), alike(z, t, None)
+    relations = plain - softened_kl(z, t, 2.0)
+    expected = softened_kl(standardized(z), standardized(t), 2.0) + relations
+    assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    nine = alike.model_copy(update={"factor": 9.0})
+    assert nine(z, t, None).item() == pytest.approx(9 * found.item(), rel=1e-9)
+
+
 def test_relations_of_multi_level_do_not_grow_with_the_batch() -> None:
     z, t = numbers(3), numbers(4)
     loss = MultiLevel(hard=0.0)
@@ -523,6 +535,22 @@ def test_a_mix_is_the_sum_of_its_parts_at_each_moment() -> None:
         assert found.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
+NEED_LAYERS = ("hints", "attention", "contrastive")
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name not in NEED_LAYERS])
+def test_the_share_of_labels_follows_a_schedule_in_every_loss(name: str) -> None:
+    ramp = {"start": 0.2, "end": 0.6, "until": 0.5}
+    z, t = numbers(1), numbers(2)
+    block = {key: value for key, value in BLOCKS[name].items() if key not in ("layers", "parts")}
+    for progress, share in ((0.0, 0.2), (0.25, 0.4), (1.0, 0.6)):
+        found, fixed = (
+            validate(block | {"hard": hard}, SoftTargets).total(Answers(z, t, LABELS, progress))
+            for hard in (ramp, share)
+        )
+        assert found.item() == pytest.approx(fixed.item(), rel=1e-9)
+
+
 def test_a_training_tells_its_loss_how_far_it_is() -> None:
     seen = list[float]()
 
@@ -606,8 +634,18 @@ def test_places_of_the_teacher_are_averaged_to_the_student_s() -> None:
 @pytest.mark.parametrize(
     ("kind", "own", "other", "words"),
     [
-        ("hints", "stage.1", "stages.1", "the student has no layer 'stage.1'; did you mean 'stages.1'?"),
-        ("hints", "stages.1", "sages.2", "the teacher has no layer 'sages.2'; did you mean 'stages.2'?"),
+        (
+            "hints",
+            "stage.1",
+            "stages.1",
+            "the student has no layer 'stage.1'; did you mean 'stages.1', 'stages.0' or 'stem.1'?",
+        ),
+        (
+            "hints",
+            "stages.1",
+            "sages.2",
+            "the teacher has no layer 'sages.2'; did you mean 'stages.2', 'stages.1' or 'stages.0'?",
+        ),
         (
             "hints",
             "stem",
@@ -816,6 +854,17 @@ def test_a_diverging_run_says_where_and_what_to_lower_and_keeps_its_last_numbers
     assert all(bool(tensor.isfinite().all()) for tensor in network.parameters())
     state = Scratch(tmp_path, "id").read()
     assert state is not None and len(state["curve"]) == 2
+
+
+def test_a_part_is_to_blame_where_its_weight_makes_it_infinite() -> None:
+    parts = (Part(loss=Dist()), Part.model_construct(loss=Temperature(), weight=1e39))
+    with pytest.raises(DecantError, match=r"inf in epoch 1, step 1 of 3 \(loss\.parts\.1 alone: lower"):
+        trained(taught(Mix(parts=parts)))
+    wild = taught(Mix(parts=(Part(loss=Temperature(), weight=1e6), Part(loss=Dist()))))
+    with pytest.raises(
+        DecantError, match=r"step 3 of 3 \(every part of it: lower the largest of their weights"
+    ):
+        trained(wild, optimizer=Sgd(learning_rate=1e6))
 
 
 def test_a_teacher_of_nan_is_refused_by_the_name_of_its_weight() -> None:

@@ -159,6 +159,45 @@ def test_a_stage_that_is_cut_short_keeps_its_own_blocks() -> None:
         assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
+@pytest.mark.parametrize(
+    ("few", "many", "places"),
+    [(2, 4, [0, 2]), (3, 6, [0, 2, 4]), (2, 5, [0, 2]), (3, 3, [0, 1, 2]), (4, 2, [0, 1])],
+)
+def test_a_student_of_fewer_blocks_begins_with_every_other_one(
+    few: int, many: int, places: list[int]
+) -> None:
+    deep, flat = Resnet(widths=(4, 8), blocks=(many, 1)), Resnet(widths=(4, 8), blocks=(few, 1))
+    teacher, module = build(deep, (1, 8, 8), 3, 2), build(flat, (1, 8, 8), 3, 5)
+    inherit_(module, flat, teacher, deep)
+    for own, theirs in [*enumerate(places), (few, many)]:
+        found, expected = (net.get_submodule("stages") for net in (module, teacher))
+        weight = f"{own}.conv2.weight", f"{theirs}.conv2.weight"
+        assert torch.equal(found.get_parameter(weight[0]), expected.get_parameter(weight[1])), (own, theirs)
+
+
+class Encoder(torch.nn.Module):
+    """Like a transformer: a list of blocks that are all alike, and one that is not."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.stem = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3))
+        blocks = (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3)) for _ in range(count))
+        self.encoder = torch.nn.ModuleDict({"layer": torch.nn.ModuleList(blocks)})
+
+
+def test_a_list_of_blocks_is_thinned_out_and_other_lists_are_not() -> None:
+    student, teacher = Encoder(3), Encoder(6)
+    inherit_(student, None, teacher, None)
+    own, theirs = student.state_dict(), teacher.state_dict()
+    for name, tensor in own.items():
+        first, _, number = name.partition("layer.")
+        other = f"{first}layer.{2 * int(number[0])}{number[1:]}" if number else name
+        assert torch.equal(tensor, theirs[other]), name
+    deeper = Encoder(6)
+    inherit_(deeper, None, student, None)
+    assert torch.equal(deeper.get_parameter("encoder.layer.2.0.weight"), own["encoder.layer.2.0.weight"])
+
+
 def test_a_student_of_the_teacher_s_size_begins_as_it() -> None:
     of = parent()
     result = distilled(

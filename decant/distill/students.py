@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Discriminator, Tag, model_validator
 
+from decant.distill.depth import counterparts
 from decant.errors import DecantError
 from decant.lazy import torch
 from decant.networks.architectures import Architecture, Lenet300100, Mlp, OwnArchitecture, Resnet, Shape
@@ -158,7 +159,9 @@ def narrowed(
     module = copy.deepcopy(teacher.module)
     shapes = {
         other: student.state_dict()[name].shape
-        for name, other in _counterparts(student.state_dict(), architecture, teacher.built_by)
+        for name, other in counterparts(
+            student.state_dict(), architecture, module.state_dict(), teacher.built_by
+        )
     }
     fewer = [group for group in groups if _left(group, shapes) < group.count]
     if not fewer:
@@ -195,8 +198,8 @@ def _lowest(scores: Tensor, count: int) -> Tensor:
 def inherit_(student: Any, architecture: Any, teacher: Any, of_teacher: Any) -> int:
     """Copy the first channels of the teacher's tensors into a student, in place; return how many parameters.
 
-    Layers of one name are one another's; blocks of a residual stage are counted within it. A tensor is copied
-    where it has as many dimensions and none is longer than the teacher's.
+    Which layers are one another's says `counterparts`. A tensor is copied where it has as many dimensions and
+    none is longer than the teacher's.
 
     Args:
         student: The network.
@@ -209,7 +212,7 @@ def inherit_(student: Any, architecture: Any, teacher: Any, of_teacher: Any) -> 
     """
     own, found, count = student.state_dict(), teacher.state_dict(), 0
     weights = dict(student.named_parameters())
-    for name, other in _counterparts(own, architecture, of_teacher):
+    for name, other in counterparts(own, architecture, found, of_teacher):
         tensor, source = own[name], found.get(other)
         if source is None or source.dim() != tensor.dim() or not tensor.dim():
             continue
@@ -221,23 +224,3 @@ def inherit_(student: Any, architecture: Any, teacher: Any, of_teacher: Any) -> 
             "start: teacher: no tensor of the student fits into one of the teacher's; leave it out"
         )
     return count
-
-
-def _counterparts(names: Any, architecture: Any, of_teacher: Any) -> Iterator[tuple[str, str]]:
-    """Yield each name and that of the teacher's tensor, which the teacher may not have."""
-    both = isinstance(architecture, Resnet) and isinstance(of_teacher, Resnet)
-    blocks = _blocks(architecture, of_teacher) if both else {}
-    for name in names:
-        parts = name.split(".")
-        if both and parts[0] == "stages":
-            parts[1] = str(blocks.get(int(parts[1]), -1))
-        yield name, ".".join(parts)
-
-
-def _blocks(one: Resnet, other: Resnet) -> dict[int, int]:
-    """Return which block of another network each residual block is, by its place in its stage."""
-    places = [
-        [(stage, block) for stage, count in enumerate(each.blocks) for block in range(count)]
-        for each in (one, other)
-    ]
-    return {at: places[1].index(place) for at, place in enumerate(places[0]) if place in places[1]}

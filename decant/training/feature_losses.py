@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from decant.errors import DecantError
+from decant.errors import DecantError, Message
 from decant.lazy import torch
-from decant.schema import Count, Fraction, NotNegative, Positive
+from decant.schema import Count, NotNegative, Positive, did_you_mean
+from decant.training.ramps import FractionOrRamp
 from decant.training.soft import Answers, Link, Soft
 
 if TYPE_CHECKING:
@@ -19,6 +21,14 @@ Layers = Annotated[dict[Path, Path], Field(max_length=64)]
 """Layers of the student, by module path, and the layer of the teacher that each is compared with."""
 
 SomeLayers = Annotated[Layers, Field(min_length=1)]
+
+NEAR = 3
+"""How many layers of a name like an unknown one are named."""
+
+
+def unknown_layer(path: str, layers: Iterable[str], who: str) -> Message:
+    """Return that a network has no layer at a path, and the near ones."""
+    return f"the {who} has no layer {path!r}{did_you_mean(path, layers, NEAR)}"
 
 
 class Features(Soft):
@@ -63,8 +73,9 @@ class Hints(Features):
     """Features of a layer are those of the teacher's layer: the mean squared error.
 
     Where widths differ, a linear map of the student's channels is trained beside it (a 1 x 1 convolution of
-    maps), and thrown away with the training. Does not help where the student's layer is much earlier than the
-    teacher's, or far too narrow: it then spends what it has on a copy.
+    maps), and thrown away with the training. The paper takes a layer in the middle. Does not help at the last
+    one, of which the student then spends what it has on a copy; nor where the student's layer is much earlier
+    than the teacher's, or far too narrow.
 
     References:
         Romero et al., FitNets: Hints for Thin Deep Nets, 2014. https://arxiv.org/abs/1412.6550
@@ -72,8 +83,8 @@ class Hints(Features):
 
     kind: Literal["hints"] = "hints"
     layers: SomeLayers
-    factor: Positive = 1.0
-    hard: Fraction = 0.5
+    factor: Positive = 10.0
+    hard: FractionOrRamp = 0.5
     aligned: ClassVar[bool] = True
 
     def learner(self, student: Size, teacher: Size, count: int) -> nn.Module | None:
@@ -102,7 +113,7 @@ class Attention(Features):
     kind: Literal["attention"] = "attention"
     layers: SomeLayers
     factor: Positive = 1000.0
-    hard: Fraction = 0.5
+    hard: FractionOrRamp = 0.5
     places: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
 
@@ -138,7 +149,7 @@ class Relational(Features):
     distance: NotNegative = 25.0
     angle: NotNegative = 50.0
     factor: Positive = 1.0
-    hard: Fraction = 0.5
+    hard: FractionOrRamp = 0.5
 
     def between(self, link: Link, answers: Answers) -> Tensor:
         """Return both with their weights; shape []."""
@@ -182,7 +193,7 @@ class Similarity(Features):
     kind: Literal["similarity"] = "similarity"
     layers: Layers = Field(default={})
     factor: Positive = 3000.0
-    hard: Fraction = 0.5
+    hard: FractionOrRamp = 0.5
 
     def between(self, link: Link, answers: Answers) -> Tensor:
         """Return the mean over all pairs of images of the squared difference; shape []."""
@@ -225,7 +236,7 @@ class Contrastive(Features):
     negatives: Count = 1024
     temperature: Positive = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    hard: Fraction = 0.5
+    hard: FractionOrRamp = 0.5
 
     def learner(self, student: Size, teacher: Size, count: int) -> nn.Module | None:
         """Return both maps and both memories.

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from decant.costs.divergence import softened_kl, squared_error
 from decant.lazy import torch
-from decant.schema import Fraction, NotNegative, Positive
-from decant.training.ramps import PositiveOrRamp, at
+from decant.schema import NotNegative, Positive
+from decant.training.ramps import FractionOrRamp, PositiveOrRamp, at
 from decant.training.soft import Answers, Soft
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Softmax(Soft):
     """
 
     kind: Literal["softmax"] = "softmax"
-    hard: Fraction = 0.0
+    hard: FractionOrRamp = 0.0
     of_classes: ClassVar[bool] = True
 
     def soft(self, answers: Answers) -> Tensor:
@@ -51,7 +51,7 @@ class Temperature(Soft):
 
     kind: Literal["temperature"] = "temperature"
     temperature: PositiveOrRamp = 4.0
-    hard: Fraction = 0.1
+    hard: FractionOrRamp = 0.1
     of_classes: ClassVar[bool] = True
 
     def soft(self, answers: Answers) -> Tensor:
@@ -72,7 +72,7 @@ class Outputs(Soft):
     """
 
     kind: Literal["outputs"] = "outputs"
-    hard: Fraction = 0.0
+    hard: FractionOrRamp = 0.0
 
     def soft(self, answers: Answers) -> Tensor:
         """Return `squared_error`; shape [], 1 where it is as large as the outputs vary."""
@@ -108,7 +108,7 @@ class Standardized(Soft):
     kind: Literal["standardized"] = "standardized"
     temperature: PositiveOrRamp = 2.0
     factor: Positive = 10.0
-    hard: Fraction = 0.1
+    hard: FractionOrRamp = 0.1
     of_classes: ClassVar[bool] = True
 
     def soft(self, answers: Answers) -> Tensor:
@@ -129,7 +129,10 @@ class MultiLevel(Soft):
 
     Attributes:
         temperatures: At each of which all three are taken.
-        standardize: Whether logits are standardized first, as Sun et al. 2024 add it.
+        standardize: Whether the divergence is of standardized logits, as Sun et al. 2024 add it; relations
+            are of the others.
+        factor: What the sum is multiplied by. Gradients of standardized logits are small: there the paper's
+            are 9 beside 0.1 of the labels, 10 with the default `hard`.
 
     References:
         Jin et al., Multi-Level Logit Distillation, 2023. https://openaccess.thecvf.com/content/CVPR2023/html/
@@ -139,20 +142,23 @@ class MultiLevel(Soft):
     kind: Literal["multi-level"] = "multi-level"
     temperatures: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=16)] = (2.0, 3.0, 4.0)
     standardize: bool = False
-    hard: Fraction = 0.1
+    factor: Positive = 1.0
+    hard: FractionOrRamp = 0.1
     of_classes: ClassVar[bool] = True
 
     def soft(self, answers: Answers) -> Tensor:
-        """Return the sum over temperatures of the three terms; shape []."""
+        """Return `factor` times the sum over temperatures of the three terms; shape []."""
         student, teacher = answers.student, answers.teacher.detach()
-        if self.standardize:
-            student, teacher = standardized(student), standardized(teacher)
-        return torch.stack([self._at(student, teacher, each) for each in self.temperatures]).sum()
+        return (
+            self.factor * torch.stack([self._at(student, teacher, each) for each in self.temperatures]).sum()
+        )
 
     def _at(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         p, q = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
         images = (p @ p.T - q @ q.T).square().sum() / len(p) ** 2
         classes = (p.T @ p - q.T @ q).square().sum() * p.shape[1] / len(p) ** 2
+        if self.standardize:
+            student, teacher = standardized(student), standardized(teacher)
         return softened_kl(student, teacher, temperature) + images + classes
 
 
@@ -177,7 +183,7 @@ class Decoupled(Soft):
     alpha: NotNegative = 1.0
     beta: NotNegative = 8.0
     standardize: bool = False
-    hard: Fraction = 0.5
+    hard: FractionOrRamp = 0.5
     of_classes: ClassVar[bool] = True
     of_labels: ClassVar[bool] = True
 
@@ -224,7 +230,7 @@ class Dist(Soft):
     temperature: PositiveOrRamp = 1.0
     beta: NotNegative = 1.0
     gamma: NotNegative = 1.0
-    hard: Fraction = 0.3
+    hard: FractionOrRamp = 0.3
     of_classes: ClassVar[bool] = True
 
     def soft(self, answers: Answers) -> Tensor:
@@ -258,7 +264,7 @@ class Smoothing(Soft):
 
     kind: Literal["smoothing"] = "smoothing"
     smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    hard: Fraction = 0.0
+    hard: FractionOrRamp = 0.0
     of_classes: ClassVar[bool] = True
     of_labels: ClassVar[bool] = True
 

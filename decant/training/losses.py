@@ -93,12 +93,15 @@ class Mix(Soft):
 
     def soft(self, answers: Answers) -> Tensor:
         """Return the sum of all parts, each times its weight; shape []."""
-        values = [
+        return torch.stack(self.terms(answers)).sum()
+
+    def terms(self, answers: Answers) -> list[Tensor]:
+        """Return each part times its weight; shape [] each."""
+        return [
             at(part.weight, answers.progress)
             * part.loss.soft(replace(answers, links=answers.links[number : number + 1]))
             for number, part in enumerate(self.parts)
         ]
-        return torch.stack(values).sum()
 
     def members(self) -> tuple[Soft, ...]:
         """Return the losses that it is mixed from."""

@@ -108,3 +108,7 @@ class Soft(Section):
     def members(self) -> tuple[Soft, ...]:
         """Return the losses that it is mixed from."""
         return (self,)
+
+    def terms(self, answers: Answers) -> list[Tensor]:
+        """Return what `soft` is the sum of: a number [] for each of `members`, weighted."""
+        return [self.soft(answers)]

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,10 +20,9 @@ from decant.examples import Examples, arguments
 from decant.networks.devices import CPU, computing_on, device_of, find, moved, place_
 from decant.networks.execution import as_rows, tensors_of
 from decant.networks.tracing import every_layer_called
-from decant.schema import did_you_mean
 from decant.seeds import derive_seed
 from decant.targets import CLASSES, Target
-from decant.training.feature_losses import Features
+from decant.training.feature_losses import Features, unknown_layer
 from decant.training.soft import Answers, Link, Soft, by_token
 from decant.training.spread import Spread
 
@@ -141,17 +140,16 @@ class Teaching:
         return self.spread.whole(targets[0] if len(targets) == 1 else torch.stack(targets).mean(0))
 
     def culprit(self) -> Message:
-        """Return which part of several of the last loss is NaN or infinite; empty where none alone is."""
+        """Return which parts of several of the last loss are NaN or infinite; empty where none alone is."""
         if self._answers is None or len(self.loss.members()) == 1:
             return ""
-        answers, links = by_token(self._answers, self.target), self._answers.links
         with torch.no_grad():
-            values = [
-                part.soft(replace(answers, links=links[at : at + 1])).item()
-                for at, part in enumerate(self.loss.members())
-            ]
+            values = [each.item() for each in self.loss.terms(by_token(self._answers, self.target))]
         wrong = [f"loss.parts.{at}" for at, value in enumerate(values) if not math.isfinite(value)]
-        return f" ({', '.join(wrong)} alone: lower its weight too)" if wrong else ""
+        if len(wrong) == len(values):
+            return " (every part of it: lower the largest of their weights too)"
+        whose = "its weight" if len(wrong) == 1 else "their weights"
+        return f" ({', '.join(wrong)} alone: lower {whose} too)" if wrong else ""
 
     # --- what is trained with it
 
@@ -328,7 +326,7 @@ def layer_at(module: nn.Module, path: str, who: str) -> nn.Module:
     """
     layers = {name: layer for name, layer in module.named_modules() if name}
     if path not in layers:
-        raise DecantError(f"loss.layers: the {who} has no layer {path!r}{did_you_mean(path, layers)}")
+        raise DecantError(f"loss.layers: {unknown_layer(path, layers, who)}")
     return layers[path]
 
 

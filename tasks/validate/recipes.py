@@ -25,6 +25,7 @@ from tasks.validate.chains import TEACHER, Known, impossible
 from tasks.validate.gates import Gates
 from tasks.validate.images import Data, untrainable
 from tasks.validate.labels import unlabelled
+from tasks.validate.layers import unknown_layers
 from tasks.validate.networks import absent, unbuildable
 
 AnyBlock = Annotated[
@@ -64,9 +65,9 @@ def check(content: dict[str, Any]) -> Recipes:
 
     Raises:
         DecantError: An unknown key or kind, a value out of range, a `from` that names no model, a cycle, a
-            layer to skip that there is not, quantizing twice, a structure that fits no layer, a training to
-            go back to that there was not, a network too large for the images, more images than there are, a
-            gate for a model that there is not.
+            layer to skip or to compare that there is not, quantizing twice, a structure that fits no layer, a
+            training to go back to that there was not, a network too large for the images, more images than
+            there are, a gate for a model that there is not.
     """
     refuse([*mistakes(content, Recipes), *_broken_lineages(content.get("models"))])
     recipes = Recipes.model_validate(content)
@@ -91,7 +92,7 @@ def _impossible(recipes: Recipes) -> list[str]:
             found, known[name] = impossible(name, recipes.models[name], known[parent], _data(recipes))
             wrong += [f"models.{name}.{line}" for line in found]
             parents.append(name)
-    return wrong
+    return [*wrong, *unknown_layers(recipes.models, known, _pictures(recipes.data))]
 
 
 def _data(recipes: Recipes) -> Data:
