@@ -50,6 +50,17 @@ class Settings:
     cut: float = CUT
     rows: int = ROWS
 
+    def __post_init__(self) -> None:
+        """Refuse so few rows that nothing could be said.
+
+        Raises:
+            DecantError: There are fewer than `FEWEST`.
+        """
+        if self.rows < FEWEST:
+            raise DecantError(
+                f"{self.rows} rows of each file, of which nothing can be said; give {FEWEST} or more"
+            )
+
 
 @dataclass(frozen=True)
 class Verdict:
