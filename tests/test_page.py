@@ -438,12 +438,30 @@ def test_evidence_of_any_form_is_taken_as_far_as_it_goes(bare: Path) -> None:
         assert found.figures == {} and "run `dvc repro stability@a`" in found.problem
     assert corruptions(
         {"corruptions": {"noise": [{"strength": 1}, None, {"strength": 1, "accuracy": 0.5}]}}
-    ) == [{"corruption": "noise", "strength": 1, "accuracy": 0.5}]
+    ) == [{"corruption": "noise", "strength": 1, "value": 0.5}]
+    errors = {"target": "numbers", "corruptions": {"noise": [{"strength": 2, "mae": 3.5}]}}
+    assert corruptions(errors) == [{"corruption": "noise", "strength": 2, "value": 3.5}]
+    assert corruptions(errors | {"target": []}) == []
     assert corruptions({"corruptions": [1]}) == [] and reliability({"reliability": {"a": 1}}) == []
     assert deletion({"methods": {"a": {"deletion": [0.5]}, "b": 3, "c": {"deletion": [0.5, None]}}}) == []
     assert deletion({"methods": []}) == []
     broken = {"classes": {"a": 1}, "flips": [{"from": "a", "to": "b", "count": None}, 3], "examples": None}
     assert tables(broken, {"methods": {"lime": {"kept": 0.5}}}) == {"stability": [], "explanations": []}
+
+
+def test_what_was_left_out_is_on_the_card(project: Path) -> None:
+    for folder, details in (
+        ("stability", {"left_out": ["flips: numbers are no classes", 3]}),
+        ("explain", {"unexplained": "no explanation fits", "methods": {}}),
+    ):
+        Path(folder).mkdir()
+        Path(folder, "binary.json").write_text("{}")
+        Path(folder, "binary.details.json").write_text(json.dumps(details))
+    Path("explain/teacher.json").write_text("[")
+    text = Elements(command.page()).text
+    assert "Left out: flips: numbers are no classes." in text
+    assert "Not explained: no explanation fits." in text and "there is no explain/binary.json" not in text
+    assert "run `dvc repro explain-teacher`" in text
 
 
 # --- columns

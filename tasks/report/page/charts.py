@@ -73,12 +73,12 @@ def curve() -> dict[str, Any]:
 
 @cache
 def corruption() -> dict[str, Any]:
-    """Return the chart of accuracy under corruptions: `curve` has corruption, strength and accuracy."""
+    """Return the chart of a quality under corruptions: `curve` has corruption, strength and value."""
     return _lines(
         alt.X("strength:Q").title("strength").axis(tickMinStep=1),
-        alt.Y("accuracy:Q").scale(zero=False).axis(format=".0%").title("accuracy"),
+        alt.Y("value:Q").scale(zero=False).title(None),
         _series("corruption:N", MANY),
-        ["corruption:N", "strength:Q", alt.Tooltip("accuracy:Q", format=".2%")],
+        ["corruption:N", "strength:Q", alt.Tooltip("value:Q", format=".4~g")],
     )
 
 

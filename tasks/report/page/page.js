@@ -230,10 +230,15 @@
 
   const charts = {
     curve: (model) => [specs.curve, { curve: seriesOf(model.curve) }],
-    corruption: (model) => [specs.corruption, { curve: model.corruptions }],
+    corruption: (model) => [titled(specs.corruption, model.quality), { curve: model.corruptions }],
     deletion: (model) => [specs.deletion, { curve: model.deletion }],
     reliability: (model) => [specs.reliability, { curve: model.reliability, diagonal: [0, 1].map((end) => ({ confidence: end, accuracy: end })) }],
   };
+  function titled(spec, title) {
+    const made = structuredClone(spec);
+    made.encoding.y.title = title;
+    return made;
+  }
   // Losses and shares are of different sizes: shares are drawn, and losses where there are no shares.
   function seriesOf(curve) {
     const names = Object.keys(curve[0] ?? {}).filter((name) => name !== "epoch");

@@ -21,7 +21,16 @@ from tasks.pipeline.metrics import MetricSet, interval
 from tasks.report.page import charts
 from tasks.report.page.against import Against
 from tasks.report.page.columns import COUNTED, Column, columns_of, half_width
-from tasks.report.page.evidence import corruptions, deletion, is_number, reliability, tables, verdicts
+from tasks.report.page.evidence import (
+    corruptions,
+    deletion,
+    is_number,
+    notes,
+    quality,
+    reliability,
+    tables,
+    verdicts,
+)
 from tasks.report.page.lineage import Graph, graph
 from tasks.report.page.models import Model
 from tasks.report.page.recipes import as_yaml, budgets, settings
@@ -122,6 +131,7 @@ def render(content: Content, against: Against | None = None) -> str:
         rest=partial(_rest, content),
         corruptions=corruptions,
         deletion=deletion,
+        notes=notes,
         tables=tables,
         reliability=reliability,
         verdicts=verdicts,
@@ -234,6 +244,7 @@ def _entry(model: Model, content: Content) -> dict[str, Any]:
         "layers": {layer.name: [layer.bytes, layer.zeros] for layer in model.layers},
         "curve": model.curve,
         "corruptions": corruptions(model.stability.details),
+        "quality": quality(model.stability.details).replace("_", " "),
         "reliability": reliability(model.stability.details),
         "deletion": deletion(model.explanations.details),
     }
