@@ -250,7 +250,7 @@ def test_within_has_both_bounds_inside_and_keeps_the_layout() -> None:
 
 
 @pytest.mark.parametrize("grid", [InputGrid(8, 0.01, 0), InputGrid(4, 0.2, 7), InputGrid(8, 0.013, 128)])
-def test_a_grid_in_training_is_torchs_own_operator(grid: InputGrid) -> None:
+def test_a_grid_is_torchs_own_operator_also_in_training(grid: InputGrid) -> None:
     inputs = torch.randn(5, 1, 8, 8).contiguous(memory_format=torch.channels_last)
     one, other = (inputs.clone().requires_grad_() for _ in range(2))
     gradient = torch.randn(5, 1, 8, 8)
@@ -258,8 +258,9 @@ def test_a_grid_in_training_is_torchs_own_operator(grid: InputGrid) -> None:
     expected = torch.fake_quantize_per_tensor_affine(other, grid.scale, grid.zero_point, 0, 2**grid.bits - 1)
     found.backward(gradient)
     expected.backward(gradient)
-    assert torch.equal(found, expected)
-    assert found.stride() == expected.stride()
+    for each in (found, grid(inputs)):
+        assert torch.equal(each, expected)
+        assert each.stride() == expected.stride()
     assert one.grad is not None
     assert other.grad is not None
     assert torch.equal(one.grad, other.grad)

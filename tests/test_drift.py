@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
 from decant.checkpoints.activations import DynamicGrid, Grid, InputGrid
 from decant.checkpoints.checkpoint import Checkpoint
@@ -228,6 +229,8 @@ def test_files_that_cannot_be_judged_are_told(
     assert told in capsys.readouterr().err
     assert main([str(reference), str(tmp_path / "none.npz"), "--model", "small"]) == 2
     assert "No " in capsys.readouterr().err
+    assert main([str(reference), str(reference), "--model", "small", "--rows", "0"]) == 2
+    assert "0 rows of each file, of which nothing can be said" in capsys.readouterr().err
 
 
 def test_outputs_that_are_no_numbers_are_told(tmp_path: Path, models: dict[str, Checkpoint]) -> None:
@@ -236,6 +239,33 @@ def test_outputs_that_are_no_numbers_are_told(tmp_path: Path, models: dict[str, 
     reference = written(tmp_path / "reference.npz", pictures(slice(0, 50)))
     with pytest.raises(DecantError, match="small answers NaN or infinity to row 0"):
         judge.judge(reference, reference, "small")
+
+
+def test_texts_and_codes_need_not_be_those_of_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: dict[str, Checkpoint]
+) -> None:
+    class Reader(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(9, 2)
+
+        def forward(self, words: Tensor) -> Tensor:
+            return self.table(words).mean(1)
+
+    takes = TensorInput(kind="text", shape=("length",), dtype="int64", below=9, example=(4,))
+    models |= {name: Checkpoint(None, {"words": takes}, (), Reader().eval()) for name in ("teacher", "small")}
+    draw = np.random.Generator(np.random.PCG64(0))
+    files = {"reference": (4, 9), "today": (6, 5), "unknown": (6, 12), "short": (4, 9)}
+    for name, (length, codes) in files.items():
+        words = draw.integers(0, codes, (90, length))
+        np.savez(tmp_path / f"{name}.npz", words=words.astype(np.int32) if name == "short" else words)
+    paths = {name: tmp_path / f"{name}.npz" for name in files}
+    verdict = judge.judge(paths["reference"], paths["today"], "small")
+    assert "length of words" in {each.feature for each in verdict.shifted}
+    with pytest.raises(DecantError, match=r"fails on such inputs, as it does where a code .*out of range"):
+        judge.judge(paths["reference"], paths["unknown"], "small")
+    with pytest.raises(DecantError, match=r"has words of int32 \[4\], and the model takes int64 \[length\]$"):
+        judge.judge(paths["reference"], paths["short"], "small")
 
 
 def test_one_number_is_held_to_the_teacher_s_by_its_size(

@@ -225,6 +225,15 @@ def test_where_there_is_nothing_to_fold_the_same_comes_back(architecture: Mlp | 
     assert folded(model) is model
 
 
+def test_a_network_without_numbers_has_the_same_batch_norms_to_fold() -> None:
+    """Small networks are built with numbers to be looked at, large ones without."""
+    architecture = Resnet(widths=(8, 16), blocks=(1, 1))
+    with torch.device("meta"):
+        expected = record_of(build(architecture, (1, 12, 12), 10, seed=0).eval()).folds
+    assert record_of(build(architecture, (1, 12, 12), 10, seed=0).eval()).folds == expected
+    assert len(expected) == 6  # the stem's, two of each block, and that of the wider block's shortcut
+
+
 def test_channels_that_were_removed_stay_removed() -> None:
     model = net(Resnet(widths=(6, 8), blocks=(1, 1)))
     assert folded(replace(model, lineage=({"op": "teacher"},))).lineage == ({"op": "teacher"},)

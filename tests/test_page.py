@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import decant
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.constraints import Constraints, Range
 from decant.errors import DecantError
+from tasks.pipeline.lineages import chain
 from tasks.pipeline.metrics import OF_CLASSES, OF_NUMBERS
 from tasks.report.page import __main__ as command
 from tasks.report.page import charts, render
@@ -26,6 +28,8 @@ from tasks.report.page.against import compare
 from tasks.report.page.columns import MINUS, columns_of, verdict
 from tasks.report.page.evidence import corruptions, deletion, read_evidence, reliability, tables
 from tasks.report.page.layers import layers_of
+from tasks.report.page.lineage import graph, second_teacher
+from tasks.report.page.models import Model
 from tasks.report.page.recipes import as_yaml, budgets, settings
 from tasks.report.page.times import read_times
 from tests import nets, pages
@@ -115,18 +119,20 @@ def test_the_same_files_give_the_same_bytes_and_other_ones_do_not(project: Path)
     assert str(project) not in first
 
 
-def test_the_page_has_a_row_a_card_and_a_place_in_the_tree_for_each_model(project: Path) -> None:
+def test_the_page_has_a_row_a_card_and_a_place_in_the_graph_for_each_model(project: Path) -> None:
     page = command.page()
     names = ["teacher", *pages.RECIPES]
     assert [entry["name"] for entry in data_of(page)["models"]] == names
     assert page.count('<article class="card"') == len(names)
-    assert all(page.count(f'<a href="#model/{name}">') >= 2 for name in names)
+    assert all(page.count(f'<a href="#model/{name}"') >= 2 for name in names)
     assert entry_of(page, "prune-80-int8")["chain"] == ["teacher", "prune-80", "prune-80-int8"]
     # 0.88 - 0.89 is one point, 3000 - 4500 bytes is 1.5 KB
-    tree = page[page.index('<ul class="tree">') : page.index('<section id="model"')]
-    step = tree[tree.index(">prune-80-int8<") :]
-    assert step[: step.index("</div>")].count("<span>") == 2
-    assert f"<span>{MINUS}1.00 points</span><span>{MINUS}1.5 KB</span>" in step
+    lineage = page[page.index('<section id="lineage"') : page.index('<section id="model"')]
+    told = f"prune-80-int8: made from prune-80 by quantize; {MINUS}1.00 points, {MINUS}1.5 KB"
+    assert f"<title>{told}</title>" in lineage and f'aria-label="{told}"' in lineage
+    step = lineage[lineage.index(f"<title>{told}<") :].split("</g>")[0]
+    assert re.findall(r"<text[^>]*>([^<]*)<", step) == ["quantize", f"{MINUS}1.00 points", f"{MINUS}1.5 KB"]
+    assert lineage.count('class="edge"') == 3 and "answers" not in lineage
 
 
 def test_the_browser_may_run_two_scripts_and_ask_no_host(project: Path) -> None:
@@ -289,21 +295,91 @@ def test_a_verdict_takes_what_is_counted_or_intervals_that_are_apart() -> None:
 
 
 def test_budgets_are_in_the_unit_of_what_they_bound() -> None:
-    teacher = {"macs": 6000.0, "size_bytes": 1000.0}
+    teacher = {"macs": 6000.0, "size_bytes": 1000.0, "time:some": 0.004, "accuracy": 0.9}
     block = {
         "budget": {"macs": 0.5},
         "mixed": {"budget": {"bytes": 400}},
         "student": {"budget": {"macs": 2000, "kib": 40}},
-        "other": {"budget": {"sparsity": 0.8, "bytes": True, "nonzeros": 0.1}},
+        "fast": {"budget": {"latency": 0.25}},
+        "near": {"budget": {"drift": 0.01}},
+        "other": {"budget": {"sparsity": 0.8, "bytes": True, "nonzeros": 0.1, "kib": float("nan")}},
         "budget_of": 3,
     }
-    found = [(each["place"], each["metric"], each["value"]) for each in budgets("a", block, teacher)]
+    found = [(each["label"], each["metric"], each["value"]) for each in budgets("a", block, teacher)]
     assert found == [
-        ("budget", "macs", 3000.0),
-        ("mixed.budget", "size_bytes", 400.0),
-        ("student.budget", "macs", 2000.0),
+        ("a: budget.macs 0.5", "macs", 3000.0),
+        ("a: mixed.budget.bytes 400", "size_bytes", 400.0),
+        ("a: student.budget.macs 2000", "macs", 2000.0),
+        ("a: student.budget.kib 40", "parameters", 10240.0),  # of 4 bytes each
+        ("a: student.budget.kib 40", "size_bytes", 40960.0),
+        ("a: fast.budget.latency 0.25", "time:some", 0.001),
+        ("a: near.budget.drift 0.01", "logit_drift", 0.01),
     ]
     assert budgets("a", None, teacher) == []
+
+
+# --- lineage
+
+
+def descendants(**blocks: Mapping[str, Any]) -> list[Model]:
+    """Return models by their blocks, with nothing on disk."""
+    params = {"models": blocks}
+    made = [Model(name, tuple(chain(name, params)), str(blocks[name]["op"]), blocks[name]) for name in blocks]
+    return [Model("teacher", ("teacher",), "teacher", {}), *made]
+
+
+def test_a_chain_is_a_line_and_a_second_child_begins_a_row() -> None:
+    models = descendants(
+        a={"op": "clip", "from": "teacher"},
+        late={"op": "prune", "from": "early"},
+        early={"op": "clip", "from": "teacher"},
+        b={"op": "quantize", "from": "a"},
+        c={"op": "quantize", "from": "a"},
+    )
+    found = graph(models, {model.name: {} for model in models}, [])
+    places = {node.model.name: (node.x, node.y) for node in found.nodes}
+    columns, rows = (sorted({place[axis] for place in places.values()}) for axis in (0, 1))
+    where = {name: (columns.index(x), rows.index(y)) for name, (x, y) in places.items()}
+    assert [where[name] for name in ("teacher", "a", "b", "c")] == [(0, 0), (1, 0), (2, 0), (2, 1)]
+    assert [where[name] for name in ("early", "late")] == [(1, 2), (2, 2)]
+    assert all(one.x + one.width < columns[where[one.model.name][0] + 1] for one in found.nodes[:2])
+    ends = {node.model.name: re.findall(r"[\d.]+", node.edge) for node in found.nodes}
+    assert ends["teacher"] == [] and ends["b"] == [
+        str(places["a"][0] + found.nodes[1].width),
+        *map(str, [places["a"][1], places["b"][0]]),
+    ]
+    assert ends["c"][-1] == str(places["c"][0]) and not found.answers
+    assert found.width > columns[-1] and found.height > rows[-1]
+
+
+def test_a_model_has_a_second_parent_where_it_learns_what_the_teacher_answers() -> None:
+    soft = {"loss": {"kind": "temperature"}}
+    models = descendants(
+        tuned={"op": "finetune", "from": "teacher", **soft},
+        student={"op": "distill", "from": "tuned", **soft},
+        both={"op": "distill", "from": "student", "ensemble": True, **soft},
+        again={"op": "finetune", "from": "student", **soft},
+        plain={"op": "finetune", "from": "student", "loss": {"kind": "smoothing"}},
+        levels={"op": "quantize", "from": "student", "train": {"kind": "ste", **soft}},
+        broken={"op": "prune", "from": "student", "schedule": [1]},
+    )
+    found = graph(models, {model.name: {} for model in models}, [])
+    second = {node.model.name: second_teacher(node.model) for node in found.nodes}
+    assert {name for name, other in second.items() if other} == {"both", "again", "levels"}
+    drawn = {node.model.name: node for node in found.nodes}
+    assert drawn["again"].told == "again: made from student by finetune, with the answers of teacher"
+    assert drawn["again"].answers.endswith(f"V{drawn['again'].y - 12}") and not drawn["tuned"].answers
+
+
+def test_long_names_are_cut_in_the_drawing_alone_and_deep_chains_are_drawn() -> None:
+    blocks = {f"m{i}": {"op": "clip", "from": f"m{i - 1}" if i else "teacher"} for i in range(1200)}
+    params = [Model("teacher", ("teacher",), "teacher", {})]
+    for name, block in blocks.items():
+        params.append(Model(name, (*params[-1].chain, name), "clip", block))
+    assert len(graph(params, {each.name: {} for each in params}, []).nodes) == 1201
+    long = descendants(**{"x" * 50: {"op": "clip", "from": "teacher"}})
+    node = graph(long, {each.name: {} for each in long}, []).nodes[1]
+    assert node.label == "x" * 27 + "…" and node.told.startswith("x" * 50)
 
 
 # --- times, stability, explanations
@@ -362,12 +438,30 @@ def test_evidence_of_any_form_is_taken_as_far_as_it_goes(bare: Path) -> None:
         assert found.figures == {} and "run `dvc repro stability@a`" in found.problem
     assert corruptions(
         {"corruptions": {"noise": [{"strength": 1}, None, {"strength": 1, "accuracy": 0.5}]}}
-    ) == [{"corruption": "noise", "strength": 1, "accuracy": 0.5}]
+    ) == [{"corruption": "noise", "strength": 1, "value": 0.5}]
+    errors = {"target": "numbers", "corruptions": {"noise": [{"strength": 2, "mae": 3.5}]}}
+    assert corruptions(errors) == [{"corruption": "noise", "strength": 2, "value": 3.5}]
+    assert corruptions(errors | {"target": []}) == []
     assert corruptions({"corruptions": [1]}) == [] and reliability({"reliability": {"a": 1}}) == []
     assert deletion({"methods": {"a": {"deletion": [0.5]}, "b": 3, "c": {"deletion": [0.5, None]}}}) == []
     assert deletion({"methods": []}) == []
     broken = {"classes": {"a": 1}, "flips": [{"from": "a", "to": "b", "count": None}, 3], "examples": None}
     assert tables(broken, {"methods": {"lime": {"kept": 0.5}}}) == {"stability": [], "explanations": []}
+
+
+def test_what_was_left_out_is_on_the_card(project: Path) -> None:
+    for folder, details in (
+        ("stability", {"left_out": ["flips: numbers are no classes", 3]}),
+        ("explain", {"unexplained": "no explanation fits", "methods": {}}),
+    ):
+        Path(folder).mkdir()
+        Path(folder, "binary.json").write_text("{}")
+        Path(folder, "binary.details.json").write_text(json.dumps(details))
+    Path("explain/teacher.json").write_text("[")
+    text = Elements(command.page()).text
+    assert "Left out: flips: numbers are no classes." in text
+    assert "Not explained: no explanation fits." in text and "there is no explain/binary.json" not in text
+    assert "run `dvc repro explain-teacher`" in text
 
 
 # --- columns

@@ -261,6 +261,57 @@ def test_two_models_are_compared(index: Path, browser: Any) -> None:
         assert "stages.0.conv1.weight" in layers
 
 
+def test_the_graph_tells_each_step_and_leads_to_its_model(index: Path, browser: Any) -> None:
+    with opened(browser, index) as page:
+        lines = page.locator("#lineage path.edge")
+        assert lines.count() == 3
+        step = page.locator("#lineage .made", has_text="prune-80-int8")
+        words = step.locator("text").all_text_contents()
+        assert words == ["quantize", f"{MINUS}1.00 points", f"{MINUS}1.5 KB", "prune-80-int8"]
+        width = "getComputedStyle(document.querySelectorAll('#lineage path.edge')[1]).strokeWidth"
+        thin = page.evaluate(width)
+        link = page.get_by_role("link", name="prune-80-int8: made from prune-80 by quantize", exact=False)
+        link.focus()
+        assert page.evaluate(width) != thin  # the step of the model that keys are at
+        link.press("Enter")
+        page.wait_for_function(
+            "() => document.querySelector('.card.shown h3').textContent.startsWith('prune-80-int8')"
+        )
+        inside = """[...document.querySelectorAll('#lineage a')].every(link => {
+          const [box, name] = ['rect', 'text'].map(part => link.querySelector(part).getBoundingClientRect());
+          return box.left < name.left && name.right < box.right;
+        })"""
+        assert page.evaluate(inside)
+
+
+def test_budgets_are_dashed_lines_of_both_axes(browser: Any, tmp_path: Path) -> None:
+    budgets = {"small": {"bytes": 5000}, "narrow": {"kib": 4}, "fast": {"latency": 0.5}}
+    pages.put_params(
+        tmp_path, {name: {"op": "prune", "from": "teacher", "budget": each} for name, each in budgets.items()}
+    )
+    pages.put_metrics(
+        tmp_path,
+        {name: pages.numbers(0.9 - 0.01 * i, 9000 / (1 + i)) for i, name in enumerate(["teacher", *budgets])},
+    )
+    pages.put_times(tmp_path, {"teacher": 0.002, "fast": 0.0009})
+    with opened(browser, write_page(tmp_path)) as page:
+        for axis, column, told in (
+            ("x", "size, KB", ["small: budget.bytes 5000", "narrow: budget.kib 4"]),
+            ("x", "ms, Some", ["fast: budget.latency 0.5"]),
+            ("y", "parameters", ["fast: budget.latency 0.5", "narrow: budget.kib 4"]),
+        ):
+            page.locator(f"#axis-{axis}").select_option(label=column)
+            note = f"Dashed: budgets that recipes set ({', '.join(told)})."
+            page.wait_for_function(
+                "note => document.querySelector('#chart-note').textContent.includes(note)", arg=note
+            )
+            page.wait_for_function(
+                "count => document.querySelectorAll('#chart svg .mark-rule line[stroke-dasharray]').length"
+                " === count",
+                arg=len(told),
+            )
+
+
 # --- how it looks
 
 

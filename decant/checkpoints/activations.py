@@ -44,10 +44,16 @@ class InputGrid:
         """Return the rounded inputs; gradients pass where the input lies inside the grid's range."""
         if torch.compiler.is_exporting():  # torch's own operator has no form for a batch of unknown size
             return self._by_arithmetic(inputs)
-        if inputs.requires_grad and inputs.device.type == CPU and inputs.dtype == torch.float32:
+        if inputs.device.type == CPU and inputs.dtype == torch.float32:
+            return self._on_cpu(inputs)
+        return torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero_point, 0, 2**self.bits - 1)
+
+    def _on_cpu(self, inputs: Tensor) -> Tensor:
+        """Return the same to the bit, in half the time of torch's own operator."""
+        if inputs.requires_grad and torch.is_grad_enabled():
             rounded: Tensor = _Rounded.apply(inputs, self)
             return rounded
-        return torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero_point, 0, 2**self.bits - 1)
+        return on_grid(inputs, torch.tensor(self.scale), -self.zero_point, 2**self.bits - 1 - self.zero_point)
 
     def _by_arithmetic(self, inputs: Tensor) -> Tensor:
         """Return the same to the bit, without gradients."""
@@ -80,7 +86,7 @@ def _steps(inputs: Tensor, step: Tensor) -> Tensor:
 
 
 class _Rounded(torch.autograd.Function):
-    """`InputGrid` on the processor, where torch's own operator takes twice as long."""
+    """`InputGrid` on the processor, with gradients."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, grid: InputGrid) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,11 +16,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from decant.checkpoints.activations import Grid, attach_
 from decant.checkpoints.constraints import Constraints, Range, project_
 from decant.errors import DecantError
-from decant.networks.architectures import FOREIGN, Architecture, Shape, Takes, build, example
+from decant.networks.architectures import FOREIGN, Architecture, OwnArchitecture, Shape, Takes, build, example
 from decant.networks.record import give_example_, has_example, record_of
 from decant.networks.shapes import Shapes, differing, reshape_
 from decant.networks.structure import check_called, drop_norms_
 from decant.networks.ties import compact_, ties, unite_
+
+SMALL = 1 << 20
+"""Weights of a network that is built with numbers to see which batch norms may be folded."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,10 @@ def _folds(architecture: Architecture, shape: Takes, classes: int) -> Mapping[st
 
 
 @functools.cache
-def _own_folds(architecture: Architecture, shape: Shape, classes: int) -> Mapping[str, str]:
-    with torch.device("meta"):
+def _own_folds(architecture: OwnArchitecture, shape: Shape, classes: int) -> Mapping[str, str]:
+    # Without numbers torch imports its compiler at the first subtraction, which takes most of a second.
+    weights = sum(map(math.prod, architecture.weights(shape, classes).values()))
+    with torch.device("cpu" if weights <= SMALL else "meta"):
         return record_of(build(architecture, shape, classes, seed=0).eval()).folds
 
 

@@ -7,7 +7,7 @@ is made with, so a row is corrupted alike in any batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,11 +35,12 @@ class FeatureNoise:
 
     def apply(self, rows: Rows, indices: Tensor, strength: float) -> Rows:
         """Return the corrupted rows; what is missing stays so."""
-        found = {}
-        for name, deviations in self.deviations.items():
-            values = rows.tensors[name][:]
-            found[name] = _noisy(values, strength * deviations.double(), indices, f"{self.kind} of {name}")
-        return _changed(rows, found)
+
+        def noisy(name: str, values: Tensor) -> Tensor:
+            scale = strength * self.deviations[name].double()
+            return _noisy(values, scale, indices, f"{self.kind} of {name}")
+
+        return _changed(rows, self.deviations, noisy)
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ class SignalNoise:
 
     def apply(self, rows: Rows, indices: Tensor, strength: float) -> Rows:
         """Return the corrupted rows."""
-        found = {}
-        for name in self.names:
-            values = rows.tensors[name][:]
+
+        def noisy(name: str, values: Tensor) -> Tensor:
             within = values.double().flatten(1).std(1, correction=0)
             scale = strength * within.reshape(-1, *[1] * (values.dim() - 1))
-            found[name] = _noisy(values, scale, indices, f"{self.kind} of {name}")
-        return _changed(rows, found)
+            return _noisy(values, scale, indices, f"{self.kind} of {name}")
+
+        return _changed(rows, self.names, noisy)
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ class MissingValues:
 
     def apply(self, rows: Rows, indices: Tensor, strength: float) -> Rows:
         """Return the corrupted rows."""
-        found = {}
-        for name, instead in self.instead.items():
-            values = rows.tensors[name][:]
+
+        def gone(name: str, values: Tensor) -> Tensor:
             drawn = uniforms(indices, values[0].numel(), f"{self.kind} of {name}").reshape(values.shape)
-            found[name] = torch.where(drawn < strength, instead, values)
-        return _changed(rows, found)
+            return torch.where(drawn < strength, self.instead[name], values)
+
+        return _changed(rows, self.instead, gone)
 
 
 def _noisy(values: Tensor, scale: Tensor, indices: Tensor, purpose: str) -> Tensor:
@@ -95,5 +96,7 @@ def _noisy(values: Tensor, scale: Tensor, indices: Tensor, purpose: str) -> Tens
     return (values.double() + scale * drawn).to(values.dtype)
 
 
-def _changed(rows: Rows, found: Mapping[str, Tensor]) -> Rows:
+def _changed(rows: Rows, names: Iterable[str], change: Callable[[str, Tensor], Tensor]) -> Rows:
+    """Return rows of which the named tensors are what `change` makes of each name and tensor."""
+    found = {name: change(name, rows.tensors[name][:]) for name in names}
     return replace(rows, tensors={**rows.tensors, **found})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -27,60 +27,47 @@ class Answer(Protocol):
 
 
 @dataclass(frozen=True)
-class OneClass:
-    """The log-probability of the class that the teacher predicts, in nats; curves draw the probability.
-
-    Unlike a logit it says nothing of a constant that a model adds to all of an example's logits.
+class Likeliest:
+    """The log-probability of what the teacher says first, in nats; curves draw the probability.
 
     Attributes:
-        classes: The class of each example [N].
+        said: Its number for each example [N].
         width: How many there are.
     """
 
-    classes: Tensor
+    said: Tensor
     width: int
 
     @classmethod
-    def of(cls, outputs: Tensor) -> OneClass:
+    def of(cls, outputs: Tensor) -> Self:
         """Return the answers of a teacher whose logits are [N, C]."""
         return cls(outputs.argmax(1), outputs.shape[1])
 
-    def scores(self, outputs: Tensor, rows: Tensor) -> Tensor:
-        """Return the log-probabilities [P]."""
-        check_width(outputs, self.width)
-        return outputs.log_softmax(1).gather(1, self.classes[rows][:, None])[:, 0]
-
     def level(self, scores: Tensor) -> Tensor:
         """Return the probabilities."""
         return scores.exp()
 
 
-@dataclass(frozen=True)
-class OneLabel:
-    """Of several labels at once, the log-probability of the one that the teacher is surest of.
+class OneClass(Likeliest):
+    """Of classes, the one that the teacher predicts.
 
-    Attributes:
-        labels: Its number for each example [N].
-        width: How many labels there are.
+    Unlike a logit its log-probability says nothing of a constant that a model adds to all of an example's
+    logits.
     """
 
-    labels: Tensor
-    width: int
+    def scores(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """Return the log-probabilities [P]."""
+        check_width(outputs, self.width)
+        return _at(self.said[rows], outputs.log_softmax(1))
 
-    @classmethod
-    def of(cls, outputs: Tensor) -> OneLabel:
-        """Return the answers of a teacher whose logits are [N, L]."""
-        return cls(outputs.argmax(1), outputs.shape[1])
+
+class OneLabel(Likeliest):
+    """Of several labels at once, the one that the teacher is surest of."""
 
     def scores(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """Return the log-probabilities [P]."""
         check_width(outputs, self.width)
-        chosen = outputs.gather(1, self.labels[rows][:, None])[:, 0]
-        return torch.nn.functional.logsigmoid(chosen)
-
-    def level(self, scores: Tensor) -> Tensor:
-        """Return the probabilities."""
-        return scores.exp()
+        return torch.nn.functional.logsigmoid(_at(self.said[rows], outputs))
 
 
 @dataclass(frozen=True)
@@ -104,7 +91,7 @@ class OneNumber:
     def scores(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """Return the numbers [P], in the target's own unit."""
         check_width(outputs, self.width)
-        return outputs.gather(1, self.numbers[rows][:, None])[:, 0]
+        return _at(self.numbers[rows], outputs)
 
     def level(self, scores: Tensor) -> Tensor:
         """Return the numbers as they are."""
@@ -166,6 +153,11 @@ def answer_of(outputs: Tensor, target: Target, labelled: bool) -> Answer | None:
         return Direction.of(outputs)
     kind = BY_TARGET.get(target.kind)
     return None if kind is None else kind.of(outputs)
+
+
+def _at(places: Tensor, values: Tensor) -> Tensor:
+    """Return of each row of values [P, M] the one at its place [P]."""
+    return values.gather(1, places[:, None])[:, 0]
 
 
 def check_width(outputs: Tensor, width: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.costs.likeness import cosines
 from decant.errors import DecantError
 from decant.examples import Batch, Rows
-from decant.inputs import alike, inputs_of
+from decant.inputs import TensorInput
+from decant.networks.architectures import Takes
 from decant.networks.execution import make_deterministic, predict
+from decant.row_groups import RowGroups
+from decant.sealed import one_line
 from tasks.drift import cuts
 from tasks.drift.features import Column, features
 from tasks.drift.shifts import Shift, shifts
@@ -49,6 +52,17 @@ class Settings:
     least: float = LEAST
     cut: float = CUT
     rows: int = ROWS
+
+    def __post_init__(self) -> None:
+        """Refuse so few rows that nothing could be said.
+
+        Raises:
+            DecantError: There are fewer than `FEWEST`.
+        """
+        if self.rows < FEWEST:
+            raise DecantError(
+                f"{self.rows} rows of each file, of which nothing can be said; give {FEWEST} or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -146,14 +160,14 @@ def _pair(then: float | None, now: float | None) -> tuple[float, float] | None:
 def _looked_at(batch: Batch, reference: Batch, models: Mapping[str, Checkpoint], model: str) -> _Looked:
     """Return the columns of inputs and answers, and what of the answers is the teacher's."""
     columns, measured = features(batch, reference), models[model]
-    outputs = predict(measured.module, batch)
+    outputs = _answers(model, measured, batch)
     if not bool(torch.isfinite(outputs).all()):
         row = int((~torch.isfinite(outputs)).any(1).nonzero()[0])
         raise DecantError(f"{model} answers NaN or infinity to row {row}; such inputs cannot be judged")
     columns |= _of_outputs(outputs, measured.classes)
     if model == TEACHER:
         return _Looked(columns)
-    expected = predict(models[TEACHER].module, batch)
+    expected = _answers(TEACHER, models[TEACHER], batch)
     if expected.shape != outputs.shape:
         raise DecantError(
             f"{model} answers {outputs.shape[1]:,} numbers for each row and its teacher "
@@ -164,6 +178,16 @@ def _looked_at(batch: Batch, reference: Batch, models: Mapping[str, Checkpoint],
         return _Looked(columns | {"difference from the teacher": apart}, difference=float(apart.mean()))
     found = _agreements(outputs, expected, bool(measured.classes))
     return _Looked(columns | {"agreement with the teacher": found}, float(found.mean()))
+
+
+def _answers(name: str, model: Checkpoint, batch: Batch) -> Tensor:
+    """Return what a model answers to a batch [N, M]; a code that is in none of its tables is a mistake."""
+    try:
+        return predict(model.module, batch)
+    except (IndexError, RuntimeError) as error:
+        raise DecantError(
+            f"{name} fails on such inputs, as it does where a code is none that it knows: {one_line(error)}"
+        ) from None
 
 
 def _of_outputs(outputs: Tensor, classes: tuple[str, ...]) -> dict[str, Column]:
@@ -184,9 +208,8 @@ def _agreements(outputs: Tensor, expected: Tensor, classes: bool) -> Column:
 def _read(path: Path, model: Checkpoint, rows: int) -> Batch:
     """Return a file's first rows, once they are what the network takes."""
     batch = _named(path, model) if path.suffix in ENDINGS else splits.read(path).images
-    found = inputs_of(batch.tensors) if isinstance(batch, Rows) else tuple(batch.shape[1:])
-    if not alike(found, model.shape):
-        raise DecantError(f"{path} has {_told(found)}, and the model takes {_told(model.shape)}")
+    if wrong := next(_misfits(batch, model.shape), None):
+        raise DecantError(f"{path} has {wrong[0]}, and the model takes {wrong[1]}")
     if len(batch) < FEWEST:
         raise DecantError(
             f"{path} has {len(batch)} rows, of which nothing can be said; give {FEWEST} or more"
@@ -211,6 +234,22 @@ def _named(path: Path, model: Checkpoint) -> Batch:
     return image
 
 
-def _told(shape: Any) -> str:
-    """Return what a network takes, in words."""
-    return f"pictures {[*shape]}" if isinstance(shape, tuple) else str(shape)
+def _misfits(batch: Batch, takes: Takes) -> Iterator[tuple[str, str]]:
+    """Yield what of a batch a network cannot take, and what it takes instead."""
+    if not isinstance(batch, Rows) or isinstance(takes, tuple):
+        found = ", ".join(batch.tensors) if isinstance(batch, Rows) else f"pictures {[*batch.shape[1:]]}"
+        taken = f"pictures {[*takes]}" if isinstance(takes, tuple) else ", ".join(takes)
+        if found != taken:
+            yield found, taken
+    elif batch.tensors.keys() != takes.keys():
+        yield ", ".join(batch.tensors), ", ".join(takes)
+    else:
+        for name, each in takes.items():
+            yield from _misfit(name, batch.tensors[name], each)
+
+
+def _misfit(name: str, tensor: Tensor | RowGroups, takes: TensorInput) -> Iterator[tuple[str, str]]:
+    """Yield what one tensor [N, ...] has that the network cannot take: a type or a length."""
+    dtype, row = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape[1:])
+    if dtype != takes.dtype or not takes.fits(row):
+        yield f"{name} of {dtype} {[*row]}", f"{takes.dtype} {[*takes.shape]}".replace("'", "")

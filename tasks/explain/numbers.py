@@ -127,7 +127,7 @@ def _answered(at: int, sample: Sample) -> dict[str, Any]:
     """Return the name of the class that is explained, where it has one."""
     names = sample.examples.classes
     answer = sample.answer
-    return {"class": names[int(answer.classes[at])]} if isinstance(answer, OneClass) and names else {}
+    return {"class": names[int(answer.said[at])]} if isinstance(answer, OneClass) and names else {}
 
 
 def _picture(at: int, sample: Sample) -> dict[str, Any]:

@@ -24,8 +24,8 @@ MANY = alt.Legend(orient="top", title=None, columns=3)
 def tradeoff(operations: tuple[str, ...]) -> dict[str, Any]:
     """Return the chart of one number of all models against another.
 
-    Its data are `points` (name, x, y, low, high, operation, chain, on_front and texts), `front` (x, y) and
-    `limits` (value, label).
+    Its data are `points` (name, x, y, low, high, operation, chain, on_front and texts), `front` (x, y), and
+    the budgets `limits` of the horizontal number and `heights` of the vertical one (value, label).
 
     Args:
         operations: All last steps, the teacher's first; each has a colour and a shape.
@@ -37,11 +37,8 @@ def tradeoff(operations: tuple[str, ...]) -> dict[str, Any]:
         .mark_line(interpolate="step-after", strokeWidth=1.5, opacity=0.55, color="gray")
         .encode(x=x, y=y)
     )
-    limits = (
-        alt.Chart(alt.NamedData("limits"))
-        .mark_rule(strokeDash=[4, 4], strokeWidth=1, color="gray")
-        .encode(x=alt.X("value:Q"), tooltip=alt.Tooltip("label:N", title="budget"))
-    )
+    limits = _budgets("limits").encode(x=alt.X("value:Q"))
+    heights = _budgets("heights").encode(y=alt.Y("value:Q"))
     bars = (
         alt.Chart(alt.NamedData("points"))
         .mark_rule(opacity=0.5, clip=True)
@@ -58,7 +55,7 @@ def tradeoff(operations: tuple[str, ...]) -> dict[str, Any]:
         .mark_text(align="left", baseline="bottom", dx=6, dy=-5, fontSize=11)
         .encode(x=x, y=y, text="name:N")
     )
-    chart = alt.layer(limits, front, bars, points, names).properties(width="container", height=400)
+    chart = alt.layer(limits, heights, front, bars, points, names).properties(width="container", height=400)
     return _plain(chart)
 
 
@@ -76,12 +73,12 @@ def curve() -> dict[str, Any]:
 
 @cache
 def corruption() -> dict[str, Any]:
-    """Return the chart of accuracy under corruptions: `curve` has corruption, strength and accuracy."""
+    """Return the chart of a quality under corruptions: `curve` has corruption, strength and value."""
     return _lines(
         alt.X("strength:Q").title("strength").axis(tickMinStep=1),
-        alt.Y("accuracy:Q").scale(zero=False).axis(format=".0%").title("accuracy"),
+        alt.Y("value:Q").scale(zero=False).title(None),
         _series("corruption:N", MANY),
-        ["corruption:N", "strength:Q", alt.Tooltip("accuracy:Q", format=".2%")],
+        ["corruption:N", "strength:Q", alt.Tooltip("value:Q", format=".4~g")],
     )
 
 
@@ -118,6 +115,12 @@ def reliability() -> dict[str, Any]:
         )
     )
     return _plain(alt.layer(diagonal, bins).properties(width="container", height=200))
+
+
+def _budgets(data: str) -> alt.Chart:
+    """Return dashed lines, wide enough to be pointed at."""
+    chart = alt.Chart(alt.NamedData(data)).mark_rule(strokeDash=[4, 4], strokeWidth=1.5, color="gray")
+    return chart.encode(tooltip=alt.Tooltip("label:N", title="budget"))
 
 
 def _lines(

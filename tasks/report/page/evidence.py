@@ -9,8 +9,12 @@ from typing import Any
 
 from decant.errors import DecantError
 from decant.sealed import parsed, read_bytes, reading
+from tasks.pipeline.lineages import TEACHER
 
 STABILITY, EXPLAIN = Path("stability"), Path("explain")
+QUALITIES = {"classes": "accuracy", "labels": "micro_f1", "numbers": "mae", "same": "cosine"}
+"""What stability measures of corrupted examples, by the kind of target."""
+
 LARGEST = 1 << 26
 """Most bytes of a file of details."""
 
@@ -49,14 +53,23 @@ def read_evidence(folder: Path, name: str) -> Evidence:
 
 
 def corruptions(details: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a point for each corruption and strength, in long form, where both are numbers."""
-    found = details.get("corruptions")
+    """Return a point for each corruption and strength, in long form, where both are numbers.
+
+    Its value is the one of `QUALITIES` that the details have.
+    """
+    key, found = quality(details), details.get("corruptions")
     return [
-        {"corruption": str(name), "strength": point["strength"], "accuracy": point["accuracy"]}
+        {"corruption": str(name), "strength": point["strength"], "value": point[key]}
         for name, points in (found.items() if isinstance(found, dict) else ())
         for point in (points if isinstance(points, list) else ())
-        if _has_numbers(point, "strength", "accuracy")
+        if _has_numbers(point, "strength", key)
     ]
+
+
+def quality(details: Mapping[str, Any]) -> str:
+    """Return which quality the details have of corrupted examples: that of the target."""
+    kind = details.get("target")
+    return QUALITIES.get(kind, "accuracy") if isinstance(kind, str) else "accuracy"
 
 
 def reliability(details: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -92,6 +105,13 @@ def verdicts(details: Mapping[str, Any]) -> list[str]:
         for title, each in found.items()
         if isinstance(each, dict) and isinstance(each.get("verdict"), str)
     ]
+
+
+def notes(details: Mapping[str, Any]) -> list[str]:
+    """Return what a stage says that it left out, and why."""
+    found = details.get("left_out")
+    every = [*(found if isinstance(found, list) else ()), details.get("unexplained")]
+    return [each for each in every if isinstance(each, str)]
 
 
 def methods(details: Mapping[str, Any]) -> list[list[str]]:
@@ -157,7 +177,7 @@ def _methods(details: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _mapping(path: Path, name: str) -> dict[str, Any]:
     if not path.exists():
         return {}
-    with reading(path, f"run `dvc repro {path.parent}@{name}`"):
+    with reading(path, f"run `dvc repro {path.parent}{'-' if name == TEACHER else '@'}{name}`"):
         content = parsed(read_bytes(path, LARGEST))
         if not isinstance(content, dict):
             raise ValueError(f"expected a mapping, found {type(content).__name__}")

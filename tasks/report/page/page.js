@@ -89,6 +89,13 @@
     }));
   }
 
+  const NAMED = 8; // budgets
+  function budgetsOf(column) {
+    const names = new Set(shown().map((model) => model.name));
+    return limits.filter((limit) => limit.metric === column.key && names.has(limit.model))
+      .map(({ value, label }) => ({ value: column.factor * value, label }));
+  }
+
   function intervalOf(model, y) {
     if (!model.ends) return {};
     const [low, high] = model.ends.map((end) => y.factor * end);
@@ -108,7 +115,7 @@
     const spec = structuredClone(specs.tradeoff);
     for (const layer of spec.layer) {
       const { encoding } = layer;
-      if (encoding.x.field === "x") {
+      if (encoding.x?.field === "x") {
         encoding.x.title = x.title;
         encoding.x.scale.type = byId("log-x").checked && canLog ? "log" : "linear";
         if (encoding.x.scale.type === "linear") encoding.x.scale.zero = false;
@@ -120,12 +127,12 @@
       if (layer.mark.interpolate) layer.mark.interpolate = x.better === "higher" ? "step-before" : "step-after";
     }
     const line = points.filter((point) => front.has(point.name)).sort((a, b) => a.x - b.x || a.y - b.y);
-    const bounds = limits.filter((limit) => limit.metric === x.key && shown().some((model) => model.name === limit.model));
     const named = (point) => front.has(point.name) || point.operation === "teacher";
     const datasets = {
       points: points.map((point) => ({ ...point, named: named(point), low: point.low ?? point.y, high: point.high ?? point.y })),
       front: line.map(({ x, y }) => ({ x, y })),
-      limits: bounds.map((limit) => ({ value: x.factor * limit.value, label: `${limit.model}: ${limit.place}` })),
+      limits: budgetsOf(x),
+      heights: budgetsOf(y),
     };
     // Vega warns of a layer without data.
     spec.layer = spec.layer.filter(({ data, mark }) => datasets[data.name].length && (mark.type !== "text" || points.some(named)));
@@ -142,12 +149,13 @@
     const floor = floorOf(points, y);
     const below = floor === null ? [] : points.filter((point) => point.y < floor);
     const missing = shown().filter((model) => !has(model, x) || !has(model, y));
+    const dashed = [...budgetsOf(x), ...(x === y ? [] : budgetsOf(y))].map(({ label }) => label);
     return [
       points.length === 1 ? "One model only: there is nothing to compare it with." : `${points.length} models.`,
       front.size && points.length > 1 ? `Pareto front (grey line): ${points.filter((point) => front.has(point.name)).sort((a, b) => b.x - a.x).map((point) => point.name).join(", ")}.` : "",
       below.length ? `Below the axis, drawn on its edge: ${below.map((point) => `${point.name} (${point.y.toFixed(y.digits)})`).join(", ")}.` : "",
       missing.length ? `Without one of the numbers: ${missing.map((model) => model.name).join(", ")}.` : "",
-      limits.some((limit) => limit.metric === x.key) ? "Dashed: budgets that recipes set." : "",
+      dashed.length ? `Dashed: budgets that recipes set (${dashed.slice(0, NAMED).join(", ")}${dashed.length > NAMED ? `, and ${dashed.length - NAMED} more` : ""}).` : "",
     ].filter(Boolean).join(" ");
   }
 
@@ -222,10 +230,15 @@
 
   const charts = {
     curve: (model) => [specs.curve, { curve: seriesOf(model.curve) }],
-    corruption: (model) => [specs.corruption, { curve: model.corruptions }],
+    corruption: (model) => [titled(specs.corruption, model.quality), { curve: model.corruptions }],
     deletion: (model) => [specs.deletion, { curve: model.deletion }],
     reliability: (model) => [specs.reliability, { curve: model.reliability, diagonal: [0, 1].map((end) => ({ confidence: end, accuracy: end })) }],
   };
+  function titled(spec, title) {
+    const made = structuredClone(spec);
+    made.encoding.y.title = title;
+    return made;
+  }
   // Losses and shares are of different sizes: shares are drawn, and losses where there are no shares.
   function seriesOf(curve) {
     const names = Object.keys(curve[0] ?? {}).filter((name) => name !== "epoch");

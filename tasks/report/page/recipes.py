@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,8 +11,11 @@ from ruamel.yaml import YAML
 
 from tasks.pipeline.lineages import TEACHER
 
-BUDGETS = {"bytes": "size_bytes", "nonzeros": "nonzeros", "macs": "macs"}
-"""The metric that a budget of this name bounds."""
+COUNTED = {"bytes": "size_bytes", "nonzeros": "nonzeros", "macs": "macs"}
+"""The metric that a budget of this name bounds, by a count or by a share of what the teacher has."""
+
+KIB, FLOAT = 1024, 4
+"""Bytes of a KiB, and of a parameter in float32."""
 
 
 def as_yaml(name: str, block: Any) -> str:
@@ -36,23 +40,36 @@ def settings(block: Any, place: str = "") -> Iterator[tuple[str, str]]:
 def budgets(name: str, block: Any, teacher: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return the limits that a recipe sets, in the unit of the metric that they bound.
 
+    What has no column, such as bit operations, has no limit here, and neither has a sparsity, which is met
+    exactly.
+
     Args:
         name: The model's.
         block: Its block in params.yaml.
-        teacher: The teacher's metrics: a number below 1 is a share of what it has.
+        teacher: All numbers of the teacher, its times by `time:<processor>`: some budgets are shares of them.
     """
-    found: list[dict[str, Any]] = []
-    for place, budget in _budgets(block):
-        for key, metric in BUDGETS.items():
-            amount = budget.get(key)
-            if not isinstance(amount, int | float) or isinstance(amount, bool) or amount <= 0:
-                continue
-            if amount >= 1:
-                found.append({"model": name, "place": place, "metric": metric, "value": float(amount)})
-            elif metric in teacher:
-                limit = float(amount * teacher[metric])
-                found.append({"model": name, "place": place, "metric": metric, "value": limit})
-    return found
+    return [
+        {"model": name, "metric": metric, "value": limit, "label": f"{name}: {place}.{key} {amount}"}
+        for place, budget in _budgets(block)
+        for key, amount in budget.items()
+        if isinstance(amount, int | float) and not isinstance(amount, bool)
+        for metric, limit in _limits(str(key), float(amount), teacher)
+        if 0 < limit < math.inf
+    ]
+
+
+def _limits(key: str, amount: float, teacher: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """Yield each metric that a budget bounds, and the limit."""
+    if key in COUNTED:
+        metric = COUNTED[key]
+        yield metric, amount if amount >= 1 else amount * teacher.get(metric, 0)
+    elif key == "kib":
+        yield "parameters", amount * KIB / FLOAT
+        yield "size_bytes", amount * KIB
+    elif key == "latency":
+        yield from ((each, amount * s) for each, s in teacher.items() if each.startswith("time:"))
+    elif key == "drift":
+        yield "logit_drift", amount
 
 
 def _budgets(block: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

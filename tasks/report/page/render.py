@@ -21,8 +21,17 @@ from tasks.pipeline.metrics import MetricSet, interval
 from tasks.report.page import charts
 from tasks.report.page.against import Against
 from tasks.report.page.columns import COUNTED, Column, columns_of, half_width
-from tasks.report.page.evidence import corruptions, deletion, is_number, reliability, tables, verdicts
-from tasks.report.page.lineage import Node, tree
+from tasks.report.page.evidence import (
+    corruptions,
+    deletion,
+    is_number,
+    notes,
+    quality,
+    reliability,
+    tables,
+    verdicts,
+)
+from tasks.report.page.lineage import Graph, graph
 from tasks.report.page.models import Model
 from tasks.report.page.recipes import as_yaml, budgets, settings
 from tasks.report.page.times import Times
@@ -115,13 +124,14 @@ def render(content: Content, against: Against | None = None) -> str:
         problems=content.problems,
         operations=operations,
         colours={operation: colour for operation, (colour, _) in charts.styles(operations).items()},
-        root=_root(content),
+        lineage=_lineage(content),
         recipes={model.name: as_yaml(model.name, model.block) for model in content.models},
         against=against and {**asdict(against), "changed": len({change.model for change in against.changes})},
         count=_count,
         rest=partial(_rest, content),
         corruptions=corruptions,
         deletion=deletion,
+        notes=notes,
         tables=tables,
         reliability=reliability,
         verdicts=verdicts,
@@ -141,15 +151,12 @@ def _values(model: Model, teacher: Mapping[str, float], times: Sequence[Times]) 
     }
 
 
-def _root(content: Content) -> Node:
+def _lineage(content: Content) -> Graph:
     measured = content.measured
-    told = [
-        measured.quality if measured else "",
-        "size_bytes",
-        *[f"time:{each.key}" for each in content.times[:1]],
-    ]
+    times = max(content.times, key=lambda each: len(each.seconds), default=None)
+    told = [measured.quality if measured else "", "size_bytes", f"time:{times.key}" if times else ""]
     columns = [column for key in told for column in content.columns if column.key == key]
-    return tree(content.models, content.values, columns)
+    return graph(content.models, content.values, columns)
 
 
 def _summary(content: Content) -> str:
@@ -237,6 +244,7 @@ def _entry(model: Model, content: Content) -> dict[str, Any]:
         "layers": {layer.name: [layer.bytes, layer.zeros] for layer in model.layers},
         "curve": model.curve,
         "corruptions": corruptions(model.stability.details),
+        "quality": quality(model.stability.details).replace("_", " "),
         "reliability": reliability(model.stability.details),
         "deletion": deletion(model.explanations.details),
     }
