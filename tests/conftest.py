@@ -1,5 +1,6 @@
 """What all tests share: examples, threads, who runs beside whom, and one Prefect server with its own home."""
 
+import functools
 import gc
 import os
 import shutil
@@ -99,6 +100,22 @@ def traced_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         traces.look_up_once()
         traces.share(folder, patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def code_stays() -> Iterator[None]:
+    """Have stages read our code once in a process, as nobody edits it meanwhile.
+
+    It is a quarter of the time of small ones. What is about records of code asks for them itself.
+    """
+    if "tasks.pipeline.step" not in sys.modules:
+        yield
+        return
+    from tasks.pipeline import step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "record", functools.cache(step.record))
         yield
 
 

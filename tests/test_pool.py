@@ -287,12 +287,17 @@ def test_a_list_that_a_full_disk_has_cut_is_written_anew(text: str, tmp_path: Pa
 
 
 def test_a_full_disk_stops_no_tidying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
+    tried: list[Path] = []
+
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        tried.append(path)
         raise OSError(28, "No space left on device")
 
     (path := tmp_path / "rwlock").write_text("")
     monkeypatch.setattr(Path, "write_text", full)
     release(path)
+    assert tried == [tmp_path / "rwlock.decant"]
+    assert path.read_text() == ""
 
 
 def test_readers_and_writers_of_another_life_block_nothing(tmp_path: Path) -> None:
