@@ -258,6 +258,7 @@ def test_a_clamp_after_a_grid_is_before_it_when_the_model_runs(home: Path) -> No
 
 def test_a_grid_after_a_clamp_spans_what_was_left(home: Path) -> None:
     clipped, both = apply(["inputs", "static"])
+    assert len(clipped.clamps) == len(compressible(clipped.module))
     for layer, clamp in clipped.clamps.items():
         low, high = clamp.ends()
         grid, reach = both.grids[layer], max(high, 0) - min(low, 0)
@@ -267,6 +268,7 @@ def test_a_grid_after_a_clamp_spans_what_was_left(home: Path) -> None:
 
 def test_clipping_inputs_twice_intersects(home: Path) -> None:
     first, both = apply(["inputs", "input-channels"])
+    assert both.clamps.keys() == first.clamps.keys() != set()
     for layer, clamp in both.clamps.items():
         assert clamp.per_channel
         assert clamp.within(first.clamps[layer])

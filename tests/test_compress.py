@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateName,
+)
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
@@ -410,8 +418,9 @@ def test_a_signal_cuts_the_delay_before_a_retry_short(tmp_path: Path) -> None:
     stage = writes("a.out", cmd="echo x >> noted.tries; false", meta={"retries": 1, "retry_delay": 600})
     folder = workspace(tmp_path / "w", {"a": stage})
     flow = start(folder)
-    assert until(lambda: (folder / "noted.tries").exists() and flow.poll() is None, 30)
-    time.sleep(3)  # the stage has failed, and its task waits
+    retrying = TaskRunFilter(state=TaskRunFilterState(name=TaskRunFilterStateName(any_=["Retrying"])))
+    with get_client(sync_client=True) as client:
+        assert until(lambda: client.read_task_runs(task_run_filter=retrying) != [], 30)
     flow.send_signal(signal.SIGINT)
     assert flow.wait(5) == 130
     flow.communicate()

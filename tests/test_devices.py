@@ -685,9 +685,11 @@ def test_what_is_sent_arrives_although_the_source_is_used_again() -> None:
 @gpu_test
 def test_a_gpu_waits_for_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch, teacher: Checkpoint) -> None:
     """torch refuses here whatever would wait for the device."""
-    original = fit._step_
+    original, watched_steps = fit._step_, 0
 
     def watched(*arguments: Any) -> Any:
+        nonlocal watched_steps
+        watched_steps += 1
         torch.cuda.set_sync_debug_mode("error")
         try:
             return original(*arguments)
@@ -696,7 +698,9 @@ def test_a_gpu_waits_for_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch, teac
 
     monkeypatch.setattr(fit, "_step_", watched)
     for case in ("teacher", "masks", "rigl", "steps", "clips"):
+        before = watched_steps
         CASES[case](teacher, GPU, Run(seed=3))
+        assert watched_steps > before, case
 
 
 @gpu_test

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,6 @@ def test_variables_are_for_one_stage(tmp_path: Path) -> None:
 
 
 def test_workers_at_the_same_time_lose_no_entry_of_dvc_lock(tmp_path: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     names = [f"s{index}" for index in range(12)]
     folder = workspace(tmp_path / "w", {name: writes(f"{name}.out") for name in names})
     with Pool(folder) as pool, ThreadPoolExecutor(4) as threads:
@@ -154,13 +153,19 @@ def test_a_lock_that_another_dvc_has_for_longer_than_dvc_waits_is_waited_for(tmp
     assert other.wait() == 0
 
 
-def test_a_timeout_ends_the_whole_process_group(tmp_path: Path) -> None:
-    slow = "sleep 60 & echo $! > noted.child; echo $$ > noted.shell; wait"
-    folder = workspace(tmp_path / "w", {**CHAIN, "slow": slow})
+def test_a_timeout_ends_the_whole_process_group_and_what_ignores_signals(tmp_path: Path) -> None:
+    stages = {
+        "slow": "sleep 60 & echo $! > noted.child; echo $$ > noted.shell; wait",
+        "deaf": "trap '' INT TERM; echo $$ > noted.deaf; while :; do sleep 1; done",
+    }
+    folder = workspace(tmp_path / "w", {**CHAIN, **stages})
     with Pool(folder) as pool:
-        with pytest.raises(StageTimeoutError, match=r"longer than its timeout of 2 s"):
-            pool.run("slow", timeout=2)
-        for name in ("child", "shell"):
+        with ThreadPoolExecutor(2) as threads:
+            runs = [threads.submit(pool.run, name, timeout=2) for name in stages]
+        for run in runs:
+            with pytest.raises(StageTimeoutError, match=r"longer than its timeout of 2 s"):
+                run.result()
+        for name in ("child", "shell", "deaf"):
             pid = pid_in(folder / f"noted.{name}")
             assert until(lambda pid=pid: not alive(pid))  # type: ignore[misc]  # mypy cannot type the default
         assert pool.run("a") == "Ran"  # another worker, and no lock in its way
@@ -175,15 +180,6 @@ def test_a_process_that_ends_while_it_is_looked_at_is_none(monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "read_text", gone)
     assert not alive(ended.pid)
-
-
-def test_a_command_that_ignores_signals_is_ended_too(tmp_path: Path) -> None:
-    folder = workspace(
-        tmp_path / "w", {"deaf": "trap '' INT TERM; echo $$ > noted.pid; while :; do sleep 1; done"}
-    )
-    with Pool(folder) as pool, pytest.raises(StageTimeoutError):
-        pool.run("deaf", timeout=2)
-    assert until(lambda: not alive(pid_in(folder / "noted.pid")))
 
 
 def test_a_worker_that_is_killed_is_told_and_replaced(tmp_path: Path) -> None:
@@ -287,12 +283,17 @@ def test_a_list_that_a_full_disk_has_cut_is_written_anew(text: str, tmp_path: Pa
 
 
 def test_a_full_disk_stops_no_tidying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
+    tried: list[Path] = []
+
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        tried.append(path)
         raise OSError(28, "No space left on device")
 
     (path := tmp_path / "rwlock").write_text("")
     monkeypatch.setattr(Path, "write_text", full)
     release(path)
+    assert tried == [tmp_path / "rwlock.decant"]
+    assert path.read_text() == ""
 
 
 def test_readers_and_writers_of_another_life_block_nothing(tmp_path: Path) -> None:

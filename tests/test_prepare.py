@@ -684,7 +684,7 @@ def published(tmp_path: Path) -> Iterator[tuple[Path, str]]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()  # half a second less
         yield folder, f"http://127.0.0.1:{server.server_address[1]}/"
         server.shutdown()
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,10 +245,23 @@ def test_quick_and_full_runs_have_the_same_networks_and_quick_writes_nothing(
     assert "--quick measures nothing worth writing" in capsys.readouterr().err
 
 
+def in_few_steps(case: Case) -> dict[str, Any]:
+    """Return a case's block, with few images where rounding looks at outputs, and few steps of AdaRound."""
+    if "rounding" not in case.content:
+        return {**case.content}
+    rounding = dict(case.content["rounding"])
+    return {
+        **case.content,
+        "rounding": rounding | ({"steps": 20} if rounding["kind"] == "adaround" else {}),
+        "images": 200,
+    }
+
+
 @pytest.mark.slow
 def test_every_row_of_every_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """About two minutes: each case, width and tool on the digits, once."""
+    """A minute: each case, width and tool on the digits, once, with few steps where each takes some."""
     monkeypatch.setattr(quantization, "IMAGES", 200)
+    monkeypatch.setattr(quantization, "CASES", [replace(case, content=in_few_steps(case)) for case in CASES])
     found = quantization.main(["--quick", "--seeds", "1", "--threads", "1"])
     assert list(found) == list(PARTS)
     for network in NETWORKS:
