@@ -414,7 +414,7 @@ def test_times_and_figures_of_other_stages_are_columns(project: Path) -> None:
     assert [point["count"] for point in entry["reliability"]] == [10, 20, 30, 40]
     assert entry["texts"]["change"] == f"{MINUS}3.00 (chance)"
     assert "Accuracy: no difference from the teacher beyond chance." in Elements(page).text
-    assert f"{MINUS}1.000 ms" in page
+    assert f"{MINUS}1.000 ms" in page and "as measured (times: Some Processor);" in page
     assert "Not measured: there is no stability/teacher.json." in Elements(page).text
     assert "smaller, and faster" in Elements(page).text
     assert [(point["method"], point["share"]) for point in entry["deletion"]][2:4] == [

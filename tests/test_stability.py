@@ -27,6 +27,7 @@ from tasks.stability import corrupted, measures, report
 from tasks.stability.__main__ import CORRUPTED
 from tasks.stability.__main__ import main as stability
 from tasks.stability.damage import Answers
+from tasks.stability.norms import compared
 from tasks.stability.sample import chosen
 from tests import homes
 
@@ -174,6 +175,7 @@ def test_a_model_that_says_one_class_only(make: Callable[[int], None]) -> None:
     assert {each["to"] for each in details["flips"]} == {"3"}
     assert row["corruption_accuracy"] == pytest.approx(0.1, abs=0.001)
     assert row["l2_ratio"] == row["lipschitz_ratio"] == 0.0
+    assert compared(network(0), model)[0] == {}  # nothing is a multiple of nothing
 
 
 def test_what_the_stages_before_did_not_write_is_named(make: Callable[[int], None]) -> None:

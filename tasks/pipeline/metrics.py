@@ -526,6 +526,7 @@ _WEIGHTS = (
         title="L2 ratio",
         shown=".3f",
         meaning="root of the sum of the squared weights over the teacher's, batch norms folded into them",
+        always=False,
     ),
     Metric(
         "lipschitz_ratio",

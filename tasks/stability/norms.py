@@ -29,7 +29,7 @@ def compared(model: Checkpoint, teacher: Checkpoint) -> tuple[dict[str, float], 
 
 
 def _metrics(after: Norms, before: Norms) -> dict[str, float]:
-    found = {"l2_ratio": after.l2 / before.l2 if before.l2 else 0.0}
+    found = {"l2_ratio": after.l2 / before.l2} if before.l2 else {}
     if after.lipschitz is not None and before.lipschitz:
         found["lipschitz_ratio"] = after.lipschitz / before.lipschitz
     return found

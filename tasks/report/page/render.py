@@ -81,6 +81,11 @@ class Content:
         return CHANCE if is_change and is_by_chance(self.values[name]) else ""
 
     @property
+    def fullest(self) -> Times | None:
+        """The table of times that has the most models, the first of several."""
+        return max(self.times, key=lambda each: len(each.seconds), default=None)
+
+    @property
     def measured(self) -> MetricSet | None:
         """What models are measured by: the teacher's set, or the first that there is."""
         return next((model.measured for model in self.models if model.measured), None)
@@ -125,6 +130,7 @@ def render(content: Content, against: Against | None = None) -> str:
         operations=operations,
         colours={operation: colour for operation, (colour, _) in charts.styles(operations).items()},
         lineage=_lineage(content),
+        timed=content.fullest,
         recipes={model.name: as_yaml(model.name, model.block) for model in content.models},
         against=against and {**asdict(against), "changed": len({change.model for change in against.changes})},
         count=_count,
@@ -153,7 +159,7 @@ def _values(model: Model, teacher: Mapping[str, float], times: Sequence[Times]) 
 
 def _lineage(content: Content) -> Graph:
     measured = content.measured
-    times = max(content.times, key=lambda each: len(each.seconds), default=None)
+    times = content.fullest
     told = [measured.quality if measured else "", "size_bytes", f"time:{times.key}" if times else ""]
     columns = [column for key in told for column in content.columns if column.key == key]
     return graph(content.models, content.values, columns)
