@@ -80,9 +80,9 @@ def _copied(module: nn.Module, place: str) -> nn.Module:
         return copy.deepcopy(module)
     except Exception as error:  # whatever the objects raise that it keeps
         raise DecantError(
-            f"{place}: it cannot be copied ({type(error).__name__}: {one_line(error)[:100]}); keep nothing in "
-            "a module that copy.deepcopy fails on, such as files, locks, and tensors that were computed with "
-            "gradients"
+            f"{place}: it cannot be copied ({type(error).__name__}: {one_line(error)[:100]}); keep nothing "
+            "in a module that copy.deepcopy fails on, such as files, locks, and tensors that were computed "
+            "with gradients"
         ) from None
 
 
