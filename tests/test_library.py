@@ -143,8 +143,11 @@ def test_each_operation_says_what_it_was_given_in_the_place_of_a_model(operation
     for arguments, sentence in (
         ((model.module, {}, splits), "The model is a Sequential, expected a decant.Checkpoint"),
         ((model, {}, examples), "The examples are Examples, expected decant.Splits"),
-        ((model, {}, decant.Splits(thick, examples)), f"{taken}pictures of 3 x 8 x 8, expected 1 x 8 x 8"),
-        ((model, {}, decant.Splits(rows, examples)), f"{taken}x, expected pictures of 1 x 8 x 8"),
+        (
+            (model, {}, decant.Splits(thick, examples)),
+            f"{taken}pictures of 3 x 8 x 8, expected pictures of 1 x 8 x 8",
+        ),
+        ((model, {}, decant.Splits(rows, examples)), f"{taken}the tensors x, expected pictures of 1 x 8 x 8"),
         ((model, "half", splits), "The recipe is str, expected a dict with the keys of params.yaml"),
     ):
         with pytest.raises(decant.DecantError, match=sentence):
@@ -159,9 +162,9 @@ def test_rows_that_a_model_does_not_take_are_told_by_their_tensor() -> None:
     model = decant.Checkpoint(None, rows.shape, (), net)
     recipe = {"criterion": {"kind": "magnitude"}, "budget": {"sparsity": 0.5}}
     for other, sentence in (
-        ({"z": torch.rand(9, 3)}, "the tensors z, expected x"),
-        ({"x": torch.rand(9, 4)}, r"x is \[4\] of float32, expected \[3\] of float32"),
-        ({"x": torch.rand(9, 3).double()}, r"x is \[3\] of float64, expected \[3\] of float32"),
+        ({"z": torch.rand(9, 3)}, "the tensors z, expected the tensors x"),
+        ({"x": torch.rand(9, 4)}, r"x \[4\] of float32, expected \[3\] of float32"),
+        ({"x": torch.rand(9, 3).double()}, r"x \[3\] of float64, expected \[3\] of float32"),
     ):
         with pytest.raises(decant.DecantError, match=sentence):
             prune(model, recipe, decant.Splits(rows, replace(rows, images=decant.Rows(other))))

@@ -14,11 +14,11 @@ from decant.adoption.checks import (
     APART,
     ROWS,
     answered,
-    check_copies,
     check_finite,
     check_rows,
     check_same_builds,
     check_types,
+    forward_of,
 )
 from decant.adoption.pretrained import place_pretrained_
 from decant.adoption.texts import check_texts
@@ -27,9 +27,10 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.compression.finish import Result
 from decant.compression.ledger import created
 from decant.errors import DecantError
-from decant.examples import Batch, Examples, Rows
+from decant.examples import Batch, Examples, Rows, arguments
 from decant.inputs import TensorInput, drawn, inputs_of
 from decant.networks.architectures import ForeignArchitecture, Takes
+from decant.networks.copying import check_copies
 from decant.networks.packages import Transformers
 from decant.networks.parametrizations import without_parametrizations_
 from decant.networks.record import give_example_
@@ -86,7 +87,7 @@ def adopt(source: Source, examples: Examples | None = None, classes: tuple[str, 
         facts["made plain"] = ", ".join(removed)
         _check_same(before, answered(module, batch, file), file)
     check_rows(module, batch, file)
-    check_copies(module, batch, file)
+    check_copies(module, arguments(batch[:1]), forward_of(module, file))
     _check_outputs(before, classes, examples, file)
     give_example_(module, drawn_of(takes))
     model = Checkpoint(architecture, takes, tuple(classes), module)
@@ -104,7 +105,7 @@ def check_network(architecture: ForeignArchitecture, examples: Examples, inputs:
     module = _checked(architecture, takes, len(examples.classes), batch, examples)
     without_parametrizations_(module)
     check_rows(module, batch, architecture.origin)
-    check_copies(module, batch, architecture.origin)
+    check_copies(module, arguments(batch[:1]), forward_of(module, architecture.origin))
     answers = answered(module, batch, architecture.origin)
     _check_outputs(answers, examples.classes, examples, architecture.origin)
 

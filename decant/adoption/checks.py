@@ -17,7 +17,6 @@ from decant.checkpoints.checkpoint import state
 from decant.checkpoints.packing import type_name
 from decant.errors import DecantError, Message
 from decant.examples import Batch, Rows, arguments
-from decant.networks.copying import uncopied
 from decant.networks.dispatch import Watching
 from decant.networks.execution import as_rows
 from decant.networks.python import blaming
@@ -221,16 +220,6 @@ def _shrink_(module: nn.Module) -> None:
         for tensor in module.state_dict().values():
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 tensor.mul_(0.75)
-
-
-def check_copies(module: nn.Module, batch: Batch, file: str) -> None:
-    """Check that a copy of a network can be changed, which is what operations do.
-
-    Raises:
-        DecantError: It cannot be copied, or its copy computes with the weights of the original.
-    """
-    if wrong := uncopied(module, arguments(batch[:1])):
-        raise DecantError(f"{forward_of(module, file)}: {wrong}")
 
 
 def forward_of(module: nn.Module, file: str) -> str:

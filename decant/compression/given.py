@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from decant.checkpoints.checkpoint import Checkpoint
-from decant.errors import DecantError, Message
+from decant.errors import DecantError
 from decant.examples import Splits
 from decant.networks.architectures import Takes
-from decant.networks.copying import uncopied
+from decant.networks.copying import check_copies
 from decant.networks.record import example_of
 
 
@@ -22,11 +22,11 @@ def check_given(parent: Checkpoint, splits: Splits, teacher: Checkpoint | None =
     if teacher is not None:
         _check_model("teacher", teacher)
     _check_splits(splits)
-    if parent.architecture is None and (wrong := uncopied(parent.module, example_of(parent.module))):
-        raise DecantError(f"The model is a network that operations cannot change: {wrong}")
-    for name, examples in (("training", splits.train), ("validation", splits.validation)):
-        if wrong := _misfit(parent.shape, examples.shape):
-            raise DecantError(f"The {name} examples are not what the model takes: {wrong}; give it its own")
+    if parent.architecture is None:
+        place = "The model is a network that operations cannot change"
+        check_copies(parent.module, example_of(parent.module), place)
+    _check_taken("training", parent.shape, splits.train.shape)
+    _check_taken("validation", parent.shape, splits.validation.shape)
 
 
 def _check_model(who: str, given: Any) -> None:
@@ -46,27 +46,30 @@ def _check_splits(splits: Any) -> None:
         )
 
 
-def _misfit(takes: Takes, given: Takes) -> Message:
-    """Return why a network that takes the first cannot take the second; empty where it can."""
-    if isinstance(takes, tuple) and isinstance(given, tuple):
-        return "" if takes == given else f"pictures of {_size(given)}, expected {_size(takes)}"
+def _check_taken(split: str, takes: Takes, given: Takes) -> None:
+    """Refuse examples that a network which takes something else cannot take."""
+    if wrong := _misfit(takes, given):
+        found, expected = wrong
+        raise DecantError(
+            f"The {split} examples are not what the model takes: {found}, expected {expected}; give it others"
+        )
+
+
+def _misfit(takes: Takes, given: Takes) -> tuple[str, str] | None:
+    """Return what is given and what a network takes, where these differ."""
     if isinstance(takes, tuple) or isinstance(given, tuple):
-        return f"{_named(given)}, expected {_named(takes)}"
+        return None if takes == given else (_named(given), _named(takes))
     if [*takes] != [*given]:
-        return f"the tensors {_named(given)}, expected {_named(takes)}"
+        return _named(given), _named(takes)
     for name, each in given.items():
         row = tuple(length for length in each.shape if isinstance(length, int))
-        expected = takes[name]
-        if each.dtype != expected.dtype or (len(row) == len(each.shape) and not expected.fits(row)):
-            return (
-                f"{name} is {[*each.shape]} of {each.dtype}, expected {[*expected.shape]} of {expected.dtype}"
-            )
-    return ""
+        expected, free = takes[name], len(row) < len(each.shape)
+        if each.dtype != expected.dtype or not (free or expected.fits(row)):
+            return f"{name} {[*each.shape]} of {each.dtype}", f"{[*expected.shape]} of {expected.dtype}"
+    return None
 
 
 def _named(takes: Takes) -> str:
-    return f"pictures of {_size(takes)}" if isinstance(takes, tuple) else ", ".join(takes)
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+    if isinstance(takes, tuple):
+        return f"pictures of {' x '.join(map(str, takes))}"
+    return f"the tensors {', '.join(takes)}"

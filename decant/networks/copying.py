@@ -9,18 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from decant.errors import Message
+from decant.errors import DecantError
 from decant.networks.calls import Example
 from decant.networks.dispatch import Watching
 from decant.networks.execution import tensors_of
 from decant.networks.tracing import every_layer_called
+from decant.sealed import one_line
 
 NEAR = 1e-4
 """How far a copy's answers may be from the original's: rounding."""
 
 
-def uncopied(module: nn.Module, example: Example) -> Message:
-    """Return why changing a copy of a network would not change what it computes; empty where it would.
+def check_copies(module: nn.Module, example: Example, place: str) -> None:
+    """Check that what is done to a copy of a network changes what the copy computes.
 
     A function that is made inside of a method (a lambda that is put in the place of a layer's `forward`, or
     into a hook) keeps hold of the module that it was made in. In a copy it still computes with the weights
@@ -30,54 +31,59 @@ def uncopied(module: nn.Module, example: Example) -> Message:
     Args:
         module: The network; it is watched in eval mode, and is as before afterwards.
         example: What it can be called with.
+        place: What sentences begin with.
+
+    Raises:
+        DecantError: It cannot be copied, or the copy is none.
     """
     modes = [(each, each.training) for each in module.modules()]
     try:
-        return _uncopied(module.eval(), example)
+        _check_compiled(module, place)
+        _check_copies(module.eval(), example, place)
     finally:
         for each, mode in modes:
             each.training = mode
 
 
-def _uncopied(module: nn.Module, example: Example) -> Message:
-    if compiled := _compiled(module):
-        return (
-            f"{compiled} is compiled by torch.jit, so that its weights cannot be replaced; put the module "
-            "itself there"
-        )
+def _check_compiled(module: nn.Module, place: str) -> None:
+    for name, each in module.named_modules():
+        if isinstance(each, torch.jit.ScriptModule) and any(True for _ in each.parameters()):
+            raise DecantError(
+                f"{place}: {name or 'it'} is compiled by torch.jit, so that its weights cannot be replaced; "
+                "put the module itself there"
+            )
+
+
+def _check_copies(module: nn.Module, example: Example, place: str) -> None:
     named = module.state_dict(keep_vars=True).items()  # with extra state, which may be anything
     watch = _Reading({_storage(each): name for name, each in named if isinstance(each, Tensor)})
     with torch.no_grad(), every_layer_called():
         expected = list(tensors_of(module(*copy.deepcopy(example))))
         module(*_other(example))  # what a function keeps of a pass is now of this one
-        other = _copied(module)
-        if isinstance(other, str):
-            return other
+        other = _copied(module, place)
         with watch:
             found = list(tensors_of(other(*copy.deepcopy(example))))
     if watch.read:
-        return (
-            f"a copy of it still computes with {watch.read} of the original, which a function keeps hold of "
-            "(a lambda, or one that is made inside of another); make it a method of the module"
+        raise DecantError(
+            f"{place}: a copy of it still computes with {watch.read} of the original, which a function keeps "
+            "hold of (a lambda, or one that is made inside of another); make it a method of the module"
         )
     if not _same(expected, found):
-        return (
-            "a copy of it answers otherwise: a function keeps what one pass has computed where the copy does "
-            "not look for it, such as the dict of a hook; hand it on as a result"
+        raise DecantError(
+            f"{place}: a copy of it answers otherwise: a function keeps what one pass has computed where the "
+            "copy does not look for it, such as the dict of a hook; hand it on as a result"
         )
-    return ""
 
 
-def _copied(module: nn.Module) -> nn.Module | Message:
-    """Return a copy; or why there is none."""
+def _copied(module: nn.Module, place: str) -> nn.Module:
     try:
         return copy.deepcopy(module)
     except Exception as error:  # whatever the objects raise that it keeps
-        reason = " ".join(str(error).split())[:100]
-        return (
-            f"it cannot be copied ({type(error).__name__}: {reason}); keep nothing in a module that "
-            "copy.deepcopy fails on, such as files, locks, and tensors that were computed with gradients"
-        )
+        raise DecantError(
+            f"{place}: it cannot be copied ({type(error).__name__}: {one_line(error)[:100]}); keep nothing "
+            "in a module that copy.deepcopy fails on, such as files, locks, and tensors that were computed "
+            "with gradients"
+        ) from None
 
 
 def _other(example: Example) -> Example:
@@ -94,14 +100,6 @@ def _same(one: list[Tensor], other: list[Tensor]) -> bool:
         for a, b in zip(one, other, strict=True)
         if not a.is_complex()
     )
-
-
-def _compiled(module: nn.Module) -> str:
-    """Return the name of a part with weights that torch.jit has compiled; empty where there is none."""
-    for name, each in module.named_modules():
-        if isinstance(each, torch.jit.ScriptModule) and any(True for _ in each.parameters()):
-            return name or "the network"
-    return ""
 
 
 class _Reading(Watching):
