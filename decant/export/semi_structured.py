@@ -22,7 +22,7 @@ ROWS, COLUMNS = 32, 64
 
 
 def two_of_four(weight: Tensor) -> bool:
-    """Say whether each four neighbouring inputs of a weight [O, I, ...] hold two zeros, and not all do."""
+    """Say whether each four neighbouring inputs of a weight [O, I, ...] hold two zeros, and some no zero."""
     rows = weight.detach().movedim(1, -1)
     if rows.shape[-1] % 4 or not bool(rows.any()):
         return False

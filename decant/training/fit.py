@@ -639,7 +639,7 @@ def _check_begun_alike(progress: _Progress, train: Examples) -> None:
     """
     processes, place = progress.spread.processes, progress.device
     processes.check_alike("the epochs they go on from", len(progress.curve), place)
-    rows = torch.linspace(0, len(train) - 1, min(len(train), LOOKED_AT)).long()
+    rows = torch.arange(0, len(train), math.ceil(len(train) / LOOKED_AT))
     sample = [*tensors_in(train.images[rows]), *(() if train.labels is None else (train.labels[rows],))]
     facts = {
         "the number of examples": len(train),
