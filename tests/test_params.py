@@ -332,7 +332,7 @@ def test_no_model_is_proposed_as_its_own_parent() -> None:
         ("models/cut/cut", "keep"),
         ("models/prune-80/criterion", "kind"),
         ("models/int8/scheme", "bits"),
-        ("models/student/loss", "hard"),
+        ("models/student/loss", "kind"),
         ("models/student/training/optimizer", "learning_rate"),
         ("teacher/architecture", "hidden"),
     ],
@@ -341,6 +341,14 @@ def test_no_tag_of_a_union_is_part_of_a_path(place: tuple[str, str]) -> None:
     path, key = place
     (line,) = complaints(changed(f"{path}/{key}", {"no": "such value"}))
     assert line.startswith((f"{path.replace('/', '.')}.{key}: ", f"{path.replace('/', '.')}: unknown kind"))
+
+
+def test_a_schedule_in_the_place_of_a_number_has_paths_without_its_tag() -> None:
+    lines = complaints(changed("models/student/loss/hard", {"start": 0.5, "ends": 1}))
+    assert [line.partition(": ")[0] for line in lines] == [
+        "models.student.loss.hard.end",
+        "models.student.loss.hard",
+    ]
 
 
 def test_a_long_value_is_cut_short() -> None:

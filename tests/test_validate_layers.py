@@ -28,6 +28,13 @@ def test_an_unknown_layer_lists_the_near_ones_of_its_network() -> None:
     assert "no layer 'nothing'; known are flatten, head, " in line
 
 
+def test_a_student_of_another_family_has_nothing_to_begin_from() -> None:
+    other = {"student": {"kind": "mlp", "hidden": [8]}, "start": "teacher"}
+    told = ["models.a.start: no layer of the student is one of its teacher's; leave it out"]
+    assert wrong(STUDENT | other) == told
+    check(chain(STUDENT | {"start": "teacher"}))
+
+
 def test_parts_of_a_mix_and_other_operations_are_looked_into() -> None:
     parts = [{"loss": {"kind": "dist"}}, {"loss": hints(stages_0="encoder")}]
     train = {"kind": "lsq", "loss": hints(stages_4="stages.0"), "training": FINETUNE["training"]}

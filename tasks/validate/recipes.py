@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -92,6 +93,7 @@ def _impossible(recipes: Recipes) -> list[str]:
             found, known[name] = impossible(name, recipes.models[name], known[parent], _data(recipes))
             wrong += [f"models.{name}.{line}" for line in found]
             parents.append(name)
+    wrong += _nothing_to_begin_from(recipes, known)
     return [*wrong, *unknown_layers(recipes.models, known, _pictures(recipes.data))]
 
 
@@ -191,6 +193,15 @@ def _unproposable(place: str, recipes: Recipes, parent: str) -> list[str]:
     if family is None or isinstance(family, Proposed | Resnet | Mlp | Lenet300100):
         return []
     return [f"{place}.budget: {family.kind} has no widths to make smaller; name the student"]
+
+
+def _nothing_to_begin_from(recipes: Recipes, known: Mapping[str, Known]) -> Iterator[str]:
+    """Yield which students are to begin from a teacher that has no layer of a name of theirs."""
+    for name, block in recipes.models.items():
+        if isinstance(block, DistillParams) and block.start == "teacher":
+            own, teacher = (known[each].weights if each in known else {} for each in (name, block.from_))
+            if own and teacher and not own.keys() & teacher.keys():
+                yield f"models.{name}.start: no layer of the student is one of its teacher's; leave it out"
 
 
 def _broken_lineages(models: Any) -> list[str]:
