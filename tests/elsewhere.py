@@ -58,6 +58,10 @@ class Elsewhere(Tensor):
 class Watch(TorchDispatchMode):
     """Computes all that is asked of the device, and refuses what mixes it with the processor."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and what keeps it from that takes as long as all else
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(func, args, kwargs or {})
 

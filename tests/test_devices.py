@@ -46,6 +46,8 @@ from tests.nets import striped
 from tests.slow import slow_but
 
 SPLITS = Splits(striped(0), striped(1, 48))
+FEW = Splits(striped(0, 48), striped(1, 20))
+"""For what does not depend on how many steps there are."""
 NET = Resnet(widths=(8, 8), blocks=(0, 1), pool=2)
 TRAINING = {
     "epochs": 3,
@@ -241,6 +243,7 @@ SLOW = {"float16", "obs, 2:4", "drift", "gptq, groups"}
 def test_nothing_lies_in_the_wrong_place(
     case: str, teacher: Checkpoint, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(globals(), "SPLITS", FEW)
     here = CASES[case](teacher, "cpu", Run(seed=3))
     with monkeypatch.context() as patch:
         patch.setattr(Elsewhere, "made", 0)

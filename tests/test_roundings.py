@@ -759,6 +759,7 @@ def test_outputs_move_less_than_with_nearest(rounding: Rounding) -> None:
 def test_layers_without_moments_go_to_nearest(rounding: Rounding) -> None:
     parent, images = toy(Odd(), (1, 5, 5)), photos(40, 5)
     held = held_by(parent)
+    assert held.keys() > {"up.weight", "table.weight"}
     child = round_layers(parent, held, rounding, images, parent.module)
     for name, each in held.items():
         weight, found = parent.module.get_parameter(name), child.module.get_parameter(name)

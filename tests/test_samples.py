@@ -258,7 +258,9 @@ def satisfied(model: Checkpoint) -> dict[str, Tensor]:
 
 
 def test_clamped_layers_receive_nothing_outside() -> None:
-    for layer, inputs in satisfied(checkpoint().narrowed({}, clamps=CLAMPS)).items():
+    received = satisfied(checkpoint().narrowed({}, clamps=CLAMPS))
+    assert received.keys() == CLAMPS.keys()
+    for layer, inputs in received.items():
         assert torch.equal(CLAMPS[layer].project(inputs), inputs)
 
 
