@@ -50,8 +50,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     BEST: {"precision": "bfloat16", "epochs": 24},
     f"{BEST}, weight decay 0.001": {"precision": "bfloat16", "epochs": 24, "weight_decay": 0.001},
 }
-"""What each recipe changes in the default one's `training`. On a processor with AVX-512 BF16 the loop takes 1.75
-times as many images a second in bfloat16 (benchmarks/training.md), so that 24 epochs take as long as 14."""
+"""What each recipe changes in the default one's `training`. On a processor with AVX-512 BF16 the loop takes
+1.75 times as many images a second in bfloat16 (benchmarks/training.md): 24 epochs take as long as 14."""
 
 PLAN = [
     *((BEST, seed) for seed in SEEDS),
