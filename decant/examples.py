@@ -116,7 +116,7 @@ class Examples:
             raise DecantError(
                 f"There are {len(self.labels):,} labels of {len(self.images):,} examples; give one for each"
             )
-        if self.classes and self.target.width is None and self.labels.dim() == 1:
+        if self.classes and self.target.width is None and self.labels.dim() == 1 and len(self.labels):
             _check_classes(self.labels, len(self.classes))
 
     @property
@@ -176,7 +176,7 @@ def _check_classes(labels: Tensor, count: int) -> None:
     if labels.dtype != torch.int64:
         found = str(labels.dtype).removeprefix("torch.")
         raise DecantError(f"Labels are {found}, expected the numbers of classes, int64 in [0, {count})")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+    if not 0 <= int(labels.min()) <= int(labels.max()) < count:
         raise DecantError(
             f"Labels reach from {int(labels.min())} to {int(labels.max())}, and there are {count} classes, 0 "
             f"to {count - 1}; number the classes from 0"
@@ -190,18 +190,10 @@ class Splits:
     Attributes:
         train: Examples to learn from and to calibrate with, in random order.
         validation: Examples for curves, early stopping and the choice between candidates.
-
-    Raises:
-        DecantError: One has no example.
     """
 
     train: Examples
     validation: Examples
-
-    def __post_init__(self) -> None:
-        """Refuse an empty split."""
-        if empty := [name for name, size in self.sizes.items() if not size]:
-            raise DecantError(f"There are no {' and no '.join(empty)} examples; give one or more")
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -138,6 +138,15 @@ class Viewing(Keeping):
         return self.first.weight.detach()
 
 
+class Forgetting(Keeping):
+    """One that forgets it when a training begins."""
+
+    def train(self, mode: bool = True) -> "Forgetting":
+        if mode:
+            self.kept = None
+        return super().train(mode)
+
+
 class OfBatch(nn.Sequential):
     """One that normalizes by the batch."""
 
@@ -384,6 +393,10 @@ def test_a_network_that_cannot_be_relied_on_is_refused(build: Callable[..., Any]
     with pytest.raises(DecantError, match=sentence) as refusal:
         adopted(build)
     assert "test_adoption.py" in str(refusal.value)
+
+
+def test_what_is_forgotten_when_a_training_begins_may_be_kept() -> None:
+    assert adopted(Forgetting).module.get_parameter("first.weight").shape == (5, 6)
 
 
 def test_a_network_in_inference_mode_shows_what_it_multiplies() -> None:

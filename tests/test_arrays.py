@@ -166,7 +166,7 @@ NAN = np.where(np.arange(20) == 4, np.nan, 1.0)
     [
         (np.zeros(20, int), {}, "data: y has 1 class, expected two or more; there is nothing to tell apart"),
         (Y[:, 0], {}, r"labels are torch.float64 .*, expected a whole number for each of 20 rows; for n"),
-        (np.arange(20) - 1, {}, "has labels from -1 to 1., and there are 19 classes"),
+        (np.arange(20) - 1, {}, "a label is -1, expected a class's number, from 0"),
         (NAN, {"target": NUMBERS}, "train.npz: labels holds NaN or infinite values, as in row 4"),
         (Y[:, 0] * 1e39, {"target": NUMBERS}, "labels holds NaN or infinite values, as in row 1"),
         (np.ones(20), {"target": NUMBERS}, "y is the same in all training rows"),
@@ -222,7 +222,7 @@ def test_mistakes_in_params_are_told_before_anything_is_read(more: dict[str, Any
 @pytest.mark.parametrize(
     ("labels", "x", "sentence"),
     [
-        (np.arange(20) % 2, np.full((20, 1), -np.inf), "x holds NaN or infinite values, as in row 0"),
+        (np.arange(20) % 2, np.full((20, 1), -np.inf), "x holds infinite values, as in row 0"),
         (
             np.arange(20) % 2,
             np.zeros((20, 2, 0)),
@@ -230,7 +230,6 @@ def test_mistakes_in_params_are_told_before_anything_is_read(more: dict[str, Any
         ),
         (np.arange(20) % 2, np.zeros((20, *[1] * 9)), "expected at most 8 dimensions"),
         (np.arange(20) % 2 + 2**62, None, "a label is 4611686018427387905, expected .* from 0 to 99999"),
-        (np.arange(20) % 2 - 1, None, "a label is -1, expected a class's number, from 0"),
     ],
 )
 def test_rows_and_labels_that_no_network_can_take_are_told_at_once(

@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 import decant
 from decant.finetune import finetune
 from decant.prune import prune
+from decant.quantize import quantize
 from tests.imports import OPERATIONS, ROOT
 
 DOCS = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
@@ -126,10 +127,24 @@ def test_labels_that_are_no_classes_are_refused(changes: dict[str, Any], sentenc
         replace(examples, **changes)
 
 
-def test_a_split_without_an_example_is_refused() -> None:
-    _, examples = given()
-    with pytest.raises(decant.DecantError, match="There are no validation examples; give one or more"):
-        decant.Splits(examples, examples.first(0))
+def test_only_what_looks_at_no_example_needs_none() -> None:
+    model, examples = given()
+    training, empty = {"training": {"epochs": 1}}, examples.first(0)
+    for splits, name in (
+        (decant.Splits(examples, empty), "validation"),
+        (decant.Splits(empty, examples), "training"),
+    ):
+        with pytest.raises(decant.DecantError, match=f"There are no {name} examples; give one or more"):
+            finetune(model, training, splits)
+    rounding = {"scheme": {"kind": "integer"}, "activations": {"bits": 8}, "images": 1}
+    with pytest.raises(decant.DecantError, match="1 training images are asked for, and there are 0"):
+        quantize(model, rounding, decant.Splits(empty, empty))
+    recipe = {"criterion": {"kind": "magnitude"}, "budget": {"sparsity": 0.5}}
+    nothing = decant.Examples(torch.zeros(0, 3, 9, 9), torch.zeros(0), examples.classes)
+    pruned, other = (prune(model, recipe, decant.Splits(each, each)).model for each in (examples, nothing))
+    assert all(
+        torch.equal(a, b) for a, b in zip(pruned.module.parameters(), other.module.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -25,8 +25,9 @@ def check_given(parent: Checkpoint, splits: Splits, teacher: Checkpoint | None =
     if parent.architecture is None:
         place = "The model is a network that operations cannot change"
         check_copies(parent.module, example_of(parent.module), place)
-    _check_taken("training", parent.shape, splits.train.shape)
-    _check_taken("validation", parent.shape, splits.validation.shape)
+    for split, examples in (("training", splits.train), ("validation", splits.validation)):
+        if len(examples):  # what looks at no example needs none
+            _check_taken(split, parent.shape, examples.shape)
 
 
 def _check_model(who: str, given: Any) -> None:

@@ -370,6 +370,7 @@ def fit_(
         raise DecantError(wrong)
     if not has_example(module):
         give_example_(module, arguments(train.images[:1]))
+    _check_there(train, validation)
     goal = _goal(module, train, validation, teacher, seed, there)
     scaler = Scaler(on=training.precision == "float16")
     spread = Spread(together(training.processes, there))
@@ -401,6 +402,13 @@ def fit_(
         _train_(progress, training, loss, train, validation, moved(goal, there), scratch, seed, title)
     lay_out_(module, torch.contiguous_format)
     return progress.curve
+
+
+def _check_there(train: Examples, validation: Examples) -> None:
+    """Refuse to train on nothing, or to measure on nothing."""
+    for split, examples in (("training", train), ("validation", validation)):
+        if not len(examples):
+            raise DecantError(f"There are no {split} examples; give one or more")
 
 
 def _train_(

@@ -129,17 +129,13 @@ def _read(params: PrepareParams, file: str) -> Part:
     except (DecantError, ValueError) as error:
         raise DecantError(f"{file}: {error}") from None
     for name in names:
-        _check_finite(tensors[name], f"{file}: {name}")
+        _check_values(tensors[name], f"{file}: {name}", torch.isnan, "NaN")
+        _check_values(tensors[name], f"{file}: {name}", torch.isinf, "infinite values")
     if not len(rows):
         raise DecantError(f"{file} holds no examples")
     if labels is not None:
         labels = LABELS_OF[params.target.kind if params.target else "classes"](labels, len(rows), file)
     return Part(rows, labels, parts.sums_of(bytes_of(rows)), np.arange(len(rows)))
-
-
-def _check_finite(tensor: Tensor, place: str) -> None:
-    """Refuse NaN and infinite values."""
-    _check_values(tensor, place, lambda each: ~each.isfinite(), "NaN or infinite values")
 
 
 def _check_values(tensor: Tensor, place: str, wrong: Callable[[Tensor], Tensor], what: str) -> None:
@@ -169,7 +165,7 @@ def _numbers(labels: Tensor, count: int, file: str) -> Tensor:
             f"for each of {count} rows"
         )
     found = labels.reshape(count, -1).to(torch.float32)
-    _check_finite(found, f"{file}: labels")
+    _check_values(found, f"{file}: labels", lambda each: ~each.isfinite(), "NaN or infinite values")
     return found
 
 
