@@ -427,6 +427,7 @@ def test_a_signal_cuts_the_delay_before_a_retry_short(tmp_path: Path) -> None:
     assert (folder / "noted.tries").read_text() == "x\n"
 
 
+@pytest.mark.slow  # a signal takes the same way from the stage on
 def test_a_cancel_in_the_ui_leaves_nothing_behind(running: Running) -> None:
     folder, flow, pid = running
     with get_client(sync_client=True) as client:

@@ -140,6 +140,7 @@ def test_workers_at_the_same_time_lose_no_entry_of_dvc_lock(tmp_path: Path) -> N
     assert set(yaml.safe_load((folder / "dvc.lock").read_text())["stages"]) == set(names)
 
 
+@pytest.mark.slow  # DVC's version is pinned
 def test_a_lock_that_another_dvc_has_for_longer_than_dvc_waits_is_waited_for(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", CHAIN)
     (folder / ".dvc" / "tmp").mkdir()
@@ -329,6 +330,7 @@ def test_a_flow_whose_watchdog_is_killed_ends_all_stages(tmp_path: Path) -> None
     assert not held(folder)
 
 
+@pytest.mark.slow  # two accidents at once
 def test_a_worker_whose_flow_and_watchdog_are_killed_ends_itself(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", SLOW)
     script = "from pathlib import Path; from flows.pool import Pool\nwith Pool(Path()) as pool: pool.run('a')"
