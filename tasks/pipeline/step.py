@@ -101,10 +101,14 @@ def begin(name: str, section: str, op: str, schema: type[S]) -> Step[S]:
     block = read_section(section, schema)
     in_processes(count := asked(block))
     step = Step(name, op, block, derive_seed(seed, name), threads, written(name, read_yaml())["params"])
-    code = hashlib.sha256(record(op, ROOT).encode()).hexdigest()[:12]
-    facts = {"recipe": json.dumps(step.params, sort_keys=True), "seed": str(step.seed), "tasks": code}
-    together(count, find(getattr(block, "device", CPU)), facts)
+    together(count, find(getattr(block, "device", CPU)), _alike(step) if count > 1 else {})
     return step
+
+
+def _alike(step: Step[Any]) -> dict[str, str]:
+    """Return what has to be the same in all processes of a stage, by what it is."""
+    code = hashlib.sha256(record(step.op, ROOT).encode()).hexdigest()[:12]
+    return {"recipe": json.dumps(step.params, sort_keys=True), "seed": str(step.seed), "tasks": code}
 
 
 def begin_model(name: str, schema: type[B]) -> Step[B]:
