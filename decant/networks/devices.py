@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 from decant.errors import DecantError, Message
 from decant.lazy import torch
 from decant.networks.calls import KNOWN
+from decant.networks.heap import kept_heap
 from decant.networks.ties import put_, tied
 
 if TYPE_CHECKING:
@@ -251,6 +252,8 @@ def training_on(
 ) -> Iterator[None]:
     """Have a network on a device, in place, that repeats its bits; afterwards it is on the processor.
 
+    On the processor, memory of a step is kept for the next one.
+
     Args:
         module: The network.
         device: Where.
@@ -262,7 +265,8 @@ def training_on(
         DecantError: The device has not enough memory for such batches, or no kernel that repeats its bits.
     """
     if device.type == CPU:
-        yield
+        with kept_heap():
+            yield
         return
     try:
         with computing_on(device, _smaller(batch_size, accumulate), precision):
