@@ -468,7 +468,7 @@ def page(found: dict[str, Any]) -> str:
         side=SIDE,
         rates="\n".join(f"| {what} | {value:,} | {value / step:.2f} |" for what, value in shown),
         ways="\n".join(f"| {what} | {value:,} |" for what, value in found["loop"].items()),
-        asked="\n".join(each.row for each in targets(found["loop"], found["memory"])),
+        asked="\n".join(each.row for each in targets([found["loop"]], found["memory"])),
         speeds="\n".join(f"| {what} | {value:,} |" for what, value in found["products"].items()),
         solved="\n".join(f"| {what} | {value:,} |" for what, value in found["layers"].items()),
     )

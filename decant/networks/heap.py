@@ -1,8 +1,8 @@
 """Memory that a training frees stays with its process until it ends.
 
-What a step computes is freed within the step and asked for again in the next one. glibc hands large blocks, and
-what is free at the end of its heap, back to the system at once, which then zeroes and maps each page anew: of
-the default teacher 1,200 pages a step, beside a teacher that answers 4,300, up to a tenth of the time.
+What a step computes is freed within the step and asked for again in the next one. glibc hands large blocks,
+and what is free at the end of its heap, back to the system at once, which then zeroes and maps each page
+anew: of the default teacher 1,200 pages a step, beside a teacher that answers 4,300, a tenth of the time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from functools import cache
 
 TRIM, MAP = -1, -3
-"""What `mallopt` sets: bytes free at the heap's end above which they go back; bytes of a block with pages of its
-own. See malloc.h."""
+"""What `mallopt` sets, see malloc.h: how many bytes are free at the heap's end before they go back, and how
+many a block has that gets pages of its own."""
 
 KEPT = 1 << 30
 """Bytes of both while a training runs."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from decant.checkpoints.activations import InputGrid, on_grid
 from decant.checkpoints.constraints import Constraints, Levels, nearest_integers
-from decant.checkpoints.gradients import passed, straight_through, within
+from decant.checkpoints.gradients import Interval, passed, straight_through
+from decant.checkpoints.pieces import pieces
 from decant.networks.layer_inputs import Arguments, first_of, with_first
 from decant.networks.record import same_record
 from decant.quantize.schemes import Scheme
@@ -134,18 +135,40 @@ class Steps(WeightLearner):
         """Return the weight on its levels, masked; of the weight's shape."""
         if self.held.range is not None:
             weight = passed(self.held.range.project(weight.detach()), weight)
-        grid, (first, last) = self.grid, self.ends
-        steps = weight / (step := grid.spread(self.step(self.share), weight.shape))
-        zero_point = None if grid.zero_point is None else grid.spread(grid.zero_point, weight.shape)
+        step, zero_point = self.grid.spread(self.step(self.share), weight.shape), self.grid.zero_point
         if zero_point is not None:
-            steps = steps + zero_point
-        nearest = nearest_integers(steps.detach(), first, last)
-        level = passed(nearest, steps.clamp(first, last))
-        return self.masked((level if zero_point is None else level - zero_point) * step)
+            zero_point = self.grid.spread(zero_point, weight.shape)
+        rounded: Tensor = _Steps.apply(weight, step, zero_point, self.ends)
+        return self.masked(rounded)
 
     def levels(self, weight: Tensor) -> Levels:
         """Return the levels that the free weight is rounded to now."""
         return replace(self.grid, scale=self.step().detach())
+
+
+class _Steps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, step: Tensor, zero_point: Tensor | None, ends: tuple[int, int]
+    ) -> Tensor:
+        plain = weight / step
+        steps = plain if zero_point is None else plain + zero_point
+        level = nearest_integers(steps, *ends)
+        if zero_point is not None:
+            level -= zero_point
+        ctx.ends = ends
+        ctx.save_for_backward(plain, steps, level, step)
+        return level * step
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        plain, steps, level, step = ctx.saved_tensors
+        inside = Interval(*(steps.new_tensor(float(end)) for end in ctx.ends))
+        of_steps = inside.keep(gradient * step, steps, torch.empty_like(steps))
+        of_step = (gradient * level).sum_to_size(step.shape)
+        of_step += (-of_steps * (plain / step)).sum_to_size(step.shape)
+        return of_steps.div_(step), of_step, None, None
 
 
 def _sharing(levels: Levels, mask: Tensor | None, shape: torch.Size) -> Tensor:
@@ -338,14 +361,12 @@ class _InputStep(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
         inputs, step, value = ctx.saved_tensors
-        first, last = ctx.ends
-        ends = first * step, last * step
-        slope = within(inputs, inputs, *ends)
-        torch.sub(value, slope, out=slope).div_(step)
-        # In place where that leaves the order of the sum as it is: fresh memory costs as much as the product.
-        alike = gradient.stride() == slope.stride()
-        slope = slope.mul_(gradient) if alike else gradient * slope
-        return within(gradient, inputs, *ends), slope.sum(), None, None
+        inside = Interval(*(end * step for end in ctx.ends))
+        through, shares = torch.empty_like(gradient), torch.empty_like(inputs)
+        for g, x, v, passed_on, share in pieces(gradient, inputs, value, through, shares):
+            torch.sub(v, inside.keep(x, x, share), out=share).div_(step).mul_(g)
+            inside.keep(g, x, passed_on)
+        return through, shares.sum(), None, None
 
 
 class InputClip(InputLearner):
