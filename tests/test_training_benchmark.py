@@ -47,7 +47,7 @@ def test_targets_by_hand() -> None:
 
 
 def test_ratios_are_of_ways_that_followed_one_another() -> None:
-    """A machine that grows ten times slower between rounds changes no ratio; three rounds, and one of others."""
+    """A machine that grows ten times slower between rounds changes no ratio; one turn is of others."""
     turns = [{"bare step": 100.0, "the loop": 80.0}, {"bare step": 10.0, "the loop": 9.0}]
     found = [*turns, {"bare step": 50.0, "the loop": 50.0}, {"bare step": 1.0}]
     (target,) = targets(found, {})

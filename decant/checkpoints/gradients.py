@@ -48,6 +48,9 @@ class Interval:
         below = torch.nextafter(self.low, self.low.new_tensor(-math.inf))
         return below.item(), torch.nextafter(self.high, self.high.new_tensor(math.inf)).item()
 
+    def _holds(self, inputs: Tensor) -> Tensor:
+        return (inputs >= self.low).logical_and_(inputs <= self.high)
+
     def keep(self, numbers: Tensor, inputs: Tensor, out: Tensor) -> Tensor:
         """Return, in `out`, the numbers where the input beside each lies inside, and 0 elsewhere.
 
@@ -56,9 +59,10 @@ class Interval:
             inputs: Of that shape.
             out: Of that shape; may be one of both.
         """
+        if torch.compiler.is_compiling():  # which knows `out` in one layout alone
+            return out.copy_(torch.where(self._holds(inputs), numbers, 0.0))
         if inputs.device.type != CPU or inputs.dtype != torch.float32:  # a GPU would wait for the bounds
-            inside = (inputs >= self.low).logical_and_(inputs <= self.high)
-            return torch.where(inside, numbers, numbers.new_zeros(()), out=out)
+            return torch.where(self._holds(inputs), numbers, numbers.new_zeros(()), out=out)
         # torch's gradient of a clamp excludes the bounds, and takes a fraction of the time of `where`.
         found: Tensor = torch.ops.aten.hardtanh_backward.grad_input(
             numbers, inputs, *self._open, grad_input=out
