@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from decant.checkpoints.constraints import Range
 from decant.checkpoints.gradients import passed, within
-from decant.checkpoints.pieces import pieces
 from decant.networks.devices import CPU
 from decant.networks.layer_inputs import Arguments, first_of, with_first
 from decant.networks.recurrence import steppable, stepped
@@ -71,12 +70,13 @@ def on_grid(inputs: Tensor, step: Tensor, first: int, last: int) -> Tensor:
     """
     if inputs.dtype != torch.float32:  # bfloat16 cannot count the steps of 8 bits
         return torch.empty_like(inputs).copy_(on_grid(inputs.float(), step, first, last))
-    # Into memory that lies as the inputs do: a product of its own would forget in which order images of one
-    # channel lie, as it fits both layouts, and the next layer goes by that.
-    value, reciprocal = torch.empty_like(inputs), step.reciprocal()
-    for numbers, found in pieces(inputs.detach(), value):
-        torch.mul(numbers, reciprocal, out=found).round_().clamp_(first, last).mul_(step)
-    return value
+    return _steps(inputs, step).clamp_(first, last).mul_(step)
+
+
+def _steps(inputs: Tensor, step: Tensor) -> Tensor:
+    """Return the inputs in steps, rounded, lying in memory as the inputs do: the next layer goes by that."""
+    # A product of its own would forget in which order images of one channel lie, as it fits both layouts.
+    return torch.mul(inputs.detach(), step.reciprocal(), out=torch.empty_like(inputs)).round_()
 
 
 class _Rounded(torch.autograd.Function):
@@ -85,13 +85,10 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, grid: InputGrid) -> Tensor:
         step, first, last = torch.tensor(grid.scale), -grid.zero_point, 2**grid.bits - 1 - grid.zero_point
-        steps, value, reciprocal = torch.empty_like(inputs), torch.empty_like(inputs), step.reciprocal()
-        for numbers, rounded, found in pieces(inputs.detach(), steps, value):
-            torch.mul(numbers, reciprocal, out=rounded).round_()
-            torch.clamp(rounded, first, last, out=found).mul_(step)
+        steps = _steps(inputs, step)
         ctx.save_for_backward(steps)
         ctx.ends = torch.tensor(float(first)), torch.tensor(float(last))
-        return value
+        return steps.clamp(first, last).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,46 +28,6 @@ class _Passed(torch.autograd.Function):
         return None, gradients[0]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """What inputs lie in where gradients pass.
-
-    Attributes:
-        low: [], where the inputs lie; a number that they can have.
-        high: The like.
-    """
-
-    low: Tensor
-    high: Tensor
-
-    @cached_property
-    def _open(self) -> tuple[float, float]:
-        """The numbers next to it, outside."""
-        below = torch.nextafter(self.low, self.low.new_tensor(-math.inf))
-        return below.item(), torch.nextafter(self.high, self.high.new_tensor(math.inf)).item()
-
-    def _holds(self, inputs: Tensor) -> Tensor:
-        return (inputs >= self.low).logical_and_(inputs <= self.high)
-
-    def keep(self, numbers: Tensor, inputs: Tensor, out: Tensor) -> Tensor:
-        """Return, in `out`, the numbers where the input beside each lies inside, and 0 elsewhere.
-
-        Args:
-            numbers: Of any shape.
-            inputs: Of that shape.
-            out: Of that shape; may be one of both.
-        """
-        if torch.compiler.is_compiling():  # which knows `out` in one layout alone
-            return out.copy_(torch.where(self._holds(inputs), numbers, 0.0))
-        if inputs.device.type != CPU or inputs.dtype != torch.float32:  # a GPU would wait for the bounds
-            return torch.where(self._holds(inputs), numbers, numbers.new_zeros(()), out=out)
-        # torch's gradient of a clamp excludes the bounds, and takes a fraction of the time of `where`.
-        found: Tensor = torch.ops.aten.hardtanh_backward.grad_input(
-            numbers, inputs, *self._open, grad_input=out
-        )
-        return found
-
-
 def within(numbers: Tensor, inputs: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return the numbers where the input beside each lies in [low, high], and 0 elsewhere.
 
@@ -79,7 +37,17 @@ def within(numbers: Tensor, inputs: Tensor, low: Tensor, high: Tensor) -> Tensor
         low: [], where the inputs lie; a number that they can have.
         high: The like.
     """
-    return Interval(low, high).keep(numbers, inputs, torch.empty_like(numbers))
+    slow = inputs.device.type != CPU or inputs.dtype != torch.float32  # a GPU would wait for the bounds
+    if slow or torch.compiler.is_compiling():
+        return torch.where((inputs >= low).logical_and_(inputs <= high), numbers, 0.0)
+    # torch's gradient of a clamp excludes the bounds, and takes a fraction of the time of `where`.
+    below, above = (torch.nextafter(each, each.new_tensor(end)) for each, end in _outwards(low, high))
+    found: Tensor = torch.ops.aten.hardtanh_backward(numbers, inputs, below.item(), above.item())
+    return found
+
+
+def _outwards(low: Tensor, high: Tensor) -> tuple[tuple[Tensor, float], tuple[Tensor, float]]:
+    return (low, -math.inf), (high, math.inf)
 
 
 def straight_through(weight: Tensor, constraints: Constraints, dense: bool = False) -> Tensor:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from decant.checkpoints.activations import InputGrid, on_grid
 from decant.checkpoints.constraints import Constraints, Levels, nearest_integers
-from decant.checkpoints.gradients import Interval, passed, straight_through
-from decant.checkpoints.pieces import pieces
+from decant.checkpoints.gradients import passed, straight_through, within
 from decant.networks.layer_inputs import Arguments, first_of, with_first
 from decant.networks.record import same_record
 from decant.quantize.schemes import Scheme
@@ -164,8 +163,9 @@ class _Steps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
         plain, steps, level, step = ctx.saved_tensors
-        inside = Interval(*(steps.new_tensor(float(end)) for end in ctx.ends))
-        of_steps = inside.keep(gradient * step, steps, torch.empty_like(steps))
+        ends = (steps.new_tensor(float(end)) for end in ctx.ends)
+        laid = torch.empty_like(steps).copy_(gradient)  # as the weight lies, whose sums keep their order
+        of_steps = within(laid.mul_(step), steps, *ends)
         of_step = (gradient * level).sum_to_size(step.shape)
         of_step += (-of_steps * (plain / step)).sum_to_size(step.shape)
         return of_steps.div_(step), of_step, None, None
@@ -361,12 +361,14 @@ class _InputStep(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
         inputs, step, value = ctx.saved_tensors
-        inside = Interval(*(end * step for end in ctx.ends))
-        through, shares = torch.empty_like(gradient), torch.empty_like(inputs)
-        for g, x, v, passed_on, share in pieces(gradient, inputs, value, through, shares):
-            torch.sub(v, inside.keep(x, x, share), out=share).div_(step).mul_(g)
-            inside.keep(g, x, passed_on)
-        return through, shares.sum(), None, None
+        first, last = ctx.ends
+        ends = first * step, last * step
+        slope = within(inputs, inputs, *ends)
+        torch.sub(value, slope, out=slope).div_(step)
+        # In place where that leaves the order of the sum as it is: fresh memory costs as much as the product.
+        alike = gradient.stride() == slope.stride()
+        slope = slope.mul_(gradient) if alike else gradient * slope
+        return within(gradient, inputs, *ends), slope.sum(), None, None
 
 
 class InputClip(InputLearner):
