@@ -232,7 +232,7 @@ def compiled(bench: Bench, changes: dict[str, bool]) -> float:
 def of_steps(found: Rates) -> list[Target]:
     """Return what share of its bare step each training reaches, of those that were measured."""
     return [
-        Target(f"{what} / {step}, images/s", 0.95, found[what] / found[step])
+        Target(f"{what} / {step}, images/s", 0.95, [found[what] / found[step]])
         for what, step in STEPS.items()
         if found.get(what) and found.get(step)
     ]
@@ -533,7 +533,7 @@ def page(found: dict[str, Any]) -> str:
         side=SIDE,
         rates="\n".join(f"| {what} | {value:,} | {value / step:.2f} |" for what, value in shown),
         ways="\n".join(f"| {what} | {value:,} |" for what, value in found["loop"].items()),
-        asked="\n".join(each.row for each in targets(found["loop"], found["memory"])),
+        asked="\n".join(each.row for each in targets([found["loop"]], found["memory"])),
         steps="\n".join(each.row for each in of_steps(found["images"])),
         shared="\n".join(f"| {what} | {value:,} |" for what, value in found["processes"].items())
         or "| one process alone, as there is one GPU | |",

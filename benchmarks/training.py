@@ -1,11 +1,13 @@
 """What the training loop costs beside its own step, and beside a plain loop with a DataLoader.
 
-    python -m benchmarks.training [--device cpu] [--threads 2] [--rounds 3] [--steps 30] [--quick]
+    python -m benchmarks.training [--device cpu] [--threads 2] [--rounds 7] [--steps 6] [--quick]
         [--write benchmarks/training.md]
 
-All are measured in one process and in turns, so that a machine that grows slower does so for all; of a way's
-rounds the median counts. A round times the steps after some that warm up, by the clock that each step's loss
-passes on its way: nothing of the library is changed or left out. Memory is that of a process of its own.
+All are measured in one process and in turns of less than a second, as a machine's speed may change by a
+fifth within a minute. Ways that are compared follow one another, in every second round backwards, and what is
+told is the median over rounds of their ratio within a round, with its quartiles. A turn times the steps after
+some that warm up, by the clock that each step's loss passes on its way: nothing of the library is changed or
+left out. Memory is that of a process of its own.
 
 Pictures are drawn from a seed, 28 x 28 and grey: what is measured does not depend on what they show.
 """
@@ -13,14 +15,16 @@ Pictures are drawn from a seed, 28 x 28 and grey: what is measured does not depe
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, TypeAlias
 
 import torch
@@ -64,17 +68,17 @@ class Setting:
         net: The network.
         side: Rows and columns of a picture.
         batch: Images in a batch.
-        steps: That are timed in a round.
+        steps: That are timed in a turn.
         device: Where.
     """
 
     net: Resnet = NET
     side: int = 28
     batch: int = 128
-    steps: int = 30
+    steps: int = 6
     device: str = "cpu"
 
-    @property
+    @cached_property
     def splits(self) -> Splits:
         """Pictures for all steps, and a few to validate with."""
         generator = torch.Generator().manual_seed(1)
@@ -318,16 +322,41 @@ WAYS: dict[str, Way] = {
 }
 TAUGHT = [name for name in WAYS if name.endswith("and teacher")]
 
+TURNS = (
+    (
+        "plain loop, DataLoader with 2 workers",
+        "plain loop, DataLoader",
+        "the loop",
+        "bare step",
+        "the loop, 2 batches a step",
+        "the loop, gradients clipped",
+    ),
+    ("bare step", "bare step, bfloat16", "the loop, bfloat16"),
+    (TAUGHT[0], "bare step", "teacher's forward", TAUGHT[1]),
+    (TAUGHT[2], "bare step", "teacher's forward", TAUGHT[3]),
+)
+"""Ways that follow one another, as they are compared."""
 
-def rates(setting: Setting, rounds: int) -> dict[str, float]:
-    """Return the images a second of each way, the median of rounds in which all have their turn."""
-    found: dict[str, list[float]] = {name: [] for name in WAYS}
+Rates: TypeAlias = Mapping[str, float]
+"""Images a second of ways that followed one another, by name."""
+
+
+def rates(setting: Setting, rounds: int) -> list[Rates]:
+    """Return the images a second of each way in each of its turns, in as many rounds of all."""
+    found: list[Rates] = []
     for number in range(rounds):
-        for name, way in WAYS.items():
-            way(setting, clock := Clock(setting))
-            found[name].append(clock.rate)
-            print(f"round {number + 1}: {name}: {clock.rate:.0f} images/s", flush=True)
-    return {name: median(each) for name, each in found.items()}
+        for names in TURNS:
+            found.append({name: rate(setting, name) for name in (reversed(names) if number % 2 else names)})
+            told = ", ".join(f"{name} {each:.0f}" for name, each in found[-1].items())
+            print(f"round {number + 1}, images/s: {told}", flush=True)
+    return found
+
+
+def rate(setting: Setting, name: str) -> float:
+    """Return the images a second of one turn, which begins with no rest of another one in memory."""
+    gc.collect()
+    WAYS[name](setting, clock := Clock(setting))
+    return clock.rate
 
 
 # --- memory
@@ -365,13 +394,21 @@ class Target:
     """Something that is asked for, and what was measured.
 
     Attributes:
+        what: Names it.
+        bound: The least, or the most.
+        ratios: Of each round; of what is measured once, one.
         above: Whether `bound` is the least; else it is the most.
     """
 
     what: str
     bound: float
-    found: float
+    ratios: Sequence[float]
     above: bool = True
+
+    @property
+    def found(self) -> float:
+        """The median of all rounds."""
+        return median(self.ratios)
 
     @property
     def held(self) -> bool:
@@ -383,62 +420,111 @@ class Target:
         """A row of the table."""
         least = "at least" if self.above else "at most"
         verdict = "yes" if self.held else "**no**"
-        return f"| {self.what} | {least} {self.bound:.2f} | {self.found:.2f} | {verdict} |"
+        return f"| {self.what} | {least} {self.bound:.2f} | {spread(self.ratios)} | {verdict} |"
 
 
-def targets(found: dict[str, float], memory: dict[str, int]) -> list[Target]:
-    """Return what is asked for; nothing where not all was measured."""
-    if not WAYS.keys() <= found.keys():
-        return []
-    step, quickest = found["bare step"], max(found[name] for name in WAYS if name.startswith("plain"))
-    both = 1 / step + 1 / found["teacher's forward"]
-    asked = [
-        Target("the loop / bare step, images/s", 0.95, found["the loop"] / step),
-        Target("the loop / the faster plain loop, images/s", 1.5, found["the loop"] / quickest),
-        Target(
-            "the loop / bare step, bfloat16 both, images/s",
-            0.95,
-            found["the loop, bfloat16"] / found["bare step, bfloat16"],
-        ),
-    ]
+def spread(ratios: Sequence[float]) -> str:
+    """Return the median, and of several the lower and the upper quartile."""
+    if len(ratios) < 2:
+        return f"{median(ratios):.2f}"
+    low, middle, high = quantiles(ratios, method="inclusive")
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+Ratio: TypeAlias = Callable[[Rates], float]
+
+ASKED: tuple[tuple[str, float, Ratio], ...] = (
+    ("the loop / bare step, images/s", 0.95, lambda of: of["the loop"] / of["bare step"]),
+    (
+        "the loop / the faster plain loop, images/s",
+        1.5,
+        lambda of: of["the loop"] / max(of[name] for name in WAYS if name.startswith("plain")),
+    ),
+    (
+        "the loop / bare step, bfloat16 both, images/s",
+        0.95,
+        lambda of: of["the loop, bfloat16"] / of["bare step, bfloat16"],
+    ),
+)
+
+
+def targets(found: Iterable[Rates], memory: dict[str, int]) -> list[Target]:
+    """Return what is asked for of that which was measured."""
+    found = list(found)
+    asked = [Target(what, bound, each) for what, bound, ratio in ASKED if (each := ratios(found, ratio))]
     asked += [
-        Target(f"{name} / (bare step + teacher's forward), time", 1.25, 1 / found[name] / both, above=False)
+        Target(f"{name} / (bare step + teacher's forward), time", 1.25, each, above=False)
         for name in TAUGHT
+        if (each := ratios(found, lambda of, name=name: slowed(of, name)))  # type: ignore[misc]
     ]
     if memory:
         share = memory["the loop"] / memory["bare step"]
-        asked.append(Target("the loop / bare step, peak memory", 1.15, share, above=False))
+        asked.append(Target("the loop / bare step, peak memory", 1.15, [share], above=False))
     return asked
 
 
-def page(found: dict[str, float], memory: dict[str, int], facts: dict[str, Any]) -> str:
+def slowed(of: Rates, name: str) -> float:
+    """Return the time of a step over that of a bare one and the teacher's forward."""
+    return 1 / of[name] / (1 / of["bare step"] + 1 / of["teacher's forward"])
+
+
+def ratios(found: Iterable[Rates], ratio: Ratio) -> list[float]:
+    """Return a ratio of those rates that followed one another."""
+    known = []
+    for each in found:
+        try:
+            known.append(ratio(each))
+        except KeyError:  # other ways had their turn
+            continue
+    return known
+
+
+def page(found: Sequence[Rates], memory: dict[str, int], facts: dict[str, Any]) -> str:
     """Return what was measured, as a page."""
-    rows = [f"| {name} | {rate:,.0f} | {rate / found['bare step']:.2f} |" for name, rate in found.items()]
+    rows = [way_row(found, name) for name in WAYS]
     lines = [
         "# The training loop beside its own step",
         "",
         "Written by `python -m benchmarks.training --write benchmarks/training.md`, on",
-        f"{facts['machine']}, torch {torch.__version__}, {facts['threads']} threads: median of "
+        f"{facts['machine']}, torch {torch.__version__}, {facts['threads']} threads: "
         f"{facts['rounds']} rounds of {facts['steps']} steps, batches of {facts['batch']}.",
         "",
         "A bare step is forward, backward and step of the default teacher on one batch that lies on the",
         "device. The loop also draws, flips and shifts each batch, takes the weights' average, and counts",
         "losses and hits. A plain loop reads the same pictures through a DataLoader and changes them one by",
-        "one.",
+        "one. Ways that are compared follow one another, each for less than a second; a ratio is the median",
+        "of those within rounds, with their quartiles.",
         "",
         "| what | asked | measured | reached |",
         "|---|---:|---:|---|",
         *(target.row for target in targets(found, memory)),
         "",
-        "| what | images/s | of the bare step |",
+        "| what | images/s, median | of the bare step |",
         "|---|---:|---:|",
         *rows,
         "",
+        *AFTER,
     ]
     if memory:
         sizes = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in memory.items())
         lines += [f"Peak memory, of processes that hold the same pictures: {sizes}.", ""]
     return "\n".join(lines)
+
+
+def way_row(found: Sequence[Rates], name: str) -> str:
+    """Return the row of a way: its median rate, and the share of the bare step's in the same round."""
+    rate = median(each[name] for each in found if name in each)
+    share = spread(ratios(found, lambda of: of[name] / of["bare step"]))
+    return f"| {name} | {rate:,.0f} | {share} |"
+
+
+AFTER = (
+    "Steps alone are timed. After each epoch the network as it would end answers the validation examples,",
+    "which no step has done: they are not trained on, and with `average` the weights are others than those",
+    "that are. As it is handed out it answers 500 of them once more.",
+    "",
+)
+"""What the page says of the rest of an epoch."""
 
 
 QUICK = Setting(Resnet(widths=(8, 8), blocks=(0, 1), pool=2), side=8, batch=8, steps=2)
@@ -449,8 +535,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cpu", help="what is measured")
     parser.add_argument("--threads", type=int, default=2, help="of the processor")
-    parser.add_argument("--rounds", type=int, default=3, help="in which each way has its turn")
-    parser.add_argument("--steps", type=int, default=30, help="that are timed in a round")
+    parser.add_argument("--rounds", type=int, default=7, help="in which each way has its turns")
+    parser.add_argument("--steps", type=int, default=6, help="that are timed in a turn")
     parser.add_argument("--write", type=Path, help="where to; printed otherwise")
     parser.add_argument("--quick", action="store_true", help="a small network, one round, no memory")
     parser.add_argument("--memory", help=argparse.SUPPRESS)

@@ -390,6 +390,26 @@ def test_a_network_that_is_not_the_one_that_was_measured_is_refused(tmp_path: Pa
         train(module, tmp_path, patience=2, **still)
 
 
+@pytest.mark.parametrize("patience", [None, 3])
+def test_at_the_end_some_examples_are_answered_again_and_all_where_none_were_here(
+    patience: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, original = [], fit_module._answers
+
+    def counted(network: Any, images: Any, *others: Any) -> Tensor:
+        answered.append(len(images))
+        return original(network, images, *others)
+
+    monkeypatch.setattr(fit_module, "_answers", counted)
+    monkeypatch.setattr(fit_module, "CHECKED", 7)
+    module, again = resnet(), resnet()
+    train(module, tmp_path, patience=patience, epochs=2)
+    assert answered[-3:] == [48, 48, 7]
+    train(again, tmp_path, patience=patience, epochs=2)  # all of its epochs were trained before
+    assert answered[-1] == 48
+    assert equal(again, module)
+
+
 def test_weight_decay_pulls_at_weights_alone() -> None:
     module = resnet()
     decayed, free = fit_module._groups(module, 0.1)

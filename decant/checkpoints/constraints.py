@@ -197,7 +197,7 @@ def nearest_integers(numbers: Tensor, first: int, last: int) -> Tensor:
     times faster than a search among the levels.
     """
     below = numbers.floor()
-    return below.add_(numbers - below >= 0.5).clamp_(first, last)
+    return below.add_((numbers - below).ge_(0.5)).clamp_(first, last)
 
 
 def _same(first: Tensor | None, second: Tensor | None) -> bool:

@@ -37,7 +37,8 @@ def within(numbers: Tensor, inputs: Tensor, low: Tensor, high: Tensor) -> Tensor
         low: [], where the inputs lie; a number that they can have.
         high: The like.
     """
-    if inputs.device.type != CPU or inputs.dtype != torch.float32:  # on a GPU it would wait for the bounds
+    slow = inputs.device.type != CPU or inputs.dtype != torch.float32  # a GPU would wait for the bounds
+    if slow or torch.compiler.is_compiling():
         return torch.where((inputs >= low).logical_and_(inputs <= high), numbers, 0.0)
     # torch's gradient of a clamp excludes the bounds, and takes a fraction of the time of `where`.
     below, above = (torch.nextafter(each, each.new_tensor(end)) for each, end in _outwards(low, high))

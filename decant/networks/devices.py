@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 from decant.errors import DecantError, Message
 from decant.lazy import torch
 from decant.networks.calls import KNOWN
+from decant.networks.heap import kept_heap
 from decant.networks.ties import put_, tied
 
 if TYPE_CHECKING:
@@ -300,6 +301,8 @@ def training_on(
 ) -> Iterator[None]:
     """Have a network on a device, in place, that repeats its bits; afterwards it is on the processor.
 
+    On the processor, memory of a step is kept for the next one.
+
     Args:
         module: The network.
         device: Where.
@@ -312,7 +315,7 @@ def training_on(
     """
     needed = _smaller(batch_size, accumulate)
     if device.type == CPU:
-        with computing_on(device, needed):
+        with computing_on(device, needed), kept_heap():
             yield
         return
     try:

@@ -73,6 +73,9 @@ EQUAL = 1e-4
 """How far the loss of what a training ends with may be from what was measured, as a share of it plus the
 outputs' spread."""
 
+CHECKED = 500
+"""Validation examples that what a training ends with answers once more for that; all of them where they were
+answered before an interruption."""
 
 AT_ONCE = 250
 """Validation examples that a process answers at once."""
@@ -132,6 +135,9 @@ class _Progress:
         teaching: The loss, where it is one on a teacher's answers.
         spread: The processes that train it together.
         trained_call: What is called in the place of `call_with` in a training; None where it is the same.
+        answered: What was answered to the first `CHECKED` validation examples after the last epoch; None
+            where that was before an interruption.
+        best_answered: The like after the best one.
     """
 
     module: nn.Module
@@ -150,6 +156,8 @@ class _Progress:
     teaching: Teaching | None = None
     spread: Spread = field(default_factory=Spread)
     trained_call: Callable[..., Any] | None = None
+    answered: Tensor | None = None
+    best_answered: Tensor | None = None
 
     @cached_property
     def _held(self) -> Held:
@@ -217,6 +225,7 @@ class _Progress:
         """Keep this state as the best one."""
         masks = {} if self.sparsifier is None else self.sparsifier.masks
         self.best = {"tensors": _copy(self.final(training)), "masks": _copy(masks)}
+        self.best_answered = self.answered
 
     def end_(self, training: Training) -> None:
         """Set the module, and the masks, to what the training ends with; in eval mode."""
@@ -340,6 +349,10 @@ def fit_(
     validation loss, the first of equal ones; epochs after which a sparsifier's masks are not final neither
     compete nor count. A training that was interrupted goes on from its last whole epoch, to the same bits.
 
+    Each epoch ends with one pass over the validation examples. No step has computed any of it: they are not
+    trained on, and with `average` it is of other weights than those that are. At the end `CHECKED` of them
+    are answered once more, by the network as it is handed out.
+
     Args:
         module: The network; ends in eval mode.
         training: Epochs, optimizer, schedule, augmentation and the rest.
@@ -448,8 +461,10 @@ def _train_(
                 scratch.write(progress.content())
     progress.end_(training)
     measured = _best(rows) if training.patience else progress.curve[-1]
-    ending = _answers(goal.reduced(progress.module), validation.images, seed, place, processes)
-    _check_measured(goal, ending, measured)
+    answered = progress.best_answered if training.patience else progress.answered
+    again = validation.images if answered is None else validation.images[: len(answered)]
+    ending = _answers(goal.reduced(progress.module), again, seed, place, processes)
+    _check_measured(goal, ending, measured, answered)
 
 
 def _width(module: nn.Module, images: Batch, seed: int, device: torch.device) -> int | None:
@@ -831,6 +846,7 @@ def _validate(
         raise DecantError(
             f"Logits of validation images were NaN or infinite after epoch {epoch}; lower the learning rate"
         )
+    progress.answered = logits[:CHECKED].clone()
     return goal.measures(logits)
 
 
@@ -875,13 +891,20 @@ def _answers_there(teacher: nn.Module, images: Batch, seed: int, device: torch.d
         return moved(_answers(placed(teacher, device), images, seed, device), CPU)
 
 
-def _check_measured(goal: Goal, outputs: Tensor, row: EpochMetrics) -> None:
+def _check_measured(goal: Goal, outputs: Tensor, row: EpochMetrics, answered: Tensor | None) -> None:
     """Check that the network that a training ends with is the function that this row of its curve measured.
+
+    Args:
+        goal: What outputs should be.
+        outputs: What it ends with answers, to all or the first validation examples.
+        row: Of the curve.
+        answered: What was answered to the same examples when they were measured; None to take the row's loss.
 
     Raises:
         DecantError: It is not: layers keep something that is neither a parameter nor a buffer of their state.
     """
-    found, measured = goal.loss(outputs), row["validation_loss"]
+    goal = goal if answered is None else goal.first(len(answered))
+    found, measured = goal.loss(outputs), row["validation_loss"] if answered is None else goal.loss(answered)
     if not abs(found - measured) <= EQUAL * (measured + goal.spread(outputs)):
         raise DecantError(
             f"The network had a validation loss of {measured:.6g} after epoch {row['epoch']:.0f} and has "

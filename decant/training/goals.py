@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ class Goal(Protocol):
 
     def reduced(self, network: Network) -> Network:
         """Return a network whose outputs are what `loss` and `measures` take of this one's."""
+
+    def first(self, count: int) -> Goal:
+        """Return what the outputs on the first `count` validation examples should be."""
 
     def loss(self, outputs: Tensor) -> float:
         """Return how far outputs [N, M] are from it; 0 at best."""
@@ -79,6 +82,10 @@ class OfTarget:
     def reduced(self, network: Network) -> Network:
         """Return the network itself."""
         return network
+
+    def first(self, count: int) -> Goal:
+        """Return the same of the first labels."""
+        return replace(self, labels=self.labels[:count])
 
     def loss(self, outputs: Tensor) -> float:
         """Return the target's loss."""
@@ -179,6 +186,10 @@ class OfOutputs:
     def reduced(self, network: Network) -> Network:
         """Return the network itself."""
         return network
+
+    def first(self, count: int) -> Goal:
+        """Return the same of the teacher's first outputs."""
+        return replace(self, expected=self.expected[:count])
 
     def loss(self, outputs: Tensor) -> float:
         """Return the squared error over the variance."""

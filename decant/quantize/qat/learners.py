@@ -134,18 +134,41 @@ class Steps(WeightLearner):
         """Return the weight on its levels, masked; of the weight's shape."""
         if self.held.range is not None:
             weight = passed(self.held.range.project(weight.detach()), weight)
-        grid, (first, last) = self.grid, self.ends
-        steps = weight / (step := grid.spread(self.step(self.share), weight.shape))
-        zero_point = None if grid.zero_point is None else grid.spread(grid.zero_point, weight.shape)
+        step, zero_point = self.grid.spread(self.step(self.share), weight.shape), self.grid.zero_point
         if zero_point is not None:
-            steps = steps + zero_point
-        nearest = nearest_integers(steps.detach(), first, last)
-        level = passed(nearest, steps.clamp(first, last))
-        return self.masked((level if zero_point is None else level - zero_point) * step)
+            zero_point = self.grid.spread(zero_point, weight.shape)
+        rounded: Tensor = _Steps.apply(weight, step, zero_point, self.ends)
+        return self.masked(rounded)
 
     def levels(self, weight: Tensor) -> Levels:
         """Return the levels that the free weight is rounded to now."""
         return replace(self.grid, scale=self.step().detach())
+
+
+class _Steps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, step: Tensor, zero_point: Tensor | None, ends: tuple[int, int]
+    ) -> Tensor:
+        plain = weight / step
+        steps = plain if zero_point is None else plain + zero_point
+        level = nearest_integers(steps, *ends)
+        if zero_point is not None:
+            level -= zero_point
+        ctx.ends = ends
+        ctx.save_for_backward(plain, steps, level, step)
+        return level * step
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        plain, steps, level, step = ctx.saved_tensors
+        ends = (steps.new_tensor(float(end)) for end in ctx.ends)
+        laid = torch.empty_like(steps).copy_(gradient)  # as the weight lies, whose sums keep their order
+        of_steps = within(laid.mul_(step), steps, *ends)
+        of_step = (gradient * level).sum_to_size(step.shape)
+        of_step += (-of_steps * (plain / step)).sum_to_size(step.shape)
+        return of_steps.div_(step), of_step, None, None
 
 
 def _sharing(levels: Levels, mask: Tensor | None, shape: torch.Size) -> Tensor:

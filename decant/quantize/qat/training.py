@@ -22,7 +22,7 @@ from decant.quantize.qat.learners import Decaying, InputClip, InputLearner, Weig
 from decant.quantize.qat.trainers import Pact, Train
 from decant.quantize.quantizable import quantizable, rounded_layers
 from decant.quantize.schemes import Scheme
-from decant.training.fit import EpochMetrics, fit_
+from decant.training.fit import CHECKED, EpochMetrics, fit_
 from decant.training.recipe import Loss
 from decant.training.run import Run
 from decant.training.teaching import Added
@@ -97,13 +97,14 @@ def train_rounded(
             teacher=teacher,
             device=device,
         )
-        measured = predict(module, validation.images)
+        watched = validation.at_most(CHECKED).images
+        measured = predict(module, watched)
     finally:
         take_out_(module)
     learned = {name: learner.grid() for name, learner in inputs.items()}
     trained = replace(start, module=module, grids={**start.grids, **grids, **learned})
     hardened = _hardened(trained, weights)
-    if not close(measured, predict(hardened.module, validation.images)):
+    if not close(measured, predict(hardened.module, watched)):
         raise DecantError(
             "The trained network answers otherwise without what rounded its weights in the training: a layer "
             "reads its weight in another place than its parameters; leave `train` out, or skip the layer"
