@@ -136,7 +136,7 @@ def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -
     for recipe in ("obs-80", "thin"):
         found[recipe]["logits, adam"] = plain_blocks[recipe] | small_steps(every, 4, augmentation=SEEN)
     affine = bits | {"scheme": {**bits["scheme"], "symmetric": False}}
-    codes = small_steps(every, 4, augmentation=SEEN, codes=True)
+    codes = small_steps(every, 3, augmentation=SEEN, codes=True)
     found["2 bits"] |= {
         "logits, adam, codes": bits | codes,
         "affine": affine,
