@@ -1,7 +1,7 @@
 """Answers brought back to the parent's without labels: what it gains, beside as many passes with labels.
 
     python -m benchmarks.logits [--write] [--only lenet-300-100 default] [--seeds 1 2 3] [--images 10000]
-    python -m benchmarks.logits --only default --recipes thin --ways "adam" --seeds 2 --threads 1
+    python -m benchmarks.logits --only default --recipes thin --ways "logits, adam" --seeds 2
     python -m benchmarks.logits --only --write
     python -m benchmarks.logits --quick
 
