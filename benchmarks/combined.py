@@ -225,7 +225,7 @@ def run(
 
 def page(found: Mapping[str, Any]) -> str:
     """Return what was measured, as a page."""
-    rows = by_chain(found["rows"])
+    rows, teacher = by_chain(found["rows"]), found["teacher"]
     seeds = ", ".join(str(each) for each in sorted({row["seed"] for row in found["rows"]}))
     lines = [
         "# Distil, prune, fine-tune and quantize, together and alone",
@@ -240,7 +240,7 @@ def page(found: Mapping[str, Any]) -> str:
         "",
         "| chain | seeds | bytes | validation | test | over the default | p | seconds |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
-        f"| teacher | | {found['teacher']['bytes']:,} | {' | '.join(_both(found, [found['teacher']]))} | | | |",
+        f"| teacher | | {teacher['bytes']:,} | {' | '.join(_both(found, [teacher]))} | | | |",
     ]
     lines += [f"| {name} | {_cells(found, own, rows.get(COMBINED))} |" for name, own in rows.items()]
     return "\n".join([*lines, "", *_verdict(found, rows), "## Blocks", "", *_blocks(rows), ""])
