@@ -229,7 +229,8 @@ def page(results: Mapping[str, Any]) -> str:
         "over the same student with labels alone, of the same first weights and batches, and McNemar's p",
         "over all seeds' test examples together: how likely such a gain is by chance. Seconds are of one",
         "training, of the processor. Nothing was tuned for a row: each loss has its default numbers, and",
-        "standardized logits nine times their weight, as Sun et al. have it.",
+        "standardized logits nine times their weight, as Sun et al. have it. A loss that has no row was not",
+        "measured since it last changed.",
         "",
     ]
     for name, found in results["subjects"].items():
