@@ -230,8 +230,8 @@ def page(results: Mapping[str, Any]) -> str:
         "over the same student with labels alone, of the same first weights and batches, and McNemar's p",
         "over all seeds' test examples together: how likely such a gain is by chance. Seconds are of one",
         "training, of the processor. Nothing was tuned for a row: each loss has its default numbers; nine",
-        "times is what Sun et al. multiply a standardized loss by, which `standardized` does by default and",
-        "`multi-level, standardized` does here by its factor. A loss that has no row was not measured since it",
+        "times is what Sun et al. multiply a standardized loss by, as `standardized` does by default and",
+        "`multi-level, standardized` here by its factor. A loss that has no row was not measured since it",
         "last changed.",
         "",
     ]
