@@ -225,7 +225,7 @@ def run(
 
 def page(found: Mapping[str, Any]) -> str:
     """Return what was measured, as a page."""
-    rows = by_chain(found["rows"])
+    rows, teacher = by_chain(found["rows"]), found["teacher"]
     seeds = ", ".join(str(each) for each in sorted({row["seed"] for row in found["rows"]}))
     lines = [
         "# Distil, prune, fine-tune and quantize, together and alone",
@@ -235,13 +235,12 @@ def page(found: Mapping[str, Any]) -> str:
         "The default teacher on Fashion-MNIST, made small by chains of blocks of params.yaml, all trained",
         f"with the teacher's soft targets on {found['train']:,} images, by the seeds {seeds}. Bytes and",
         "accuracy in percent are means over seeds, ± the deviation; what each has over the default chain on",
-        "the test split is in points, with McNemar's p over all seeds' test images together; seconds are of",
-        "one chain, of the processor, one thread. Below, what each step leaves on validation images.",
+        "the test split is in points, with McNemar's p, over the seeds that both have; seconds are of one",
+        "chain, of the processor, one thread. Below, what each step leaves on validation images.",
         "",
-        "| chain | bytes | validation | test | over the default | p | seconds |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-        f"| teacher | {found['teacher']['bytes']:,} | {_percent(found, [found['teacher']], 'validation')} | "
-        f"{_percent(found, [found['teacher']], 'test')} | | | |",
+        "| chain | seeds | bytes | validation | test | over the default | p | seconds |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| teacher | | {teacher['bytes']:,} | {' | '.join(_both(found, [teacher]))} | | | |",
     ]
     lines += [f"| {name} | {_cells(found, own, rows.get(COMBINED))} |" for name, own in rows.items()]
     return "\n".join([*lines, "", *_verdict(found, rows), "## Blocks", "", *_blocks(rows), ""])
@@ -270,6 +269,10 @@ def _percent(found: Mapping[str, Any], rows: Sequence[Row], split: str) -> str:
     return f"{statistics.fmean(shares):.2f}{spread}"
 
 
+def _both(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    return [_percent(found, rows, split) for split in ("validation", "test")]
+
+
 def bytes_of(rows: Sequence[Row]) -> int:
     """Return the bytes of a chain's models, mean over seeds."""
     return round(statistics.fmean(row["bytes"] for row in rows))
@@ -293,9 +296,9 @@ def _cells(found: Mapping[str, Any], rows: Sequence[Row], default: Sequence[Row]
     if default is not None and rows is not default:
         gain, chance = over(found, rows, default)
         compared = [f"{gain:+.2f}", f"{chance:.2g}"]
-    shares = [_percent(found, rows, split) for split in ("validation", "test")]
+    shares = _both(found, rows)
     seconds = statistics.fmean(row["seconds"] for row in rows)
-    return " | ".join([f"{bytes_of(rows):,}", *shares, *compared, f"{seconds:.0f}"])
+    return " | ".join([str(len(rows)), f"{bytes_of(rows):,}", *shares, *compared, f"{seconds:.0f}"])
 
 
 def _verdict(found: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> list[str]:

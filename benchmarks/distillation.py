@@ -76,7 +76,8 @@ def cases(subject: Subject) -> dict[str, Block]:
         "multi-level": {"kind": "multi-level"},
         "multi-level, standardized": {"kind": "multi-level", "standardize": True, "factor": 10.0},
         "decoupled": {"kind": "decoupled"},
-        "decoupled, standardized": {
+        "decoupled, standardized": {"kind": "decoupled", "standardize": True, "temperature": 2.0},
+        "decoupled, standardized, nine times": {
             "kind": "decoupled",
             "standardize": True,
             "temperature": 2.0,
@@ -228,8 +229,10 @@ def page(results: Mapping[str, Any]) -> str:
         "Accuracy on the test split in percent: mean over seeds, its spread (standard deviation), the gain",
         "over the same student with labels alone, of the same first weights and batches, and McNemar's p",
         "over all seeds' test examples together: how likely such a gain is by chance. Seconds are of one",
-        "training, of the processor. Nothing was tuned for a row: each loss has its default numbers, and",
-        "standardized logits nine times their weight, as Sun et al. have it.",
+        "training, of the processor. Nothing was tuned for a row: each loss has its default numbers; nine",
+        "times is what Sun et al. multiply a standardized loss by, as `standardized` does by default and",
+        "`multi-level, standardized` here by its factor. A loss that has no row was not measured since it",
+        "last changed.",
         "",
     ]
     for name, found in results["subjects"].items():

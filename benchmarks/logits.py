@@ -1,7 +1,7 @@
 """Answers brought back to the parent's without labels: what it gains, beside as many passes with labels.
 
     python -m benchmarks.logits [--write] [--only lenet-300-100 default] [--seeds 1 2 3] [--images 10000]
-    python -m benchmarks.logits --only default --recipes thin --ways "adam" --seeds 2 --threads 1
+    python -m benchmarks.logits --only default --recipes thin --ways "logits, adam" --seeds 2
     python -m benchmarks.logits --only --write
     python -m benchmarks.logits --quick
 
@@ -136,7 +136,7 @@ def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -
     for recipe in ("obs-80", "thin"):
         found[recipe]["logits, adam"] = plain_blocks[recipe] | small_steps(every, 4, augmentation=SEEN)
     affine = bits | {"scheme": {**bits["scheme"], "symmetric": False}}
-    codes = small_steps(every, 4, augmentation=SEEN, codes=True)
+    codes = small_steps(every, 3, augmentation=SEEN, codes=True)
     found["2 bits"] |= {
         "logits, adam, codes": bits | codes,
         "affine": affine,

@@ -398,6 +398,9 @@ def test_operations_are_those_that_params_can_name() -> None:
 # --- doors to devices
 
 DEVICES, COMPILING = "decant/networks/devices.py", "decant/networks/compiling.py"
+ASKS_COMPILERS = {"decant/checkpoints/activations.py", "decant/checkpoints/gradients.py"}
+"""Who asks whether it is exported or compiled at the moment, and computes the same by other operators."""
+
 DOORS = {
     "torch.cuda": {DEVICES},
     "torch.accelerator": {DEVICES},
@@ -408,7 +411,7 @@ DOORS = {
     "torch.sparse": {"decant/export/semi_structured.py"},
     "torch.distributed": {"decant/networks/processes.py", "tasks/pipeline/processes.py"},
     "torch.compile": {COMPILING},
-    "torch.compiler": {COMPILING, "decant/checkpoints/activations.py"},  # which asks whether it is exported
+    "torch.compiler": {COMPILING, *ASKS_COMPILERS},
     "torch._dynamo": {COMPILING},
     "torch._inductor": {COMPILING},
 }

@@ -18,32 +18,33 @@ TRIM, MAP = -1, -3
 many a block has that gets pages of its own."""
 
 KEPT = 1 << 30
-"""Bytes of both while a training runs."""
+"""Bytes that are not given back while a training runs."""
 
 TRIMMED, MAPPED = 64 << 20, 32 << 20
-"""Bytes of both afterwards: the largest to which glibc raises them by itself as it meets large blocks."""
+"""Bytes of both otherwise: the largest to which glibc raises them by itself as it meets large blocks. Larger
+ones have pages of their own in a training too: among smaller ones they would leave holes that take memory."""
 
 
 @contextmanager
 def kept_heap() -> Iterator[None]:
     """Keep memory that is freed for what is asked for next; afterwards give it back. Bits do not change.
 
-    The most memory that a process has is the same. Does nothing where the C library is not glibc.
+    The most memory that the default trainings take is the same. Does nothing without glibc.
     """
     if (glibc := _glibc()) is None:
         yield
         return
-    _limit(glibc, KEPT, KEPT)
+    _limit(glibc, KEPT)
     try:
         yield
     finally:
-        _limit(glibc, TRIMMED, MAPPED)
+        _limit(glibc, TRIMMED)
         glibc.malloc_trim(ctypes.c_size_t(0))
 
 
-def _limit(glibc: ctypes.CDLL, trim: int, map_: int) -> None:
+def _limit(glibc: ctypes.CDLL, trim: int) -> None:
     glibc.mallopt(TRIM, trim)
-    glibc.mallopt(MAP, map_)
+    glibc.mallopt(MAP, MAPPED)
 
 
 @cache

@@ -163,7 +163,7 @@ class _Steps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
         plain, steps, level, step = ctx.saved_tensors
-        ends = (steps.new_tensor(float(end)) for end in ctx.ends)
+        ends = (steps.new_full((), end) for end in ctx.ends)
         laid = torch.empty_like(steps).copy_(gradient)  # as the weight lies, whose sums keep their order
         of_steps = within(laid.mul_(step), steps, *ends)
         of_step = (gradient * level).sum_to_size(step.shape)
