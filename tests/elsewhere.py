@@ -20,7 +20,7 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from decant.networks import devices
-from decant.training import fit
+from decant.training import steps
 
 NAME = "meta:0"
 META = torch.device(NAME)
@@ -122,7 +122,7 @@ def _placed(found: Tensor, far: list[Elsewhere]) -> Tensor:
 def device_that_computes(patch: pytest.MonkeyPatch) -> Iterator[str]:
     """Yield the name of the device, which is there meanwhile."""
     patch.setattr(devices, "there", lambda: {"cpu": "the processor", NAME: "a device of the tests"})
-    patch.setattr(fit, "autocast", lambda *_: nullcontext())  # torch has none for it
+    patch.setattr(steps, "autocast", lambda *_: nullcontext())  # torch has none for it
     kinds = [*_get_fused_kernels_supported_devices(), META.type]
     patch.setattr(sys.modules[Optimizer.__module__], "_get_fused_kernels_supported_devices", lambda: kinds)
     with Watch():

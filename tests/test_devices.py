@@ -688,7 +688,7 @@ def test_what_is_sent_arrives_although_the_source_is_used_again() -> None:
 @gpu_test
 def test_a_gpu_waits_for_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch, teacher: Checkpoint) -> None:
     """torch refuses here whatever would wait for the device."""
-    original, watched_steps = fit._step_, 0
+    original, watched_steps = fit.step_, 0
 
     def watched(*arguments: Any) -> Any:
         nonlocal watched_steps
@@ -699,7 +699,7 @@ def test_a_gpu_waits_for_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch, teac
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(fit, "_step_", watched)
+    monkeypatch.setattr(fit, "step_", watched)
     for case in ("teacher", "masks", "rigl", "steps", "clips"):
         before = watched_steps
         CASES[case](teacher, GPU, Run(seed=3))

@@ -23,6 +23,7 @@ from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.execution import make_deterministic
 from decant.targets import Numbers
 from decant.training import fit as fit_module
+from decant.training.batches import batches, told_rows
 from decant.training.feature_losses import (
     Attention,
     Contrastive,
@@ -33,7 +34,7 @@ from decant.training.feature_losses import (
     attention,
     distances,
 )
-from decant.training.fit import _told_rows, batches, fit_
+from decant.training.fit import fit_
 from decant.training.learners import Adapter, Contrast, critic_loss, similarities_to
 from decant.training.logit_losses import (
     Decoupled,
@@ -708,9 +709,9 @@ def test_rows_are_told_in_the_order_of_the_batches(texts: bool) -> None:
     augmentation = {} if texts else {"flip": True}
     training = Training(epochs=1, batch_size=8, accumulate=3, augmentation=augmentation)
     lesson = taught(made("temperature"))
-    assert next(_told_rows(lesson, train, training, 7)) is None
+    assert next(told_rows(lesson, train, training, 7)) is None
     lesson.known = torch.zeros(90, 90)
-    told = [*_told_rows(lesson, train, training, 7)]
+    told = [*told_rows(lesson, train, training, 7)]
     found = [labels for _, labels in batches(train, training, 7, torch.device("cpu"))]
     assert len(told) == len(found) == 3
     for rows, labels in zip(told, found, strict=True):

@@ -26,13 +26,16 @@ from decant.networks.augmentation import Augmentation
 from decant.networks.structure import compressible
 from decant.quantize.schemes import Binary, Integer
 from decant.training import fit as fit_module
+from decant.training import steps, validation
 from decant.training.averages import reader
+from decant.training.batches import batches
 from decant.training.fit import fit_
 from decant.training.held import Held
 from decant.training.layout import lay_out_, layout
 from decant.training.recipe import Adamw, Cosine, OneCycle, Sgd, Training
 from decant.training.resume import Scratch
 from decant.training.tally import NoNumberError, Tally
+from decant.training.trainee import Trainee, copied
 from tests.nets import striped
 
 TRAIN, VALIDATION = striped(0), striped(1, 48)
@@ -394,14 +397,15 @@ def test_a_network_that_is_not_the_one_that_was_measured_is_refused(tmp_path: Pa
 def test_at_the_end_some_examples_are_answered_again_and_all_where_none_were_here(
     patience: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answered, original = [], fit_module._answers
+    answered, original = [], validation.answers
 
     def counted(network: Any, images: Any, *others: Any) -> Tensor:
         answered.append(len(images))
         return original(network, images, *others)
 
-    monkeypatch.setattr(fit_module, "_answers", counted)
-    monkeypatch.setattr(fit_module, "CHECKED", 7)
+    monkeypatch.setattr(fit_module, "answers", counted)
+    monkeypatch.setattr(validation, "answers", counted)
+    monkeypatch.setattr(validation, "CHECKED", 7)
     module, again = resnet(), resnet()
     train(module, tmp_path, patience=patience, epochs=2)
     assert answered[-3:] == [48, 48, 7]
@@ -531,19 +535,19 @@ def test_schedules_by_hand() -> None:
 
 def test_the_average_is_the_one_of_a_loop() -> None:
     module = build(Mlp(hidden=(2,)), (1, 2, 2), 2, seed=0)
-    progress = fit_module._Progress(
+    trainee = Trainee(
         module, Sgd().build([{"params": module.parameters()}]), torch.contiguous_format, {}, [], {}
     )
-    progress.averaged = fit_module._copy(state(module))
-    expected = copy.deepcopy(progress.averaged)
+    trainee.averaged = copied(state(module))
+    expected = copy.deepcopy(trainee.averaged)
     for step in range(5):
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter += step
-        fit_module._average_(progress, 0.4, step)
+        steps.average_(trainee, 0.4, step)
         decay = min(0.4, (step + 1) / (step + 10))
         expected = {n: decay * t + (1 - decay) * state(module)[n] for n, t in expected.items()}
-    assert all(torch.allclose(progress.averaged[name], tensor) for name, tensor in expected.items())
+    assert all(torch.allclose(trainee.averaged[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_batch_of_one_image_is_refused_where_a_batch_norm_sees_one_number(tmp_path: Path) -> None:
@@ -588,10 +592,7 @@ def test_batches_of_one_step_are_one_larger_batch(batch_size: int, accumulate: i
 def test_batches_of_one_step_have_the_pictures_of_the_larger_batch() -> None:
     recipe = {"epochs": 1, "augmentation": Augmentation(flip=True, shift=2)}
     seen = [
-        [
-            images
-            for images, _ in fit_module.batches(TRAIN, Training(**recipe, **sizes), 3, torch.device("cpu"))
-        ]
+        [images for images, _ in batches(TRAIN, Training(**recipe, **sizes), 3, torch.device("cpu"))]
         for sizes in ({"batch_size": 32}, {"batch_size": 8, "accumulate": 4})
     ]
     assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
@@ -636,15 +637,15 @@ def test_a_step_reads_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 reads.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    original = fit_module._step_
+    original = fit_module.step_
 
     def watched(*arguments: Any) -> Any:
         with Watch():
             return original(*arguments)
 
-    monkeypatch.setattr(fit_module, "_step_", watched)
-    may, there = fit_module._may_step, torch.device("cuda")
-    monkeypatch.setattr(fit_module, "_may_step", lambda passes, _: may(passes, there))
+    monkeypatch.setattr(fit_module, "step_", watched)
+    may, there = steps._may_step, torch.device("cuda")
+    monkeypatch.setattr(steps, "_may_step", lambda passes, _: may(passes, there))
     train(resnet(), tmp_path, {"head.weight": halved(resnet())}, epochs=1, accumulate=2)
     assert reads == []
 

@@ -29,7 +29,7 @@ from decant.networks.statistics import channels, deviations, fit_statistics_, me
 from decant.row_groups import RowGroups, full, in_groups, order
 from decant.seeds import derive_seed
 from decant.targets import Numbers, Tokens, next_tokens
-from decant.training.fit import batches
+from decant.training.batches import batches
 from decant.training.fresh import train
 from decant.training.loading import loaded
 from decant.training.recipe import Training

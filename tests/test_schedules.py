@@ -26,9 +26,9 @@ from decant.prune.mask_pruning import MaskPruning
 from decant.prune.origins import fresh
 from decant.prune.params import PruneParams
 from decant.training import fit
-from decant.training.fit import group_norms
 from decant.training.recipe import Training
 from decant.training.resume import Scratch
+from decant.training.steps import group_norms
 from tasks.pipeline.models import load_model
 from tasks.pipeline.params import validate
 from tasks.pipeline.splits import TRAIN, VALIDATION, read, read_splits
@@ -83,13 +83,13 @@ def prune(name: str = "child", **changes: Any) -> Checkpoint:
 
 def watched(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any], T]) -> list[T]:
     """Return a list to which every step of a training from here on adds what `look` sees before it."""
-    seen, original = list[T](), fit._step_
+    seen, original = list[T](), fit.step_
 
-    def watch(progress: Any, *more: Any) -> Any:
-        seen.append(look(progress))
-        return original(progress, *more)
+    def watch(trainee: Any, *more: Any) -> Any:
+        seen.append(look(trainee))
+        return original(trainee, *more)
 
-    monkeypatch.setattr(fit, "_step_", watch)
+    monkeypatch.setattr(fit, "step_", watch)
     return seen
 
 

@@ -16,7 +16,7 @@ from decant.examples import Examples, Rows
 from decant.inputs import TensorInput
 from decant.networks.next_tokens import scoring
 from decant.targets import NO_TOKEN, Tokens, next_tokens, scored
-from decant.training.fit import batches, bucketed
+from decant.training.batches import batches, bucketed
 from decant.training.goals import OfTokens, goal_of
 from decant.training.logit_losses import Temperature
 from decant.training.recipe import Training

@@ -57,11 +57,11 @@ from decant.quantize.qat.training import train_rounded
 from decant.quantize.recipe import Quantized, Recipe
 from decant.quantize.schemes import Binary, Codebook, Integer, PowerOfTwo, Scheme, Ternary
 from decant.training import fit as fit_module
-from decant.training.fit import EpochMetrics
 from decant.training.losses import Softmax, Temperature, warning
 from decant.training.recipe import Adamw, Cosine, Sgd, Training
 from decant.training.resume import Scratch
 from decant.training.run import Run
+from decant.training.trainee import EpochMetrics
 from tasks.pipeline.params import validate
 from tests.drawn import drawn
 from tests.nets import striped

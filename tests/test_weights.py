@@ -37,9 +37,10 @@ from decant.networks.ties import ties, unite_
 from decant.prune.channels.ladder import ChannelPlan
 from decant.prune.criteria import Magnitude
 from decant.prune.operation import prune as pruned
-from decant.training.fit import fit_, group_norms
+from decant.training.fit import fit_
 from decant.training.recipe import Loss, Sgd, Training
 from decant.training.resume import Scratch
+from decant.training.steps import group_norms
 from tests.nets import Own
 
 EXAMPLES = Examples(

@@ -32,7 +32,7 @@ from decant.prune.schedules import OneShot, Rounds
 from decant.prune.structures import Masked, Weights, split, zeros_after
 from decant.prune.targets import Target, check_possible, formatted, target_of, unmasked
 from decant.reconstruction.obs import Choose, reconstruct
-from decant.training.fit import EpochMetrics
+from decant.training.trainee import EpochMetrics
 
 DRIFT_IMAGES = 1000
 """The last training images: those that drift is measured on; criteria look at the first ones."""

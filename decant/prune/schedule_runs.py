@@ -17,10 +17,11 @@ from decant.prune.masks import masked
 from decant.prune.origins import fresh, origin
 from decant.prune.schedules import Gradual, Iterative, Rewind, Rigl, Surgery, Trained
 from decant.prune.sparsifiers import GradualSparsifier, RiglSparsifier
-from decant.training.fit import EpochMetrics, Sparsifier, epochs_run, fit_
+from decant.training.fit import epochs_run, fit_
 from decant.training.losses import loss_of
 from decant.training.recipe import Loss, Training
 from decant.training.run import Run
+from decant.training.trainee import EpochMetrics, Sparsifier
 
 
 def rewound(pruning: MaskPruning, run: Run, schedule: Rewind) -> Pruned:

@@ -40,9 +40,10 @@ from decant.quantize.rounding.layers import round_layers
 from decant.quantize.schemes import Scheme
 from decant.recipes import counted
 from decant.reconstruction.logits import facts_of, matched, rounded_in
-from decant.training.fit import EpochMetrics, epochs_run
+from decant.training.fit import epochs_run
 from decant.training.losses import loss_of, warning
 from decant.training.run import Run
+from decant.training.trainee import EpochMetrics
 
 SHOWN = 1000
 """Training images on which two forms of one function are compared before anything is rounded."""

@@ -22,10 +22,12 @@ from decant.quantize.qat.learners import Decaying, InputClip, InputLearner, Weig
 from decant.quantize.qat.trainers import Pact, Train
 from decant.quantize.quantizable import quantizable, rounded_layers
 from decant.quantize.schemes import Scheme
-from decant.training.fit import CHECKED, EpochMetrics, fit_
+from decant.training.fit import fit_
 from decant.training.recipe import Loss
 from decant.training.run import Run
 from decant.training.teaching import Added
+from decant.training.trainee import EpochMetrics
+from decant.training.validation import CHECKED
 
 EQUAL = 1e-3
 """How far logits may move on the average, as a share of their spread, where the function stays the same."""
