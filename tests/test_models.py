@@ -270,7 +270,7 @@ def test_prediction_takes_pixels_in_bytes_and_asks_for_no_gradient() -> None:
 
 
 def test_examples_know_their_shape_and_give_their_first() -> None:
-    examples = Examples(images(9, (3, 4, 5)), torch.arange(9), tuple("abc"))
+    examples = Examples(images(9, (3, 4, 5)), torch.arange(9), tuple("abcdefghi"))
     assert examples.shape == (3, 4, 5)
     assert len(examples) == 9
     assert examples.first(2).labels.tolist() == [0, 1]
