@@ -31,6 +31,7 @@ import torch
 
 import decant
 from benchmarks.distillation import hits, paired
+from benchmarks.kept import parsed, place_of
 from benchmarks.pruning_page import inline
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.distill import distill
@@ -341,17 +342,10 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--images", type=int, default=10_000, help="for training")
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--minutes", type=float, default=600.0, help="after which no further chain is begun")
-    parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
-    parser.add_argument(
-        "--write", action="store_true", help="write benchmarks/combined.md, of all that is kept"
-    )
-    chosen = parser.parse_args(words)
-    if chosen.quick and chosen.write:
-        parser.error("--quick measures nothing worth writing; leave out one of the two")
+    chosen = parsed(parser, words, page="write benchmarks/combined.md")
     decant.make_deterministic(1)
     bench = opened(2048 if chosen.quick else chosen.images, chosen.quick)
-    with tempfile.TemporaryDirectory() as temporary:
-        keep = Path(temporary) / RESULTS.name if chosen.quick else RESULTS
+    with place_of(RESULTS, chosen.quick) as keep:
         wanted = [(name, seed) for seed in chosen.seeds for name in chosen.chains]
         found = run(bench, wanted, keep, chosen.minutes, chosen.quick)
     if chosen.write:

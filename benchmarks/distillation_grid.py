@@ -22,7 +22,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,6 +33,7 @@ from matplotlib.figure import Figure
 
 import decant
 from benchmarks.distillation import Subject, garments, hits
+from benchmarks.kept import parsed, place_of
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.distill import distill
 from decant.finetune import finetune
@@ -263,19 +263,14 @@ def main(words: list[str] | None = None) -> list[Cell]:
     parser.add_argument("--temperatures", nargs="*", type=float, default=list(TEMPERATURES))
     parser.add_argument("--bits", nargs="*", type=int, default=list(WIDTHS), choices=list(WIDTHS))
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
-    parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
-    parser.add_argument("--write", action="store_true", help="the page and the picture, of all that is kept")
-    chosen = parser.parse_args(words)
-    if chosen.quick and chosen.write:
-        parser.error("--quick measures nothing worth writing; leave out one of the two")
+    chosen = parsed(parser, words, page="the page and the picture")
     wanted = [
         (bits, temperature, seed)
         for seed in chosen.seeds
         for bits in chosen.bits
         for temperature in (LABELS, *chosen.temperatures)
     ]
-    with tempfile.TemporaryDirectory() as temporary:
-        keep = Path(temporary) / RESULTS.name if chosen.quick else RESULTS
+    with place_of(RESULTS, chosen.quick) as keep:
         cells = run(wanted, keep, chosen.workers, chosen.quick)
         results = json.loads(keep.read_text(encoding="utf-8"))
     if chosen.write:

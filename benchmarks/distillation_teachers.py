@@ -21,7 +21,6 @@ import functools
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ import torch
 import decant
 from benchmarks.combined import packed, unpacked
 from benchmarks.distillation import hits, paired
+from benchmarks.kept import parsed, place_of
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.costs.counts import parameters
 from decant.distill import distill
@@ -292,15 +292,11 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--minutes", type=float, default=600.0, help="after which no training is begun")
-    parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
-    parser.add_argument("--write", action="store_true", help="the page, of all that is kept")
-    chosen = parser.parse_args(words)
-    if chosen.quick and chosen.write:
-        parser.error("--quick measures nothing worth writing; leave out one of the two")
+    chosen = parsed(parser, words)
     decant.make_deterministic(1)
     wanted = [(name, loss, seed) for seed in chosen.seeds for name in TEACHERS for loss in LOSSES]
-    with tempfile.TemporaryDirectory() as temporary:
-        keep, folder = (Path(temporary) / RESULTS.name, Path(temporary)) if chosen.quick else (RESULTS, KEPT)
+    with place_of(RESULTS, chosen.quick) as keep:
+        folder = keep.parent if chosen.quick else KEPT
         found = run(wanted, keep, folder, chosen.minutes, chosen.quick)
     if chosen.write:
         write_text(RESULTS.with_suffix(".md"), page(found))

@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmarks.kept import parsed
 from benchmarks.workshop import LENET, Workshop
 from decant.costs.drift import drift_from
 from decant.networks.execution import predict
@@ -368,11 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--images", type=int, default=10_000, help="for L-BFGS")
     parser.add_argument("--threads", type=int, default=2, help="of all operations")
     parser.add_argument("--teachers", type=Path, help="a folder in which trained teachers stay")
-    parser.add_argument("--quick", action="store_true", help="small images, to see that it runs")
-    parser.add_argument("--write", action="store_true", help="the page, of all that is kept")
-    chosen = parser.parse_args(arguments)
-    if chosen.quick and chosen.write:
-        parser.error("--quick measures nothing worth writing; leave out one of the two")
+    chosen = parsed(parser, arguments, few="small images")
     wanted = Wanted(
         chosen.only,
         chosen.recipes,

@@ -260,14 +260,8 @@ class _Decisions(Watching):
         self._file = file
         self.places: list[Message] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (apart := self.taken_apart(func, args, kwargs)) is not NotImplemented:
-            return apart
-        result = func(*args, **(kwargs or {}))
+    def see(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         active = self.depends(args, kwargs)
         if active and func.overloadpacket in DECIDING:
             self.note()

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from decant.errors import DecantError
 from decant.networks.calls import Example
-from decant.networks.dispatch import Watching
+from decant.networks.dispatch import Watching, storage_of
 from decant.networks.execution import tensors_of
 from decant.networks.tracing import every_layer_called
 from decant.sealed import one_line
@@ -56,7 +56,7 @@ def _check_compiled(module: nn.Module, place: str) -> None:
 
 def _check_copies(module: nn.Module, example: Example, place: str) -> None:
     named = module.state_dict(keep_vars=True).items()  # with extra state, which may be anything
-    watch = _Reading({_storage(each): name for name, each in named if isinstance(each, Tensor)})
+    watch = _Reading({storage_of(each): name for name, each in named if isinstance(each, Tensor)})
     with torch.no_grad(), every_layer_called():
         expected = list(tensors_of(module(*copy.deepcopy(example))))
         module(*_other(example))  # what a function keeps of a pass is now of this one
@@ -110,19 +110,8 @@ class _Reading(Watching):
         self._names = names
         self.read = ""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (apart := self.taken_apart(func, args, kwargs)) is not NotImplemented:
-            return apart
+    def see(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         for each in tree_leaves((args, kwargs)):
             if isinstance(each, Tensor):
-                self.read = self.read or self._names.get(_storage(each), "")
-        return func(*args, **(kwargs or {}))
-
-
-def _storage(tensor: Tensor) -> int:
-    """Return what tells the memory of a tensor; a sparse one is its own."""
-    try:
-        key: int = tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return id(tensor)
-    return key
+                self.read = self.read or self._names.get(storage_of(each), "")
+        return func(*args, **kwargs)

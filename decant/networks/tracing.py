@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from decant.errors import DecantError
 from decant.networks.calls import Call, Example, Kind, Record, Weight
-from decant.networks.dispatch import Watching
+from decant.networks.dispatch import Watching, storage_of
 from decant.networks.draws import drawing
 from decant.networks.faults import where
 
@@ -194,13 +194,13 @@ class _Watch(Watching):
         self._feeds: dict[tuple[str, str], None] = {}
         self._sums: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         self._alive += tree_leaves(example)
-        self._active |= {_storage(each) for each in self._alive if isinstance(each, Tensor)}
+        self._active |= {storage_of(each) for each in self._alive if isinstance(each, Tensor)}
         for name, tensor in (*module.named_parameters(remove_duplicate=False), *_statistics(module)):
             self._know(name, tensor)
 
     def _know(self, name: str, tensor: Tensor) -> None:
         start, end = tensor.storage_offset(), tensor.storage_offset() + max(1, tensor.numel())
-        spans = self._spans.setdefault(_storage(tensor), [])
+        spans = self._spans.setdefault(storage_of(tensor), [])
         first = next((known for low, high, known in spans if low < end and start < high), name)
         if self._tensors.setdefault(first, tensor) is not tensor:
             raise DecantError(
@@ -211,11 +211,6 @@ class _Watch(Watching):
             spans.append((int(start), int(end), name))
         self._first[name] = first
         self._every.setdefault(first, []).append(name)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Keep torch from importing its compiler, which takes seconds, at the first operator."""
-        return False
 
     def __enter__(self) -> _Watch:
         for each in self._names:
@@ -231,17 +226,15 @@ class _Watch(Watching):
         for handle in self._handles:
             handle.remove()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (apart := self.taken_apart(func, args, kwargs)) is not NotImplemented:
-            return apart
+    def see(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func._schema.is_mutable:
             self._keep(func, args)
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         packet = func.overloadpacket
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         made = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
         self._alive += [*given, *made]
-        inputs = [_storage(each) for each in given]
+        inputs = [storage_of(each) for each in given]
         active = any(key in self._active for key in inputs)
         self._read(given, self._normalize(args) if packet in NORMALIZING else "")
         if packet in ADDING and not self._inside_recurrent():
@@ -269,7 +262,7 @@ class _Watch(Watching):
         for each in given:
             if found := self._name(each):
                 self._users.setdefault(found, set()).add(norm or name)
-            if (made := self._made.get(_storage(each))) is not None:
+            if (made := self._made.get(storage_of(each))) is not None:
                 made.readers.add(reader)
 
     def _normalize(self, args: tuple[Any, ...]) -> str:
@@ -295,13 +288,13 @@ class _Watch(Watching):
         self, packet: Any, given: list[Tensor], made: list[Tensor], *, active: bool, weighs: bool
     ) -> None:
         """Note what the results of an operator come from."""
-        inputs = [_storage(each) for each in given]
+        inputs = [storage_of(each) for each in given]
         origins: frozenset[str] = frozenset().union(*(self._origins.get(key, frozenset()) for key in inputs))
         names = frozenset(found for each in given if (found := self._name(each)))
         sources = names.union(*(self._derived.get(key, frozenset()) for key in inputs))
-        if not weighs and not self._inside_norm() and any(_storage(each) not in inputs for each in made):
+        if not weighs and not self._inside_norm() and any(storage_of(each) not in inputs for each in made):
             self._elsewhere |= dict.fromkeys(names, str(packet).removeprefix("aten."))
-        for key in {_storage(each) for each in made} - self._spans.keys():
+        for key in {storage_of(each) for each in made} - self._spans.keys():
             if active:
                 self._active.add(key)
             elif sources:
@@ -311,7 +304,7 @@ class _Watch(Watching):
 
     def _add(self, args: tuple[Any, ...]) -> None:
         """Note an addition of two results."""
-        sides = [_storage(each) for each in args[:2] if isinstance(each, Tensor)]
+        sides = [storage_of(each) for each in args[:2] if isinstance(each, Tensor)]
         if len(sides) == 2 and all(side in self._active for side in sides):
             one, other = (tuple(sorted(self._origins.get(side, ()))) for side in sides)
             self._sums.append((one, other))
@@ -359,7 +352,7 @@ class _Watch(Watching):
             name = ""
         if name:
             self._axes.setdefault(name, axis)
-        sources = self._derived.get(_storage(weight), frozenset()) if weighs else frozenset()
+        sources = self._derived.get(storage_of(weight), frozenset()) if weighs else frozenset()
         for source in sorted(sources):
             self._computed.setdefault(source, layer)
         kind_of = kind if name or sources else None
@@ -368,7 +361,7 @@ class _Watch(Watching):
         self._calls.append(Call(name, layer, kind_of, shape, _shape(result), macs, *types, bool(sources)))
 
     def _fixed(self, tensor: Tensor) -> bool:
-        return bool(self._name(tensor)) or _storage(tensor) in self._derived
+        return bool(self._name(tensor)) or storage_of(tensor) in self._derived
 
     def _axis(self, used: Tensor, left: bool) -> int:
         """Return which dimension of a parameter the outputs of a matrix product are."""
@@ -382,7 +375,7 @@ class _Watch(Watching):
 
     def _name(self, tensor: Tensor) -> str:
         """Return the first name of the parameter, or statistics, that a tensor is, or is a view of."""
-        spans = self._spans.get(_storage(tensor), ())
+        spans = self._spans.get(storage_of(tensor), ())
         return next((name for low, high, name in spans if low <= tensor.storage_offset() < high), "")
 
     def _at_work(self) -> Kind | None:
@@ -437,22 +430,22 @@ class _Watch(Watching):
             return
         self._calls[-1] = replace(own[0], inputs=tuple(frame.received.shape), outputs=tuple(output.shape))
         self._connect({first}, frame.received, output)
-        if _storage(output) != _storage(frame.received):
-            self._made[_storage(output)] = made = _Made(first, output)
+        if storage_of(output) != storage_of(frame.received):
+            self._made[storage_of(output)] = made = _Made(first, output)
             self._outputs.setdefault(first, []).append(made)
 
     def _connect(self, weights: set[str], received: Any, output: Any) -> None:
         """Note that what these weights received came from others, and that what comes out is theirs."""
-        for key in map(_storage, _tensors(received)):
+        for key in map(storage_of, _tensors(received)):
             origins = sorted(self._origins.get(key, ()))
             self._feeds |= {(origin, weight): None for origin in origins for weight in sorted(weights)}
-        self._origins |= {_storage(each): frozenset(weights) for each in _tensors(output)}
+        self._origins |= {storage_of(each): frozenset(weights) for each in _tensors(output)}
 
     def record(self, rows: int, outputs: Any) -> Record:
         """Return what was seen."""
         returned = _tensors(outputs)
         for each in returned:
-            if (made := self._made.get(_storage(each))) is not None:
+            if (made := self._made.get(storage_of(each))) is not None:
                 made.readers.add("the network's output")
             if name := self._name(each):
                 self._users.setdefault(name, set()).add("the network's output")
@@ -538,7 +531,7 @@ class _Watch(Watching):
             return "", "it does not just normalize with its own numbers"
         if module._forward_hooks or module._forward_pre_hooks:
             return "", "it has hooks, which would be lost"
-        givers = [self._made.get(_storage(each)) for each in self._normed[norm]]
+        givers = [self._made.get(storage_of(each)) for each in self._normed[norm]]
         whole = [
             made.weight
             for made, each in zip(givers, self._normed[norm], strict=True)
@@ -596,15 +589,6 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def _storage(tensor: Tensor) -> int:
-    """Return what tells the memory of a tensor: that of a view is the same; a sparse one is its own."""
-    try:
-        key: int = tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return id(tensor)
-    return key
-
-
 def _shape(result: Any) -> tuple[int, ...]:
     return tuple(_tensors(result)[0].shape)
 
@@ -616,7 +600,7 @@ def _type(result: Any) -> str:
 def _same_view(one: Tensor, other: Tensor) -> bool:
     """Say whether two tensors are the same numbers in the same places."""
     return (
-        _storage(one) == _storage(other)
+        storage_of(one) == storage_of(other)
         and one.shape == other.shape
         and one.stride() == other.stride()
         and one.storage_offset() == other.storage_offset()

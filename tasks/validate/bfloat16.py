@@ -8,6 +8,7 @@ from typing import Any
 
 from decant.networks.devices import CPU
 from tasks.pipeline.lineages import TEACHER
+from tasks.validate.hardware import blocks_of
 
 FLAGS = ("avx512_bf16", "amx_bf16")
 """Instructions for products of bfloat16, as Linux calls them; without one of them it is many times slower."""
@@ -26,11 +27,9 @@ def gains(params: Mapping[str, Any], cpuinfo: Path = CPUINFO) -> Iterator[str]:
         cpuinfo: What Linux tells of the processor.
     """
     found = [flag for flag in FLAGS if flag in _flags(cpuinfo)]
-    models = {f"models.{name}": block for name, block in params["models"].items()}
-    blocks = {TEACHER: params.get(TEACHER, {})} | models
     slower = [
         place
-        for name, block in blocks.items()
+        for name, block in blocks_of(params, TEACHER).items()
         if block.get("device", CPU) == CPU
         for place in _in_float32(block, name)
     ]

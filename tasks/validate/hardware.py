@@ -27,11 +27,9 @@ def without_device(params: Mapping[str, Any]) -> Iterator[str]:
     Args:
         params: The whole of params.yaml, which is valid but for its devices.
     """
-    sections = {name: params[name] for name in (TEACHER, BENCHMARK) if name in params}
-    blocks = {**sections, **{f"models.{name}": each for name, each in params["models"].items()}}
     named = {
         place: block
-        for place, block in blocks.items()
+        for place, block in blocks_of(params, TEACHER, BENCHMARK).items()
         if block.get("device", CPU) != CPU or any(_said(block, COMPILE))
     }
     made = _made() if named else {}
@@ -48,6 +46,12 @@ def without_device(params: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{place}.{missing}"
         if any(_said(block, COMPILE)) and (missing := missing_compiler(device)):
             yield f"{place}.{missing}"
+
+
+def blocks_of(params: Mapping[str, Any], *sections: str) -> dict[str, Any]:
+    """Return some sections, where they are there, and the block of each model, by dotted place."""
+    models = {f"models.{name}": each for name, each in params["models"].items()}
+    return {name: params[name] for name in sections if name in params} | models
 
 
 def _last(device: str, processes: int) -> str:
