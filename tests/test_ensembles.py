@@ -161,7 +161,7 @@ def test_seeds_of_a_teacher_answer_with_its_weight() -> None:
         (["same", "other"], "ensemble: there is one teacher alone; start from a student of it"),
         (["wide"], "ensemble: the teachers have other classes or inputs; take those that answer the same"),
         (["large"], "ensemble: the teachers have other classes or inputs; take those that answer the same"),
-        (["sick"], "holds NaN, so nothing can be learned from it"),
+        (["sick"], "holds NaN or infinity, so nothing can be learned from it"),
     ],
 )
 def test_what_is_no_ensemble_is_refused(ensemble: Any, words: str) -> None:
@@ -192,7 +192,8 @@ def test_numbers_have_no_probabilities() -> None:
         torch.manual_seed(seed)
         return Checkpoint(None, examples.shape, (), nn.Sequential(nn.Linear(3, 1)).eval())
 
-    block = BLOCK | {"loss": {"kind": "outputs"}, "ensemble": {"teachers": ["b"], "mean": "probabilities"}}
+    block = BLOCK | {"loss": {"kind": "outputs"}, "training": TRAINING | {"batch_size": 24}}
+    block |= {"ensemble": {"teachers": ["b"], "mean": "probabilities"}}
     with pytest.raises(
         DecantError, match=r"ensemble\.mean: these outputs are no logits, so there are no prob"
     ):
