@@ -64,13 +64,22 @@ class Mean:
                 [functions(-z) for z in outputs]
             )
         if isinstance(target, Tokens):
-            return self._pooled([by_place(z, places).log_softmax(2) for z in outputs]).flatten(1)
-        return self._pooled([z.log_softmax(1) for z in outputs])
+            return self._of_classes([by_place(z, places) for z in outputs]).flatten(1)
+        return self._of_classes(outputs)
 
     def _weighed(self, outputs: Sequence[Tensor]) -> Tensor:
         if not self.shares:
             return torch.stack([*outputs]).mean(0)
         return torch.stack([share * z for share, z in zip(self.shares, outputs, strict=True)]).sum(0)
+
+    def _of_classes(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the mean of probabilities over the last dimension, with the mean offset of the logits.
+
+        So teachers that say the same have their own logits for a mean.
+        """
+        return self._pooled([z.log_softmax(-1) for z in outputs]) + self._weighed(
+            [z.logsumexp(-1, keepdim=True) for z in outputs]
+        )
 
     def _pooled(self, logs: Sequence[Tensor]) -> Tensor:
         """Return the logarithm of the mean of what has these logarithms."""
