@@ -68,6 +68,7 @@ RAISED_LATER = {
     "tasks/validate/hardware.py": "mistakes in params.yaml, all at once",
     "tasks/validate/layers.py": "mistakes in params.yaml, all at once",
     "tasks/validate/networks.py": "mistakes in params.yaml, all at once",
+    "tasks/validate/teachers.py": "mistakes in params.yaml, all at once",
     "decant/schema.py": "mistakes of a section, all at once",
     "tasks/benchmark/exports.py": "models without an export, all at once at the end",
     "tasks/benchmark/hardware.py": "why a GPU does not suit, then raised",

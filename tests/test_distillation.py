@@ -853,8 +853,28 @@ def test_a_diverging_run_says_where_and_what_to_lower_and_keeps_its_last_numbers
         "lower the learning rate, "
     )
     assert all(bool(tensor.isfinite().all()) for tensor in network.parameters())
-    state = Scratch(tmp_path, "id").read()
-    assert state is not None and len(state["curve"]) == 2
+    file = Scratch(tmp_path, "id").file
+    assert str(told.value).endswith(
+        f"; the state after epoch 2 is kept in {file}: torch.load(file)['module'] are its weights"
+    )
+    whole, curve = trained(taught(Mix(parts=(Part(loss=Temperature()), Part(loss=Dist())))), epochs=4)
+    alone = student()
+    alone.load_state_dict(torch.load(file, weights_only=True)["module"])
+    assert torch.equal(alone(TRAIN.images.float()).isfinite(), torch.ones(len(TRAIN), 3).bool())
+    mended = student()
+    _, resumed = trained(
+        taught(Mix(parts=(Part(loss=Temperature()), Part(loss=Dist())))), tmp_path, mended, epochs=4
+    )
+    assert resumed == curve and len(resumed) == 4
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, mended.state_dict()[name]), "it goes on from the state that was kept"
+
+
+def test_a_run_that_diverges_at_once_keeps_no_state(tmp_path: Path) -> None:
+    wild = taught(Mix(parts=(Part(loss=Temperature(), weight=1e6), Part(loss=Dist()))))
+    with pytest.raises(DecantError, match=r"; no epoch was whole before, so that no state is kept$"):
+        trained(wild, tmp_path, optimizer=Sgd(learning_rate=1e6))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_part_is_to_blame_where_its_weight_makes_it_infinite() -> None:

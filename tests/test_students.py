@@ -29,6 +29,7 @@ from decant.prune import prune
 from decant.quantize import quantize
 from decant.row_groups import RowGroups
 from decant.targets import Tokens
+from decant.training.ensemble import Mean
 from decant.training.logit_losses import Outputs, Temperature
 from decant.training.losses import against_teacher
 from decant.training.resume import Scratch
@@ -97,6 +98,12 @@ def test_a_proposed_student_is_trained_and_the_lineage_says_what_it_is() -> None
             {"kib": 0.01},
             r"student\.budget: 0\.01 KiB is less than the narrowest .* has, 0\.\d; raise it",
         ),
+        (
+            FAMILY,
+            {"kib": 1e5},
+            r"student\.budget: 100000 KiB is more than the teacher's own .* has, \d+\.\d; lo",
+        ),
+        (FAMILY, {"macs": 1e9}, r"student\.budget: 1e\+09 macs is more than the teacher's own .*; lower it"),
         (FAMILY, {"macs": 3}, r"student\.budget: 3 macs is less than the narrowest .*; raise it, or name"),
         (Lenet5(), {"kib": 40}, r"student\.budget: lenet-5 has no widths to make smaller; name the student"),
     ],
@@ -327,7 +334,8 @@ def test_answers_are_made_once_and_are_those_of_each_batch(kept: bool, tmp_path:
     without = distill(of, block, SPLITS, run=Run("test", 1))
     after = len(calls)
     found = distill(of, block | {"cache": True}, SPLITS, run=run)
-    assert len(calls) - after == after - 3 * 3 + 1, "three batches of three epochs, or one of all"
+    asked = 1 if kept else 0  # the first examples, for the key
+    assert len(calls) - after == after - 3 * 3 + 1 + asked, "three batches of three epochs, or one of all"
     for name, tensor in found.model.module.state_dict().items():
         assert torch.allclose(tensor, without.model.module.state_dict()[name], atol=1e-4)
     assert re.fullmatch(
@@ -335,19 +343,55 @@ def test_answers_are_made_once_and_are_those_of_each_batch(kept: bool, tmp_path:
     )
     files = [each.stem for each in tmp_path.glob("test/*.npy")]
     assert files == ([key_of([of.module], SPLITS.train.images)] if kept else [])
+    if kept:
+        again = distill(of, block | {"cache": True}, SPLITS, run=run)
+        assert re.fullmatch(r"the teacher's answers were read in \d+\.\d s, as it had .*", again.notes[-1])
 
 
 def test_kept_answers_are_read_and_others_are_not(tmp_path: Path) -> None:
     first, second = (against_teacher(Temperature(), parent(seed=seed).module) for seed in (2, 3))
     remember_(first, SPLITS.train, tmp_path)
-    (file,) = tmp_path.glob("*.npy")
-    np.save(file, np.zeros((96, 3), np.float32))
     again = against_teacher(Temperature(), parent().module)
-    remember_(again, SPLITS.train, tmp_path)
-    remember_(second, SPLITS.train, tmp_path)
-    assert again.known is not None and not again.known.any()
-    assert second.known is not None and second.known.any()
+    assert remember_(again, SPLITS.train, tmp_path)[1] is False
+    assert remember_(second, SPLITS.train, tmp_path)[1] is True
+    assert first.known is not None and again.known is not None and second.known is not None
+    assert torch.equal(first.known, again.known) and not torch.equal(first.known, second.known)
     assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "one bit", "another file"])
+def test_damaged_answers_are_told_and_given_anew(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = against_teacher(Temperature(), parent().module)
+    remember_(whole, SPLITS.train, tmp_path)
+    (file,) = tmp_path.glob("*.npy")
+    assert whole.known is not None
+    expected, content = whole.known.clone(), bytearray(file.read_bytes())
+    file.unlink()  # it is mapped
+    if damage == "one bit":
+        content[200] ^= 1
+    elif damage == "another file":
+        np.save(file, np.zeros((96, 3), np.float32))
+        content = bytearray(file.read_bytes())
+    file.write_bytes(content[: {"cut": 300, "empty": 0}.get(damage, len(content))])
+    again = against_teacher(Temperature(), parent().module)
+    assert remember_(again, SPLITS.train, tmp_path)[1] is True
+    assert (
+        "is not used (it has not the sum that it ends with); the teacher answers" in capsys.readouterr().err
+    )
+    assert again.known is not None and torch.equal(again.known, expected)
+    assert remember_(again, SPLITS.train, tmp_path)[1] is False
+
+
+def test_teachers_of_the_same_tensors_have_other_keys_where_they_are_other_functions() -> None:
+    """The ranges by which inputs of layers are rounded are no tensors of the network."""
+    module = parent().module
+    rounded = copy.deepcopy(module)
+    rounded.register_forward_hook(lambda _, __, outputs: outputs.round())
+    images = SPLITS.train.images
+    assert key_of([module], images) != key_of([rounded], images)
+    assert key_of([module], images) != key_of([module], images, Mean(of="probabilities"))
 
 
 @pytest.mark.parametrize(
@@ -423,6 +467,11 @@ def test_a_quantized_model_is_distilled_on_its_levels(kind: str) -> None:
     [
         ({"ensemble": True}, "models.a.ensemble: from is the teacher itself; start from a student of it"),
         (
+            {"student": {"budget": {"kib": 1e5}}},
+            "models.a.student.budget: 100000 KiB is more than the teacher's own architecture has, 77.0; low",
+        ),
+        ({"student": {"budget": {"macs": 1}}}, "models.a.student.budget: 1 macs is less than the narrowest"),
+        (
             {"loss": {"kind": "hint", "layers": {"a": "b"}}},
             "models.a.loss: unknown kind 'hint'; did you mean",
         ),
@@ -431,7 +480,7 @@ def test_a_quantized_model_is_distilled_on_its_levels(kind: str) -> None:
 def test_validate_tells_it(changes: Mapping[str, Any], words: str) -> None:
     block = {
         "op": "distill",
-        "student": {"budget": {"kib": 40}},
+        "student": {"budget": {"kib": 4}},
         "loss": {"kind": "softmax"},
         "training": {"epochs": 1},
     }

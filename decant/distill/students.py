@@ -96,16 +96,23 @@ def propose(student: Proposed, teacher: Any, shape: Shape, classes: int) -> OwnA
     """Return the widest network of the teacher's family within the budget.
 
     Raises:
-        DecantError: The family has no widths, or not even a width of 1 is within the budget.
+        DecantError: The family has no widths, not even a width of 1 is within the budget, or the teacher's
+            own architecture is less than it, so that the student would be one more of the teacher's size.
     """
     widest, of_width = narrower(teacher)
     cost, budget = _cost(student.budget, shape, classes)
+    unit = 1024 if student.budget.kib else 1
+    if (whole := cost(of_width(widest))) < budget:
+        raise DecantError(
+            f"student.budget: {student.budget.told} is more than the teacher's own architecture has, "
+            f"{whole / unit:,.1f}; lower it, or name the student"
+        )
     low, high = 0, widest  # low is within the budget, above high is not asked for
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cost(of_width(middle)) <= budget else (low, middle - 1)
     if not low:
-        least = cost(of_width(1)) / (1024 if student.budget.kib else 1)
+        least = cost(of_width(1)) / unit
         raise DecantError(
             f"student.budget: {student.budget.told} is less than the narrowest network of the teacher's "
             f"family has, {least:,.1f}; raise it, or name a student"

@@ -32,7 +32,7 @@ from decant.training.batches import batches, lengths_in, steps_in, taken_in, tol
 from decant.training.goals import Goal
 from decant.training.layout import lay_out_, layout
 from decant.training.recipe import Loss, Training
-from decant.training.resume import Scratch, resume_
+from decant.training.resume import DivergedError, Scratch, resume_, telling_what_is_kept
 from decant.training.scaling import Scaler
 from decant.training.spread import Spread
 from decant.training.steps import average_, step_
@@ -173,9 +173,10 @@ def _train_(
     with _bar(title, end - first, training, train, done, hidden) as bar:
         rows = trainee.competing(steps, end - first)
         while (epoch := first + len(trainee.curve)) < end and not _exhausted(rows, training.patience):
-            with trainee.spread.drawing(derive_seed(seed, f"layers in epoch {epoch}"), place):
-                row = _epoch(trainee, training, loss, train, seed, epoch, (first, end), bar)
-            row |= validate(trainee, training, validation, goal, seed, epoch + 1)
+            with telling_what_is_kept(scratch, trainee.curve):
+                with trainee.spread.drawing(derive_seed(seed, f"layers in epoch {epoch}"), place):
+                    row = _epoch(trainee, training, loss, train, seed, epoch, (first, end), bar)
+                row |= validate(trainee, training, validation, goal, seed, epoch + 1)
             trainee.add_(row | trainee.scaler.row_())
             rows = trainee.competing(steps, end - first)
             if training.patience and rows and trainee.curve[-1] is _best(rows):
@@ -285,7 +286,7 @@ def _finite(trainee: Trainee, training: Training, epoch: int, steps: int) -> Ite
         rate = _rate(training, _at(training, epoch, error.step, steps))
         todo = trainee.scaler.remedy(f"lower the learning rate, {rate:g} there")
         kept = "; weights are those before this step" if at_once else ""
-        raise DecantError(
+        raise DivergedError(
             f"The loss became {error} in epoch {epoch + 1}, step {error.step + 1} of {steps}{culprit}; "
             f"{todo}{kept}"
         ) from None

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from decant.examples import Examples
+    from decant.training.ensemble import Mean
     from decant.training.recipe import Loss, Training
     from decant.training.teaching import Teaching
 
@@ -144,6 +145,7 @@ def loss_of(
     classes: int,
     device: str = CPU,
     others: Sequence[nn.Module] = (),
+    mean: Mean | None = None,
 ) -> Loss:
     """Return what a training minimizes: a recipe's soft targets, else labels, else the teacher's outputs.
 
@@ -154,7 +156,8 @@ def loss_of(
         examples: What is trained on.
         classes: How many the network tells apart; 0 where its outputs are no logits.
         device: Where it is trained, and the teacher answers.
-        others: Networks that answer too: the mean of all outputs is matched.
+        others: Networks that answer too: a mean of all outputs is matched.
+        mean: Which; that of logits, all of one weight, where None.
 
     Raises:
         DecantError: The loss needs labels or classes, and there are none; or the teacher's weights are NaN.
@@ -172,7 +175,7 @@ def loss_of(
             f"loss.hard: {largest(soft.hard):g} of the loss is against labels, and these examples have "
             "none; take hard: 0"
         )
-    return teaching(soft, (teacher, *others), training.label_smoothing, examples.target, device)
+    return teaching(soft, (teacher, *others), training.label_smoothing, examples.target, device, mean)
 
 
 def _check_possible(loss: Soft, classes: bool, labels: bool) -> None:

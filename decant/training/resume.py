@@ -13,7 +13,8 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from decant.errors import Message
+from decant.errors import DecantError, Message
 from decant.networks.architectures import LARGEST
 from decant.outputs import replacing
 from decant.sealed import one_line, read_bytes
@@ -32,6 +33,10 @@ LARGEST_STATE = 32 * LARGEST
 """Most bytes of a state that is read: a network, its average and best epoch, an optimizer's two moments."""
 
 SUM = hashlib.sha256().digest_size
+
+
+class DivergedError(DecantError):
+    """What a training computes is no number any more."""
 
 
 class Resumable(Protocol):
@@ -112,6 +117,28 @@ def resume_(training: Resumable, scratch: Scratch) -> None:
     except Exception as error:
         training.restore_(before)
         print(scratch.unused(error), file=sys.stderr)
+
+
+@contextmanager
+def telling_what_is_kept(scratch: Scratch | None, epochs: Sequence[Mapping[str, float]]) -> Iterator[None]:
+    """Say where the state after the last whole epoch lies, where a training diverges in the next one.
+
+    Args:
+        scratch: Where it is kept; None keeps none.
+        epochs: The curve's rows of those that were whole.
+    """
+    try:
+        yield
+    except DivergedError as error:
+        if scratch is None:
+            raise
+        kept = "; no epoch was whole before, so that no state is kept"
+        if epochs and scratch.file.exists():
+            kept = (
+                f"; the state after epoch {epochs[-1]['epoch']:.0f} is kept in {scratch.file}: "
+                "torch.load(file)['module'] are its weights"
+            )
+        raise DivergedError(f"{error}{kept}") from None
 
 
 def check_form(found: Any, expected: Any, place: str = "the state") -> None:

@@ -22,6 +22,7 @@ from decant.networks.execution import as_rows, tensors_of
 from decant.networks.tracing import every_layer_called
 from decant.seeds import derive_seed
 from decant.targets import CLASSES, Target
+from decant.training.ensemble import Mean
 from decant.training.feature_losses import Features, unknown_layer
 from decant.training.soft import Answers, Link, Soft, by_token
 from decant.training.spread import Spread
@@ -36,13 +37,14 @@ class Teaching:
 
     Attributes:
         loss: What is compared.
-        teachers: In eval mode; the mean of their outputs is matched, and features are those of the first.
+        teachers: In eval mode; a mean of their outputs is matched, and features are those of the first.
         label_smoothing: Of the labels' share.
         target: What the labels are.
         learners: What of the loss is trained or remembered, for each pair of layers of each of its parts.
         known: The mean of the teachers' outputs for all training examples, on the processor, where that was
             made before; None where teachers answer each batch.
         spread: The processes of the training, whose answers are compared together.
+        mean: Which mean of several teachers' outputs is matched.
     """
 
     loss: Soft
@@ -52,6 +54,7 @@ class Teaching:
     learners: nn.ModuleList = field(default_factory=nn.ModuleList)
     known: Tensor | None = None
     spread: Spread = field(default_factory=Spread)
+    mean: Mean = field(default_factory=Mean)
     _seen: tuple[Seen, Seen] = field(default_factory=lambda: ({}, {}))
     _handles: list[RemovableHandle] = field(default_factory=list)
     _progress: float = 0.0
@@ -88,7 +91,7 @@ class Teaching:
             labels: Of the whole batch.
         """
         rows = self._taken(len(outputs))
-        mean = self._targets(inputs, rows)
+        mean = self._targets(inputs, rows, 1 if labels is None else labels[0].numel())
         if outputs.shape != mean.shape:
             raise DecantError(
                 f"The student answers with {outputs.shape[1]} numbers for each example and its teacher with "
@@ -131,13 +134,13 @@ class Teaching:
         taken, self._rows = self._rows[:count], self._rows[count:]
         return taken
 
-    def _targets(self, inputs: tuple[Tensor, ...], rows: Tensor | None) -> Tensor:
+    def _targets(self, inputs: tuple[Tensor, ...], rows: Tensor | None, places: int) -> Tensor:
         """Return the mean of the teachers' outputs for the whole batch, [N, M]."""
         if self.known is not None and rows is not None:
             return self.known[rows.cpu()].to(rows.device)
         with torch.no_grad(), self._every_layer():
             targets = [as_rows(each(*inputs), len(inputs[0])).float() for each in self.teachers]
-        return self.spread.whole(targets[0] if len(targets) == 1 else torch.stack(targets).mean(0))
+        return self.spread.whole(self.mean(targets, self.target, places))
 
     def culprit(self) -> Message:
         """Return which parts of several of the last loss are NaN or infinite; empty where none alone is."""
@@ -229,6 +232,7 @@ def teaching(
     label_smoothing: float = 0.0,
     target: Target = CLASSES,
     device: str = CPU,
+    mean: Mean | None = None,
 ) -> Teaching:
     """Return the loss for which copies of the teachers answer on a device.
 
@@ -240,7 +244,7 @@ def teaching(
         check_finite(each)
     with computing_on(place := find(device), ("the teacher that answers each batch", CPU)):
         copies = [place_(copy.deepcopy(each).eval(), place) for each in teachers]
-    return Teaching(loss, copies, label_smoothing, target)
+    return Teaching(loss, copies, label_smoothing, target, mean=mean or Mean())
 
 
 def of_loss(loss: Callable[..., Tensor]) -> Teaching | None:

@@ -19,6 +19,7 @@ from decant.seeds import derive_seed
 from decant.training.batches import lengths_in
 from decant.training.goals import Goal, goal_of
 from decant.training.recipe import Training
+from decant.training.resume import DivergedError
 from decant.training.trainee import EpochMetrics, Trainee
 
 EQUAL = 1e-4
@@ -48,13 +49,13 @@ def validate(
     for name, tensor in final.items():
         wrong = ~torch.isfinite(tensor) if name in trainee.fractions else torch.isnan(tensor)
         if bool(wrong.any()):
-            raise DecantError(f"{name} held NaN or infinity after epoch {epoch}; lower the learning rate")
+            raise DivergedError(f"{name} held NaN or infinity after epoch {epoch}; lower the learning rate")
     tensors = {name: held[name].project(t) if name in held else t for name, t in final.items()}
     trainee.module.eval()
     network = goal.reduced(lambda *inputs: trainee.call_with(tensors, inputs))
     logits = answers(network, validation.images, seed, trainee.device, trainee.spread.processes)
     if not torch.isfinite(logits).all():
-        raise DecantError(
+        raise DivergedError(
             f"Logits of validation images were NaN or infinite after epoch {epoch}; lower the learning rate"
         )
     trainee.answered = logits[:CHECKED].clone()

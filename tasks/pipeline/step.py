@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.files import DEPLOYED, load, save
 from decant.checkpoints.lineage import read_lineage
 from decant.compression.finish import Result
@@ -30,8 +31,8 @@ from decant.seeds import derive_seed
 from decant.training.resume import SCRATCH, Scratch, scratch
 from decant.training.run import Run
 from tasks.pipeline import splits
-from tasks.pipeline.lineages import MODELS, SEEDS, TEACHER, written
-from tasks.pipeline.models import load_models
+from tasks.pipeline.lineages import MODELS, SEEDS, TEACHER, named_teachers, with_seeds, written
+from tasks.pipeline.models import load_models, load_seeds
 from tasks.pipeline.networks import with_functions
 from tasks.pipeline.params import read_section, read_yaml
 from tasks.pipeline.processes import PROCESSES, asked, in_processes, without
@@ -125,12 +126,27 @@ def compress(name: str, schema: type[B], operation: Callable[..., Result]) -> No
     step = begin_model(name, schema)
     images = splits.read_splits()
     step = replace(step, block=counted(with_functions(step.block), images.sizes))
-    names, data = tuple(dict.fromkeys((step.block.from_, TEACHER))), training_images()
-    models, seals = load_models(*names, data=data), {name: read_lineage(MODELS / name).seal for name in names}
+    names = tuple(dict.fromkeys((step.block.from_, TEACHER, *named_teachers(name, read_yaml()))))
+    models = load_models(*names, data=training_images())
     parent, teacher = models[step.block.from_], models[TEACHER]
+    more, places = _others(name, models)
+    seals = {place: read_lineage(MODELS / place).seal for place in (*names, *places)}
     steps = step.repeated(step.block.seeds)
-    made = [operation(parent, step.block, images, teacher=teacher, run=each.run(*names)) for each in steps]
+    made = [
+        operation(parent, step.block, images, teacher=teacher, run=each.run(*seals), **more) for each in steps
+    ]
     write(step, made[0], seals, [*zip(steps, made, strict=True)][1:])
+
+
+def _others(name: str, models: Mapping[str, Checkpoint]) -> tuple[dict[str, Any], list[str]]:
+    """Return what an operation is given for an ensemble of more than two, and the folders of other seeds."""
+    params = read_yaml()
+    if not with_seeds(name, params):
+        named = named_teachers(name, params)
+        return ({"others": {each: models[each] for each in named}} if named else {}), []
+    seeds = {each: load_seeds(each) for each in models}
+    places = [f"{each}/{SEEDS}/{at}" for each, found in seeds.items() for at in range(2, len(found) + 2)]
+    return {"others": {each: [models[each], *found] for each, found in seeds.items()}}, places
 
 
 def write(

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from decant.clip.params import ClipParams
 from decant.distill.params import DistillParams
-from decant.distill.students import Proposed
+from decant.distill.students import Proposed, propose
 from decant.errors import DecantError
 from decant.finetune.params import FinetuneParams
 from decant.networks.architectures import FOREIGN, Lenet300100, Mlp, Resnet, Shape, check_size
@@ -28,6 +28,7 @@ from tasks.validate.images import Data, untrainable
 from tasks.validate.labels import unlabelled
 from tasks.validate.layers import unknown_layers
 from tasks.validate.networks import absent, unbuildable
+from tasks.validate.teachers import absent_teachers
 
 AnyBlock = Annotated[
     ClipParams | PruneParams | QuantizeParams | DistillParams | FinetuneParams, Field(discriminator="op")
@@ -154,16 +155,12 @@ def _roots(recipes: Recipes) -> tuple[dict[str, Known], list[str]]:
         if isinstance(block, DistillParams)
     }
     known: dict[str, Known] = {}
-    wrong = [
-        f"models.{name}.ensemble: from is the teacher itself; start from a student of it, or leave it out"
-        for name, block in recipes.models.items()
-        if isinstance(block, DistillParams) and block.ensemble and block.from_ == TEACHER
-    ]
+    wrong = [*absent_teachers(recipes.models)]
     pictures = _pictures(recipes.data)
     epochs = recipes.teacher.training.epochs if recipes.teacher.training else 0
     for name, (place, architecture) in blocks.items():
         if isinstance(architecture, Proposed):
-            wrong += _unproposable(place, recipes, recipes.models[name].from_)
+            wrong += _unproposable(name, recipes, architecture)
             known[name] = Known(name, recipes.teacher.architecture, {}, epochs)
             continue
         if isinstance(architecture, FOREIGN):
@@ -186,13 +183,25 @@ def _roots(recipes: Recipes) -> tuple[dict[str, Known], list[str]]:
     return known, wrong
 
 
-def _unproposable(place: str, recipes: Recipes, parent: str) -> list[str]:
-    """Return why no student can be proposed, where the teacher's family is known to have no widths."""
+def _unproposable(name: str, recipes: Recipes, student: Proposed) -> list[str]:
+    """Return why no student can be proposed, where the teacher's architecture is known."""
+    parent = recipes.models[name].from_
     block = recipes.models.get(parent)
     family = recipes.teacher.architecture if parent == TEACHER else getattr(block, "student", None)
-    if family is None or isinstance(family, Proposed | Resnet | Mlp | Lenet300100):
+    if family is None or isinstance(family, Proposed):
         return []
-    return [f"{place}.budget: {family.kind} has no widths to make smaller; name the student"]
+    if not isinstance(family, Resnet | Mlp | Lenet300100):
+        return [
+            f"models.{name}.student.budget: {family.kind} has no widths to make smaller; name the student"
+        ]
+    if (pictures := _pictures(recipes.data)) is None:
+        return []
+    try:
+        check_size(family, *pictures)
+        propose(student, family, *pictures)
+    except DecantError as error:
+        return [f"models.{name}.{error}"] if str(error).startswith("student.") else []
+    return []
 
 
 def _nothing_to_begin_from(recipes: Recipes, known: Mapping[str, Known]) -> Iterator[str]:

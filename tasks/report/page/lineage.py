@@ -168,8 +168,14 @@ def second_teacher(model: Model) -> str | None:
     if model.parent in (None, TEACHER):
         return None
     distilled = model.operation == "distill"  # from its parent, and a loss of any other step asks the teacher
-    asked = block.get("ensemble") is True if distilled else any(_soft_targets(block))
+    asked = _with_teacher(block.get("ensemble")) if distilled else any(_soft_targets(block))
     return TEACHER if asked else None
+
+
+def _with_teacher(ensemble: Any) -> bool:
+    """Say whether an ensemble has the teacher in it; others of it lie on the way to the model."""
+    named = ensemble.get("teachers") if isinstance(ensemble, Mapping) else ensemble
+    return ensemble is True or (isinstance(named, Mapping | list) and TEACHER in named)
 
 
 def _soft_targets(block: Mapping[str, Any]) -> Iterator[bool]:
