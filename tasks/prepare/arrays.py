@@ -22,6 +22,7 @@ from tasks.prepare import parts, room
 from tasks.prepare.asked import ArrayOfClasses, ArrayOfLabels, ArrayOfNumbers
 from tasks.prepare.own_tables import Drawn, Known, Split, Taken, bytes_of, scaled
 from tasks.prepare.params import PrepareParams
+from tasks.prepare.rounding import Rounding
 
 SHOWN = 8
 """Classes that a line names."""
@@ -166,6 +167,10 @@ def _numbers(labels: Tensor, count: int, file: str) -> Tensor:
         )
     found = labels.reshape(count, -1).to(torch.float32)
     _check_values(found, f"{file}: labels", lambda each: ~each.isfinite(), "NaN or infinite values")
+    for exact, column in zip(labels.reshape(count, -1).T, found.T, strict=True):
+        rounding = Rounding()
+        rounding.note(exact.double().numpy(), column.numpy())
+        rounding.check(f"{file}: labels")
     return found
 
 
