@@ -272,7 +272,7 @@ def test_a_wider_gate_never_fails_more_and_a_gain_never_fails(
     if new > old:
         assert found == ["better", "better"]
     if found[0] in ("within noise", "regression"):
-        assert (old - new) / 10_000 > tolerance
+        assert (old - new) / 10_000 > min(tolerances)
 
 
 def test_settings_differ_by_value_and_by_type() -> None:
