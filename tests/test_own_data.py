@@ -634,6 +634,18 @@ def test_broken_pictures_are_listed_and_refused_or_skipped() -> None:
     assert "2 of 21 pictures cannot be read: they are skipped" in notes
 
 
+def test_hidden_files_are_none_of_a_class() -> None:
+    """Notebooks leave copies of pictures in folders that begin with a dot, and some systems notes on them."""
+    photos()
+    plain = decoded(pictures())
+    first = Path(PHOTOS, "sky", "03.png")
+    Path(PHOTOS, "sky", ".checkpoints").mkdir()
+    Path(PHOTOS, "sky", ".checkpoints", "03.png").write_bytes(first.read_bytes())
+    Path(PHOTOS, "sky", "._03.png").write_bytes(b"no picture")
+    found = decoded(pictures())
+    assert found[1] == plain[1] and [*map(len, found[0].values())] == [*map(len, plain[0].values())]
+
+
 def test_a_folder_of_nothing_but_broken_pictures_is_refused() -> None:
     photos(count=10)
     for path in Path(PHOTOS).rglob("*.png"):

@@ -255,11 +255,18 @@ def _unlearned(splits: Parts, known: Known) -> Iterator[str]:
         return
     names = known.classes or getattr(known.target, "names", ())
     learned = _there(splits["train"].labels)
+    anywhere = learned.union(*(_there(splits[name].labels) for name in ("validation", "test")))
+    if nobody := [name for place, name in enumerate(names) if place not in anywhere]:
+        yield f"no row is of {_listed(nobody)}; if that is no class, number the others from 0, without gaps"
     for name in ("validation", "test"):
         if strange := sorted(_there(splits[name].labels) - learned):
-            told = ", ".join(names[each] for each in strange[:SHOWN])
-            more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
-            yield f"{name} has rows of {told}{more}, which no training row is of"
+            told = _listed([names[each] for each in strange])
+            yield f"{name} has rows of {told}, which no training row is of"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _there(labels: Tensor) -> set[int]:
