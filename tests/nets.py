@@ -164,6 +164,31 @@ NETS: dict[str, Net] = {
 }
 
 
+class _EveryOther(nn.Module):
+    """Two layers read every other channel of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(SHAPE[0], 8, 3)
+        self.even, self.odd = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images).relu()
+        both = self.even(x[:, ::2]) + self.odd(x[:, 1::2])
+        logits: Tensor = self.head(both.relu().mean((2, 3)))
+        return logits
+
+
+class EveryOther(Own):
+    """Which no graph of whole channels knows."""
+
+    kind: Literal["every-other"] = "every-other"
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        return _EveryOther()
+
+
 def net(architecture: Net, seed: int = 0) -> Checkpoint:
     """Return a network of drawn weights, whose batch norms do something."""
     module = build(architecture, SHAPE, len(CLASSES), seed).eval()  # type: ignore[arg-type]

@@ -70,6 +70,18 @@ class Deciding(Small):
         return super().forward(x if x.sum() > 0 else -x)
 
 
+class OneHot(Small):
+    """One of which each number is a class: of so many, or of as many as the largest says."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(5)
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        hot = nn.functional.one_hot((x > 0).long().sum(1), num_classes=self.classes)
+        return super().forward(x - hot[:, :1])
+
+
 class Leaving(Small):
     """One that computes with NumPy in between."""
 
@@ -393,6 +405,14 @@ def test_a_network_that_cannot_be_relied_on_is_refused(build: Callable[..., Any]
     with pytest.raises(DecantError, match=sentence) as refusal:
         adopted(build)
     assert "test_adoption.py" in str(refusal.value)
+
+
+def test_one_hot_of_as_many_classes_as_are_said_decides_nothing() -> None:
+    with pytest.raises(DecantError, match="what the network computes depends on a value of its inputs"):
+        adopted(OneHot, classes=-1)
+    model, x = adopted(OneHot, classes=7), torch.cat([torch.randn(7, 6), -torch.ones(2, 6)])
+    none = ~(x > 0).any(1, keepdim=True)
+    assert torch.equal(model.module(x), Small.forward(model.module, x - none.long()))  # type: ignore[arg-type]
 
 
 def test_what_is_forgotten_when_a_training_begins_may_be_kept() -> None:

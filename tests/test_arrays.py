@@ -142,6 +142,15 @@ def test_what_is_written_is_what_is_read(target: Any) -> None:
     assert splits.TRAIN.read_bytes() == first
 
 
+def test_classes_that_no_row_has_are_told() -> None:
+    write(1 + np.arange(20) % 3)
+    assert [line for line in drawn().notes if "no row is of" in line] == [
+        "no row is of 0; if that is no class, number the others from 0, without gaps"
+    ]
+    write(np.arange(20) % 3)
+    assert not [line for line in drawn().notes if "no row is of" in line]
+
+
 def strange(found: Drawn) -> list[str]:
     return [line for line in found.notes if "which no training row is of" in line]
 

@@ -36,7 +36,7 @@ from decant.prune.channels.latency import (
     shrink_to_latency,
 )
 from decant.prune.structures import lowest
-from tests.nets import NETS, SHAPE, Looped, drawn, images, net
+from tests.nets import NETS, SHAPE, EveryOther, Looped, drawn, images, net
 from tests.slow import slow_but
 
 
@@ -134,6 +134,17 @@ def test_padding_of_any_kind_ends_and_what_goes_is_proven(mode: str) -> None:
     assert mode != "zeros" or set(groups) == {"0", "2", "4"}
     plan = ChannelPlan(parent, list(groups.values()), {name: torch.arange(4) < 2 for name in groups})
     plan.check(images())
+
+
+def test_channels_of_which_every_other_one_is_read_stay() -> None:
+    """Without the even ones alone it would still run, and be another function; without the odd ones fail."""
+    groups, unproven = proven(net(EveryOther()))
+    assert ([group.name for group in groups], unproven) == (["even"], ["first", "first#2"])
+    untried = find_groups(net(EveryOther()).module)
+    gone = {each.name: torch.arange(each.count) < 1 for each in untried if each.name == "first"}
+    plan = ChannelPlan(net(EveryOther()), untried, gone)
+    with pytest.raises(DecantError, match=r"channels of first cannot be called \(.*put it into skip"):
+        plan.check(images())
 
 
 def test_a_coupling_that_is_not_seen_is_left_alone_or_refused() -> None:

@@ -210,7 +210,7 @@ def test_inputs_beyond_the_calibrated_range_are_told(tmp_path: Path, models: dic
         ({"image": np.zeros((50, 1, 8, 8), np.float32)}, "image is float32 [50, 1, 8, 8], expected uint8"),
         (
             {"image": np.zeros((50, 3, 8, 8), np.uint8)},
-            "has pictures [3, 8, 8], and the model takes pictures",
+            "has pictures of 3 x 8 x 8, and the model takes pictures of 1 x 8 x 8",
         ),
         ({"image": np.zeros((29, 1, 8, 8), np.uint8)}, "has 29 rows, of which nothing can be said"),
         ({"picture": np.zeros((50, 1, 8, 8), np.uint8)}, "has no image; it has picture"),
@@ -264,7 +264,9 @@ def test_texts_and_codes_need_not_be_those_of_the_reference(
     assert "length of words" in {each.feature for each in verdict.shifted}
     with pytest.raises(DecantError, match=r"fails on such inputs, as it does where a code .*out of range"):
         judge.judge(paths["reference"], paths["unknown"], "small")
-    with pytest.raises(DecantError, match=r"has words of int32 \[4\], and the model takes int64 \[length\]$"):
+    with pytest.raises(
+        DecantError, match=r"has words \[4\] of int32, and the model takes \[length\] of int64$"
+    ):
         judge.judge(paths["reference"], paths["short"], "small")
 
 

@@ -401,3 +401,29 @@ def test_tensors_called_as_operators_are_and_inputs_and_outputs_of_any_number() 
     assert [each.name for each in made.model.graph.output] == ["classes", "hidden"]
     for found, expected in zip(run(open_session(made.content, 1), *rows), module(*rows), strict=True):
         assert torch.allclose(found, expected, atol=1e-6)
+
+
+class Causal(nn.Module):
+    """Torch's transformer with a mask of its own, which it would look at to see what it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(4))
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        answer: Tensor = self.inner(source, target, tgt_mask=self.mask)
+        return answer
+
+
+def test_a_transformer_with_a_mask_is_exported_with_it() -> None:
+    torch.manual_seed(0)
+    module, (source, target) = Causal().eval(), torch.rand(2, 3, 4, 8)
+    give_example_(module, (source[:2], target[:2]))
+    made = deploy(Checkpoint(None, (1, 1, 1), (), module))  # type: ignore[arg-type]
+    session, later = open_session(made.content, 1), target.clone()
+    later[:, -1] += 1
+    (found,), (moved,) = (run(session, source, each) for each in (target, later))
+    assert torch.allclose(found, module(source, target), atol=1e-5)
+    assert torch.equal(found[:, :-1], moved[:, :-1])  # what comes later is not seen
+    assert not torch.equal(found[:, -1], moved[:, -1])

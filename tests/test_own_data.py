@@ -82,6 +82,7 @@ def table(**more: Any) -> TableParams:
 
 
 PRICE = {"kind": "numbers", "columns": ["price"]}
+WIDTH = {"kind": "numbers", "columns": ["width"]}
 COLOUR = {"kind": "classes", "column": "colour"}
 
 
@@ -203,10 +204,56 @@ def test_missing_numbers_are_refused_or_kept() -> None:
 
 
 def test_whole_numbers_beyond_those_of_float64_are_rounded() -> None:
-    content = [row | {"width": 2**53 + 1 + place} for place, row in enumerate(rows())]
+    content = [row | {"width": (2**53 + 1) * (1 + place % 2)} for place, row in enumerate(rows())]
     write(content)
     found, _ = drawn(numbers=["width"])
-    assert {*tensors(found["train"])["numbers"].flatten().tolist()} == {float(2**53)}
+    assert {*tensors(found["train"])["numbers"].flatten().tolist()} == {float(2**53), float(2**54)}
+
+
+@pytest.mark.parametrize("how", ["input", "target"])
+def test_numbers_that_float32_does_not_keep_apart_are_refused(how: str) -> None:
+    """Of seconds since 1970, 40 after another, float32 makes one number: its steps are 128 there."""
+    write([row | {"width": 1_600_000_000 + place} for place, row in enumerate(rows())])
+    asked = {"target": PRICE} if how == "input" else {"numbers": ["height"], "target": WIDTH}
+    with pytest.raises(DecantError, match=r"width has numbers around 1.6e\+09 that differ by 11.5 \(their"):
+        drawn(**asked)
+    write([row | {"width": 1_600_000_000 + 10_000 * place} for place, row in enumerate(rows())])
+    assert len({*tensors(drawn(target=PRICE)[0]["train"])["numbers"][:, 0].tolist()}) == 22
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_words_with_zeros_before_them_are_words_of_their_own(ending: str) -> None:
+    path = f"data/own/rows.{ending}"
+    write([row | {"colour": ("7", "07", "10")[place % 3]} for place, row in enumerate(rows())], path)
+    found, _ = drawn(file=path, target=COLOUR)
+    assert found["train"].classes == ("07", "7", "10")
+    counts = torch.cat([each.known_labels for each in found.values()]).bincount().tolist()
+    assert counts == [13, 14, 13]
+    several, _ = drawn(file=path, target={"kind": "labels", "column": "colour"})
+    assert several["train"].target == Labels(names=("07", "7", "10"))
+
+
+def test_whole_numbers_of_any_length_are_words() -> None:
+    words = ("8" * 5000, "9")
+    write([row | {"colour": words[place % 2]} for place, row in enumerate(rows())], "data/own/rows.parquet")
+    assert drawn(file="data/own/rows.parquet", target=COLOUR)[0]["train"].classes == (words[1], words[0])
+
+
+@pytest.mark.parametrize(
+    ("tags", "sentence"),
+    [
+        (["red", None], "row 4: tags has a label that is missing"),
+        ([["red"], ["blue"]], "expected lists of words or whole numbers"),
+    ],
+)
+def test_labels_in_lists_are_words(tags: list[Any], sentence: str) -> None:
+    nested = isinstance(tags[0], list)
+    others = [["red"], ["green"]] if nested else ["red", "green"]
+    content = [row | {"tags": others} for row in rows()]
+    content[3] |= {"tags": tags}
+    write(content, "data/own/rows.parquet")
+    with pytest.raises(DecantError, match=sentence):
+        drawn(file="data/own/rows.parquet", target={"kind": "labels", "column": "tags"})
 
 
 def test_letters_of_another_code_are_told() -> None:
@@ -585,6 +632,18 @@ def test_broken_pictures_are_listed_and_refused_or_skipped() -> None:
     found, notes = decoded(pictures(bad="skip"))
     assert sum(map(len, found.values())) == 19
     assert "2 of 21 pictures cannot be read: they are skipped" in notes
+
+
+def test_hidden_files_are_none_of_a_class() -> None:
+    """Notebooks leave copies of pictures in folders that begin with a dot, and some systems notes on them."""
+    photos()
+    plain = decoded(pictures())
+    first = Path(PHOTOS, "sky", "03.png")
+    Path(PHOTOS, "sky", ".checkpoints").mkdir()
+    Path(PHOTOS, "sky", ".checkpoints", "03.png").write_bytes(first.read_bytes())
+    Path(PHOTOS, "sky", "._03.png").write_bytes(b"no picture")
+    found = decoded(pictures())
+    assert found[1] == plain[1] and [*map(len, found[0].values())] == [*map(len, plain[0].values())]
 
 
 def test_a_folder_of_nothing_but_broken_pictures_is_refused() -> None:

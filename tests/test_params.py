@@ -22,6 +22,7 @@ from decant.schema import Section, did_you_mean, mistakes
 from decant.seeds import derive_seed
 from tasks.pipeline import yaml_reader
 from tasks.pipeline.params import read_section, read_yaml, sections, validate
+from tasks.pipeline.stage import run
 from tasks.validate import __main__ as stage
 from tasks.validate.recipes import Recipes, Threads, check
 from tests.imports import OPERATIONS, ROOT
@@ -680,6 +681,16 @@ def test_the_place_is_that_of_the_mistake_where_a_key_has_its_kind_s_name(block:
 def test_one_mistake_is_one_line(more: Any, line: str) -> None:
     content = {"op": "quantize", "from": "teacher", "scheme": {"kind": "integer", "bits": 4}}
     assert mistakes(content | more, QuantizeParams) == [line]
+
+
+@pytest.mark.parametrize("word", ["../../etc", "/etc/passwd", "", "Int8"])
+def test_what_no_model_can_be_called_becomes_no_path(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(model: str) -> None:
+        raise AssertionError(model)
+
+    monkeypatch.setattr(sys, "argv", ["stage", word])
+    with pytest.raises(SystemExit, match=f"error: model: a name has lower-case letters.*got {word!r}"):
+        run(main)
 
 
 def test_too_many_words_get_the_usage(tmp_path: Path) -> None:

@@ -55,6 +55,17 @@ class Slopes(Net):
         return self.act(x)
 
 
+class Compiled(Net):
+    """A rectifier that `torch.jit` compiled, which no hook can be put on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = torch.jit.script(nn.Sequential(nn.ReLU()))
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
 class Residual(Net):
     """A skip over a convolution, its batch norm and an addition in place, as torchvision writes them."""
 
@@ -247,3 +258,9 @@ def test_a_range_behind_a_rectifier_ends_at_zero() -> None:
         result = quantize(checkpoint(InPlace), recipe, Splits(data, data))
         assert result.model.grids["norm"].zero_point == 0
         assert "results of convolutions are rounded to 8 bits as well" in result.notes[0]
+
+
+def test_what_is_in_a_compiled_part_is_not_looked_for() -> None:
+    module = Compiled().eval()
+    give_example_(module, (torch.rand(2, 3, 8, 8),))
+    assert points(module, ["two", "head"], ["one"]) == {}

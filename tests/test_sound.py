@@ -211,6 +211,15 @@ def test_a_table_beside_sounds_names_file_target_and_split() -> None:
         assert torch.allclose(peaks, each.known_labels[:, 0] + 0.1, atol=0.02)
 
 
+def test_sounds_beyond_full_scale_are_told() -> None:
+    calls()
+    write("low/loud.wav", 32_767 * tone(500, 400), subtype="FLOAT")
+    assert (
+        "sounds louder than full scale, as whole numbers written as fractions are: 1"
+        in drawn(params(), 1).notes
+    )
+
+
 # --- what is refused
 
 
@@ -221,9 +230,10 @@ def broken() -> dict[str, str]:
     write("low/none.wav", np.zeros(0))
     Path(FOLDER, "low", "empty.flac").write_bytes(b"")
     Path(FOLDER, "low", "text.wav").write_text("no sound at all")
-    for ending, kept in (("wav", 0.5), ("flac", 0.5), ("ogg", 0.7)):
-        path = write(f"low/half.{ending}", np.random.default_rng(0).uniform(-0.5, 0.5, 40_000))
-        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    kinds = {"half.wav": {}, "half.flac": {}, "half.ogg": {}, "big.wav": {"endian": "BIG"}}
+    for name, form in {**kinds, "long.wav": {"format": "RF64"}}.items():
+        path = write(f"low/{name}", np.random.default_rng(0).uniform(-0.5, 0.5, 40_000), **form)
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.7)])
     return {
         "nan.wav": "2 samples are NaN or infinite, the first at 1",
         "huge.wav": "it has samples beyond float32",
@@ -231,6 +241,8 @@ def broken() -> dict[str, str]:
         "empty.flac": "it is empty",
         "text.wav": "Format not recognised",
         "half.wav": "it is cut off: ",
+        "big.wav": "it is cut off: ",
+        "long.wav": "it is cut off: ",
         "half.flac": "flac decoder lost sync",
         "half.ogg": "it is cut off: its last page is not the end",
     }
@@ -243,10 +255,12 @@ def test_broken_sounds_are_listed_and_refused_or_skipped() -> None:
         drawn(params(), 1)
     lines = {line.split(": ")[0].rpartition("/")[2]: line for line in str(error.value).splitlines()[1:-1]}
     assert {*lines} == {*said} and all(said[name] in line for name, line in lines.items())
-    assert str(error.value).startswith("8 of 28 sounds cannot be read:") and "`bad: skip`" in str(error.value)
+    assert str(error.value).startswith("10 of 30 sounds cannot be read:") and "`bad: skip`" in str(
+        error.value
+    )
     found = drawn(params(bad="skip"), 1)
     assert sum(map(len, found.splits.values())) == 20
-    assert "8 of 28 sounds cannot be read: they are skipped" in found.notes
+    assert "10 of 30 sounds cannot be read: they are skipped" in found.notes
     assert all(bool(sounds(each).isfinite().all()) for each in found.splits.values())
 
 

@@ -293,7 +293,11 @@ class _Decisions(Watching):
 
 
 class _Leaving(TorchFunctionMode):
-    """Has noted where a tensor that is made of the inputs becomes an array of NumPy, or a list."""
+    """Has noted where a tensor that is made of the inputs becomes an array of NumPy, or a list.
+
+    `one_hot` looks at each number to refuse those that are no class, which decides nothing where it is told
+    how many classes there are; so it is written out.
+    """
 
     def __init__(self, watch: _Decisions) -> None:
         super().__init__()
@@ -302,4 +306,11 @@ class _Leaving(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.numpy, Tensor.tolist, Tensor.__array__) and self._watch.depends(args[:1]):
             self._watch.note()
+        if func is nn.functional.one_hot and (classes := _classes_of(*args, **(kwargs or {}))) > 0:
+            return (args[0].unsqueeze(-1) == torch.arange(classes, device=args[0].device)).long()
         return func(*args, **(kwargs or {}))
+
+
+def _classes_of(_: Tensor, num_classes: int = -1) -> int:
+    """Return how many classes `one_hot` is told; -1 where it is to look for the largest number."""
+    return num_classes

@@ -7,6 +7,7 @@ from typing import Any
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.errors import DecantError
 from decant.examples import Splits
+from decant.inputs import TensorInput
 from decant.networks.architectures import Takes
 from decant.networks.copying import check_copies
 from decant.networks.record import example_of
@@ -49,15 +50,20 @@ def _check_splits(splits: Any) -> None:
 
 def _check_taken(split: str, takes: Takes, given: Takes) -> None:
     """Refuse examples that a network which takes something else cannot take."""
-    if wrong := _misfit(takes, given):
+    if wrong := misfit(takes, given):
         found, expected = wrong
         raise DecantError(
             f"The {split} examples are not what the model takes: {found}, expected {expected}; give it others"
         )
 
 
-def _misfit(takes: Takes, given: Takes) -> tuple[str, str] | None:
-    """Return what is given and what a network takes, where these differ."""
+def misfit(takes: Takes, given: Takes) -> tuple[str, str] | None:
+    """Return what is given and what a network takes, where these differ; None where it can take it.
+
+    Args:
+        takes: What the network is called with.
+        given: What there is; lengths that are free fit any.
+    """
     if isinstance(takes, tuple) or isinstance(given, tuple):
         return None if takes == given else (_named(given), _named(takes))
     if [*takes] != [*given]:
@@ -66,8 +72,12 @@ def _misfit(takes: Takes, given: Takes) -> tuple[str, str] | None:
         row = tuple(length for length in each.shape if isinstance(length, int))
         expected, free = takes[name], len(row) < len(each.shape)
         if each.dtype != expected.dtype or not (free or expected.fits(row)):
-            return f"{name} {[*each.shape]} of {each.dtype}", f"{[*expected.shape]} of {expected.dtype}"
+            return f"{name} {_row(each)}", _row(expected)
     return None
+
+
+def _row(takes: TensorInput) -> str:
+    return f"[{', '.join(map(str, takes.shape))}] of {takes.dtype}"
 
 
 def _named(takes: Takes) -> str:

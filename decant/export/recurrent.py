@@ -23,6 +23,7 @@ LAYER = "layer"
 
 
 BIASES = ("bias_ih", "bias_hh")
+PROJECTION = "weight_hr"
 
 
 @dataclass(frozen=True)
@@ -52,28 +53,28 @@ def open_recurrent_(module: nn.Module) -> None:
     Torch's own exporter writes the steps as a loop, and the example's length with it.
     """
     for name, layer in module.named_modules():
-        if type(layer) in GATES and not layer.proj_size and layer.weight_ih_l0.dtype == torch.float32:
+        if type(layer) in GATES and layer.weight_ih_l0.dtype == torch.float32:
             layer.forward = functools.partial(_symbolic, name, layer, layer.forward)
 
 
 def _symbolic(name: str, layer: Any, forward: Callable[..., Any], input: Any, hx: Any = None) -> Any:
     """Return what a layer gives, by one operator that has its name."""
-    if not isinstance(input, Tensor):  # sequences packed together
-        return forward(input, hx)
+    if not isinstance(input, Tensor) or (layer.proj_size and hx is not None):
+        return forward(input, hx)  # sequences packed together; projected states, which ONNX does not take
     pair = type(layer) is nn.LSTM
     states = () if hx is None else hx if pair else (hx,)
     single, turned = input.dim() == 2, layer.batch_first and input.dim() == 3
     if single:
         states = tuple(each.unsqueeze(1) for each in states)
     x = input.unsqueeze(1) if single else input.transpose(0, 1) if turned else input
-    ways = 1 + layer.bidirectional
-    state = (ways * layer.num_layers, x.shape[1], layer.hidden_size)
+    ways, width = 1 + layer.bidirectional, layer.proj_size or layer.hidden_size
+    states_of = [(ways * layer.num_layers, x.shape[1], each) for each in (width, layer.hidden_size)]
     y, *last = torch.onnx.ops.symbolic_multi_out(
         f"decant::{RECURRENT}",
         (x, *states),
         {LAYER: name},
         dtypes=[x.dtype] * (2 + pair),
-        shapes=[(*x.shape[:2], ways * layer.hidden_size), *[state] * (1 + pair)],
+        shapes=[(*x.shape[:2], ways * width), *states_of[: 1 + pair]],
         version=1,
     )
     y = y.transpose(0, 1) if turned else y
@@ -128,7 +129,10 @@ def write_recurrent(
         states = [_rows(graph, each, at * ways, ways) if count > 1 else each for each in given]
         last = [f"{end}/{at}" if end and count > 1 else end for end in ends]
         names = [f"{RECURRENT}/{len(graph.nodes)}", *last]
-        _write(graph, layer, at, own, [x, *states], names)
+        if layer.proj_size:
+            _write_projected(graph, layer, at, own, x, names)
+        else:
+            _write(graph, layer, at, own, [x, *states], names)
         if result or at < count - 1:
             x = _flat(graph, names[0], ways, result if at == count - 1 else "")
     for end in filter(None, ends if count > 1 else ()):
@@ -139,16 +143,18 @@ def _write(
     graph: Graph, layer: Any, at: int, own: Parameters, inputs: Sequence[str], names: Sequence[str]
 ) -> None:
     """Write one of the layers that run one after another."""
-    ways = [f"l{at}{way}" for way in ("", "_reverse")[: 1 + layer.bidirectional]]
+    ways = _ways(layer, at)
     weights = [[f"{part}_{way}" for way in ways] for part in ("weight_ih", "weight_hh")]
     bias = _bias(graph, layer, own, ways) if layer.bias else ""
     x, *states = inputs
     operator, domain, more = type(layer).__name__, "", ["", *states] if states else []
     if own.whole(weights[0][0]) is None:
-        widths = layer.input_size if at == 0 else len(ways) * layer.hidden_size, layer.hidden_size
-        found = [
-            _ordered(graph, layer, own.values(w), width) for w, width in zip(weights, widths, strict=True)
-        ]
+        width = layer.input_size if at == 0 else len(ways) * (layer.proj_size or layer.hidden_size)
+        recurrent = (
+            _through_projections(graph, layer, own, ways) if layer.proj_size else own.values(weights[1])
+        )
+        pairs = (own.values(weights[0]), width), (recurrent, layer.hidden_size)
+        found = [_ordered(graph, layer, names, each) for names, each in pairs]
     else:
         operator, domain = f"DynamicQuantize{operator}", MICROSOFT
         codes = [_codes(graph, layer, own, each) for each in weights]
@@ -156,6 +162,38 @@ def _write(
         more = ["", *(states or ("", "")), "", *(name for each in codes for name in each[1:])]
     given = [x, *found, bias, *more]
     graph.nodes.append(helper.make_node(operator, given, names, domain=domain, **_attributes(layer)))
+
+
+def _write_projected(
+    graph: Graph, layer: Any, at: int, own: Parameters, x: str, names: Sequence[str]
+) -> None:
+    """Write a layer whose answers are projected, R r of what it would answer itself.
+
+    With W (R r) = (W R) r its steps are those of a layer without projections, and R comes once, behind them.
+    """
+    answers, end, memory = names
+    bare = [f"{answers}/bare", f"{answers}/end" if end else "", memory]
+    _write(graph, layer, at, own, [x], bare)
+    ways = [
+        graph.emit("Unsqueeze", graph.emit("Transpose", each, perm=[1, 0]), graph.integers(0))
+        for each in own.values(f"{PROJECTION}_{way}" for way in _ways(layer, at))
+    ]
+    turned = ways[0] if len(ways) == 1 else graph.emit("Concat", *ways, axis=0)  # [D, h, P]
+    for inner, outer in zip(bare[:2], names[:2], strict=True):
+        if outer:
+            graph.emit("MatMul", inner, turned, result=outer)
+
+
+def _through_projections(graph: Graph, layer: Any, own: Parameters, ways: Sequence[str]) -> list[str]:
+    """Write W R of each direction, [G h, h]: what a projected layer multiplies its bare states with."""
+    return [
+        graph.emit("MatMul", own.value(f"weight_hh_{way}"), own.value(f"{PROJECTION}_{way}")) for way in ways
+    ]
+
+
+def _ways(layer: Any, at: int) -> list[str]:
+    """Return how the parameters of one layer end, of each direction."""
+    return [f"l{at}{way}" for way in ("", "_reverse")[: 1 + layer.bidirectional]]
 
 
 def _bias(graph: Graph, layer: Any, own: Parameters, ways: Sequence[str]) -> str:

@@ -218,7 +218,7 @@ def _exported(module: nn.Module, form: Form) -> onnx.ModelProto:
 
     # A dict in the last place would be taken for arguments by name.
     arguments = (*form.example, {}) if isinstance(form.example[-1], dict) else form.example
-    with silent(), every_layer_called(), torch.no_grad(), _lengths_vary(module):
+    with silent(), every_layer_called(), torch.no_grad(), _lengths_vary(module), _masks_as_given():
         # Without the exporter's optimizer each weight keeps its name.
         program = torch.onnx.export(
             _held(module),
@@ -290,6 +290,21 @@ def _lengths_vary(module: nn.Module) -> Iterator[None]:
     finally:
         for places in own:
             del places["len"]
+
+
+@contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """Have torch's transformers add the masks that they are given, and not look whether they are causal.
+
+    They would compute the same without such a mask; the exporter cannot look at what is in one.
+    """
+    inside = nn.modules.transformer
+    before = inside._detect_is_causal_mask
+    inside._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        inside._detect_is_causal_mask = before
 
 
 def _flat(module: nn.Module, names: list[str]) -> nn.Module:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from decant.networks.dispatch import Watching, storage_of
 from decant.networks.execution import tensors_of
 from decant.networks.layer_inputs import Arguments, first_of, with_first
 from decant.networks.record import example_of, record_of
@@ -105,7 +105,7 @@ def _fits(value: _Value, name: str, usable: Collection[str]) -> bool:
     return name in usable and value.belongs_to(name)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(Watching):
     """Follows what convolutions give through one pass."""
 
     def __init__(self, module: nn.Module, wanted: Collection[str]) -> None:
@@ -118,12 +118,10 @@ class _Watch(TorchDispatchMode):
         self.entered: dict[str, int] = {}
         self.results: list[_Value] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
     def __enter__(self) -> _Watch:
         for name, each in self._module.named_modules():
+            if isinstance(each, torch.jit.ScriptModule):  # what it calls, nobody is told
+                continue
             enter = each.register_forward_pre_hook(partial(self._enter, name), prepend=True, with_kwargs=True)
             leave = each.register_forward_hook(partial(self._leave, name))
             self._handles += [enter, leave]
@@ -152,8 +150,9 @@ class _Watch(TorchDispatchMode):
             self._values[_memory(output)] = value = _Value(output.numel())
             self.results.append(value)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def see(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Return the result of an operator, and note what it does to what is followed."""
+        result = func(*args, **kwargs)
         packet, made = func.overloadpacket, next(iter(_tensors(result)), None)
         for key in dict.fromkeys(map(_memory, _tensors((args, kwargs)))):
             if (value := self._values.get(key)) is not None and not (
@@ -231,8 +230,5 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _memory(value: Any) -> int:
-    """Return what tells the memory of a tensor from others; 0 of what is no tensor, or a sparse one."""
-    try:
-        return value.untyped_storage()._cdata if isinstance(value, Tensor) else 0
-    except (NotImplementedError, RuntimeError):
-        return 0
+    """Return what tells the memory of a tensor from others; 0 of what is no tensor."""
+    return storage_of(value) if isinstance(value, Tensor) else 0

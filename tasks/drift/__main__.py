@@ -15,6 +15,7 @@ from decant.errors import DecantError
 from decant.outputs import telling_full_disks, write_json
 from tasks.drift.judge import ALPHA, CUT, LEAST, ROWS, Settings, judge
 from tasks.drift.page import lines
+from tasks.pipeline.stage import check_model
 
 ABOUT = """Say whether what a model gets today looks like what it was tested on.
 
@@ -40,6 +41,7 @@ def main(words: list[str] | None = None) -> int:
     chosen = parser.parse_args(words)
     try:
         with telling_full_disks():
+            check_model(chosen.model)
             settings = Settings(chosen.alpha, chosen.least, chosen.cut, chosen.rows)
             verdict = judge(chosen.reference, chosen.today, chosen.model, settings)
             if chosen.json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from decant.checkpoints.checkpoint import Checkpoint
+from decant.compression.given import misfit
 from decant.costs.likeness import cosines
 from decant.errors import DecantError
 from decant.examples import Batch, Rows
 from decant.inputs import TensorInput
 from decant.networks.architectures import Takes
 from decant.networks.execution import make_deterministic, predict
-from decant.row_groups import RowGroups
 from decant.sealed import one_line
 from tasks.drift import cuts
 from tasks.drift.features import Column, features
@@ -208,7 +208,7 @@ def _agreements(outputs: Tensor, expected: Tensor, classes: bool) -> Column:
 def _read(path: Path, model: Checkpoint, rows: int) -> Batch:
     """Return a file's first rows, once they are what the network takes."""
     batch = _named(path, model) if path.suffix in ENDINGS else splits.read(path).images
-    if wrong := next(_misfits(batch, model.shape), None):
+    if wrong := misfit(model.shape, _form(batch)):
         raise DecantError(f"{path} has {wrong[0]}, and the model takes {wrong[1]}")
     if len(batch) < FEWEST:
         raise DecantError(
@@ -234,22 +234,14 @@ def _named(path: Path, model: Checkpoint) -> Batch:
     return image
 
 
-def _misfits(batch: Batch, takes: Takes) -> Iterator[tuple[str, str]]:
-    """Yield what of a batch a network cannot take, and what it takes instead."""
-    if not isinstance(batch, Rows) or isinstance(takes, tuple):
-        found = ", ".join(batch.tensors) if isinstance(batch, Rows) else f"pictures {[*batch.shape[1:]]}"
-        taken = f"pictures {[*takes]}" if isinstance(takes, tuple) else ", ".join(takes)
-        if found != taken:
-            yield found, taken
-    elif batch.tensors.keys() != takes.keys():
-        yield ", ".join(batch.tensors), ", ".join(takes)
-    else:
-        for name, each in takes.items():
-            yield from _misfit(name, batch.tensors[name], each)
-
-
-def _misfit(name: str, tensor: Tensor | RowGroups, takes: TensorInput) -> Iterator[tuple[str, str]]:
-    """Yield what one tensor [N, ...] has that the network cannot take: a type or a length."""
-    dtype, row = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape[1:])
-    if dtype != takes.dtype or not takes.fits(row):
-        yield f"{name} of {dtype} {[*row]}", f"{takes.dtype} {[*takes.shape]}".replace("'", "")
+def _form(batch: Batch) -> Takes:
+    """Return what takes such a batch, whatever the numbers in it."""
+    if not isinstance(batch, Rows):
+        channels, height, width = batch.shape[1:]
+        return channels, height, width
+    return {
+        name: TensorInput.model_construct(
+            shape=tuple(each.shape[1:]), dtype=str(each.dtype).removeprefix("torch.")
+        )
+        for name, each in batch.tensors.items()
+    }

@@ -763,6 +763,13 @@ BY_TARGET = {each.target: each for each in SETS}
 BETTER_HIGHER = {key: higher for each in SETS for key, higher in each.gated.items()}
 """Every metric that has a better direction, and whether that is up."""
 
+BY_KEY = {
+    metric.key: metric
+    for each in SETS
+    for metric in (*each.metrics, *(one for sets in EVIDENCE.values() for one in sets[each.target]))
+}
+"""Every metric that there is."""
+
 
 def set_of(keys: Collection[str]) -> MetricSet:
     """Return the set that a row with these keys is of; that of classes where it has no quality at all."""

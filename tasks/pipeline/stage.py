@@ -10,6 +10,10 @@ from typing import NoReturn
 
 from decant.errors import DecantError, LostProcessError
 from decant.outputs import telling_full_disks
+from decant.schema import Name, mistakes
+
+MODEL = "model"
+"""What an argument is called that names a model."""
 
 LOST = 75
 """The exit status, that of `EX_TEMPFAIL`, where another process ended."""
@@ -23,8 +27,21 @@ def run(main: Callable[..., None]) -> NoReturn:
         module = getattr(sys.modules["__main__"].__spec__, "parent", None) or main.__module__
         sys.exit(f"usage: {usage.replace(main.__module__, module)}")
     with report_errors():
+        for name, word in zip(names, sys.argv[1:], strict=True):
+            if name == MODEL:
+                check_model(word)
         main(*sys.argv[1:])
     sys.exit(0)
+
+
+def check_model(word: str) -> None:
+    """Refuse what no model can be called, before it becomes a part of a path.
+
+    Raises:
+        DecantError: It is no name.
+    """
+    if wrong := mistakes(word, Name, MODEL):
+        raise DecantError(wrong[0])
 
 
 @contextmanager

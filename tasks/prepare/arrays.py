@@ -22,6 +22,7 @@ from tasks.prepare import parts, room
 from tasks.prepare.asked import ArrayOfClasses, ArrayOfLabels, ArrayOfNumbers
 from tasks.prepare.own_tables import Drawn, Known, Split, Taken, bytes_of, scaled
 from tasks.prepare.params import PrepareParams
+from tasks.prepare.rounding import Rounding
 
 SHOWN = 8
 """Classes that a line names."""
@@ -166,6 +167,10 @@ def _numbers(labels: Tensor, count: int, file: str) -> Tensor:
         )
     found = labels.reshape(count, -1).to(torch.float32)
     _check_values(found, f"{file}: labels", lambda each: ~each.isfinite(), "NaN or infinite values")
+    for exact, column in zip(labels.reshape(count, -1).T, found.T, strict=True):
+        rounding = Rounding()
+        rounding.note(exact.double().numpy(), column.numpy())
+        rounding.check(f"{file}: labels")
     return found
 
 
@@ -250,11 +255,18 @@ def _unlearned(splits: Parts, known: Known) -> Iterator[str]:
         return
     names = known.classes or getattr(known.target, "names", ())
     learned = _there(splits["train"].labels)
+    anywhere = learned.union(*(_there(splits[name].labels) for name in ("validation", "test")))
+    if nobody := [name for place, name in enumerate(names) if place not in anywhere]:
+        yield f"no row is of {_listed(nobody)}; if that is no class, number the others from 0, without gaps"
     for name in ("validation", "test"):
         if strange := sorted(_there(splits[name].labels) - learned):
-            told = ", ".join(names[each] for each in strange[:SHOWN])
-            more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
-            yield f"{name} has rows of {told}{more}, which no training row is of"
+            told = _listed([names[each] for each in strange])
+            yield f"{name} has rows of {told}, which no training row is of"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _there(labels: Tensor) -> set[int]:

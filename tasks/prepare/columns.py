@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from decant.outputs import lacks_room
 from decant.schema import did_you_mean
 from decant.sealed import one_line
 from tasks.prepare import readers, room
+from tasks.prepare.rounding import Rounding
 
 DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 """How many units of a time a day has."""
@@ -94,7 +96,7 @@ class Source:
     """
 
     def __init__(self, path: Path, columns: Sequence[str], long: bool = False) -> None:
-        self.path = path
+        self.path, self._lines = path, path.suffix == ".csv"
         if not path.is_file():
             raise DecantError(f"No {path} here; put the file there, or name another")
         try:
@@ -115,6 +117,7 @@ class Source:
         """Return a table that was read otherwise."""
         source = cls.__new__(cls)
         source.path, source._table, source._names = path, table, table.column_names
+        source._lines = False
         return source
 
     def __len__(self) -> int:
@@ -128,37 +131,43 @@ class Source:
             gaps: Whether values may be missing; such are NaN.
 
         Raises:
-            DecantError: A column is not there or holds words; a value is infinite, or missing.
+            DecantError: A column is not there or holds words; a value is infinite, or missing; or float32
+                does not keep apart what differs.
         """
         found = room.empty((len(self), len(names)), np.float32)
         for place, name in enumerate(names):
-            infinite, missing = Wrong(), Wrong()
+            infinite, missing, rounding = Wrong(), Wrong(), Rounding()
             for start, values in self._numbers(name):
                 part = found[start : start + len(values), place]
                 with np.errstate(over="ignore"):
                     part[:] = values
+                rounding.note(values, part)
                 infinite.note(np.isinf(part), start)
                 missing.note(np.isnan(part), start)
             self._refuse(infinite, name, "is infinite, or beyond float32")
             if not gaps:
                 self._refuse(missing, name, "is missing")
+            rounding.check(f"{self.path}: {name}")
         return found
 
     def words(self, name: str) -> Words:
         """Return a column as words, none where it is missing, or empty.
+
+        Whole numbers of CSV with zeros before them are words as they are written, so that 01 and 1 are two.
 
         Raises:
             DecantError: There is no such column, or it holds lists, fractions or times.
         """
         column = self._column(name)
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-        if not (
-            whole or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-        ):
+        if not _is_word(kind):
             found = f"{kind}, or letters that are no UTF-8" if pa.types.is_binary(kind) else f"{kind}"
             raise DecantError(f"{self.path}: {name} holds {found}, expected words or whole numbers")
         coder = _Coder()
+        if self._lines and pa.types.is_integer(kind) and readers.are_padded(self.path, name):
+            for part in readers.written(self.path, name):
+                coder.add(part)
+            return coder.words()
         for _, part in _parts(column):
             coder.add(part.cast(kind) if pa.types.is_dictionary(part.type) else part)
         return coder.words()
@@ -180,19 +189,26 @@ class Source:
         """Return a column of lists of words, or of words that are cut at `separator`; some may be empty.
 
         Raises:
-            DecantError: There is no such column, it holds something else, or a list is missing.
+            DecantError: There is no such column, it holds something else, or a list or a label is missing.
         """
         column = self._column(name)
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             words = self.words(name)
             each = [[*filter(None, word.split(separator))] for word in words.known]
             return _listed([*each, []], words.codes)
+        if not _is_word(column.type.value_type):
+            raise DecantError(
+                f"{self.path}: {name} holds {column.type}, expected lists of words or whole numbers"
+            )
         missing, coder, lengths = Wrong(), _Coder(blank=True), [np.zeros(0, np.int64)]
+        blank = Wrong()
         for start, part in _parts(column):
             missing.note(part.is_null().to_numpy(zero_copy_only=False), start)
+            blank.note(_with_gaps(part), start)
             lengths.append(pc.fill_null(pc.list_value_length(part), 0).to_numpy(zero_copy_only=False))
             coder.add(pa.array([str(word) for word in part.flatten().to_pylist()], pa.string()))
         self._refuse(missing, name, "is missing (no label is an empty list)")
+        self._refuse(blank, name, "has a label that is missing")
         return Lists(coder.words(), np.concatenate(lengths).astype(np.int64).cumsum())
 
     def _numbers(self, name: str) -> Iterator[tuple[int, NDArray[np.float64]]]:
@@ -341,10 +357,26 @@ def table_of(columns: Mapping[str, Sequence[Any]], origin: str) -> pa.Table:
 
 
 def ordered(words: Iterable[str]) -> list[str]:
-    """Return words once each, by their value where all of them are whole numbers, else by the alphabet."""
-    once = {*words}
+    """Return words once each, by their value where all of them are whole numbers, else by the alphabet.
+
+    Those of one value, as 01 and 1, stand by the alphabet.
+    """
+    once = sorted({*words})
     numbers = all(word.removeprefix("-").isdecimal() for word in once)
-    return sorted(once, key=int) if numbers else sorted(once)
+    return sorted(once, key=Decimal) if numbers else once
+
+
+def _is_word(kind: Any) -> bool:
+    checks = ("integer", "boolean", "string", "large_string", "null")
+    return any(getattr(pa.types, f"is_{each}")(kind) for each in checks)
+
+
+def _with_gaps(lists: pa.Array) -> NDArray[np.bool_]:
+    """Say of each list [n] whether one of its elements is missing."""
+    found, flat = np.zeros(len(lists), bool), lists.flatten()
+    if flat.null_count:
+        found[pc.list_parent_indices(lists).filter(flat.is_null()).to_numpy()] = True
+    return found
 
 
 def _is_number(kind: Any) -> bool:

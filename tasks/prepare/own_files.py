@@ -272,7 +272,7 @@ def stream(params: FilesParams, seed: int, kind: Kind, read: Callable[[Path], ND
 
 
 def in_folders(params: FilesParams, kind: Kind) -> Listed:
-    """Return the files in order of their names; what is none of the kind by its name is left out.
+    """Return the files in order of their names; what is hidden, or none of the kind by its name, is left out.
 
     Raises:
         DecantError: There is no such folder, fewer than two classes, or one without files.
@@ -314,7 +314,8 @@ def _in_place(
         )
     for label, name in enumerate(names):
         for path in sorted((place / name).rglob("*")):
-            if path.suffix.lower() in kind.endings and path.is_file():
+            hidden = any(part[0] == "." for part in path.relative_to(place / name).parts)
+            if path.suffix.lower() in kind.endings and path.is_file() and not hidden:
                 yield path, label, split
 
 

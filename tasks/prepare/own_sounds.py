@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from pathlib import Path
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,8 @@ class Reader:
                 length or rate where that cannot be helped.
         """
         samples, rate = whole(path)
+        if np.abs(samples).max() > 1:
+            self._count("louder than full scale, as whole numbers written as fractions are")
         samples = self._resampled(self._mixed(samples), rate)
         with np.errstate(over="ignore"):
             found = self._sized(samples).astype(np.float32)
@@ -174,18 +177,31 @@ def _check_end(path: Path) -> None:
 
     References:
         Pfeiffer, The Ogg Encapsulation Format, RFC 3533, 2003. https://www.rfc-editor.org/rfc/rfc3533
+        EBU Tech 3306, RF64: An Extended File Format for Audio, 2009. https://tech.ebu.ch/docs/tech/tech3306.pdf
     """
     size = path.stat().st_size
     if not size:
         raise ValueError("it is empty")
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(28)
         file.seek(max(size - (1 << 17), 0))  # a page has at most 65,307 bytes
         tail = file.read()
-    declared = int.from_bytes(head[4:], "little") + 8
-    if head[:4] == b"RIFF" and declared != STREAMED + 8 and declared > size:
+    if (declared := _declared(head)) > size:
         raise ValueError(f"it is cut off: {size:,} of {declared:,} bytes are there")
     if head[:4] == b"OggS":
         flags = tail[(last := tail.rfind(b"OggS")) + 5 : last + 6]
         if not flags or not flags[0] & 4:
             raise ValueError("it is cut off: its last page is not the end of the stream")
+
+
+def _declared(head: bytes) -> int:
+    """Return how long a file says it is in its first 28 bytes; 0 where it says nothing.
+
+    WAV says it in 32 bits, in the order that its name tells; beyond those, RF64 does in 64 of its own chunk.
+    """
+    kind, small = head[:4], head[4:8]
+    if kind == b"RF64" and head[12:16] == b"ds64":
+        return int.from_bytes(head[20:28], "little") + 8
+    order: Literal["little", "big"] = "little" if kind == b"RIFF" else "big"
+    declared = int.from_bytes(small, order)
+    return declared + 8 if kind in (b"RIFF", b"RIFX", b"FORM") and declared != STREAMED else 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
@@ -35,6 +36,9 @@ LADDER: tuple[Any, ...] = (
     pa.float64(), pa.string(), pa.binary(),
 )  # fmt: skip
 """What Arrow takes a column of CSV for: the first of these that all of its values are."""
+
+PADDED = r"^(\+|-?0[0-9xX]|-0$)"
+"""How a word begins that is taken for a whole number and that no number is written as."""
 
 _ROW = re.compile(r"row (\d+)")
 _REFUSED = re.compile(r"In CSV column #(\d+): .*(conversion error|invalid UTF8)", re.IGNORECASE)
@@ -147,6 +151,24 @@ def _of_csv(path: Path, columns: Sequence[str], long: bool) -> Opened:
         except pa.ArrowInvalid as error:
             _loosen_(types, names, error)
     return names, pa.schema([*types.items()]), iter(opened(types))
+
+
+def are_padded(path: Path, name: str) -> bool:
+    """Say whether a column of CSV has whole numbers that no number is written as, such as 01 and +1."""
+    return any(
+        bool(pc.any(pc.match_substring_regex(part, PADDED), skip_nulls=True).as_py())
+        for part in written(path, name)
+    )
+
+
+def written(path: Path, name: str) -> Iterator[pa.StringArray]:
+    """Yield a column of CSV as the words that stand there, some at a time, without blanks around them."""
+    options = pyarrow.csv.ConvertOptions(
+        column_types={name: pa.string()}, include_columns=[name], strings_can_be_null=True
+    )
+    with pyarrow.csv.open_csv(str(path), convert_options=options, **_csv(long=False)) as reader:
+        for batch in reader:
+            yield pc.utf8_trim_whitespace(batch.column(0))
 
 
 def _loosen_(types: dict[str, Any], names: Sequence[str], error: pa.ArrowInvalid) -> None:

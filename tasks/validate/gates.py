@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, create_model
+from pydantic import Field, PlainValidator, create_model, model_validator
 
 from decant.schema import Name, Section, did_you_mean
-from tasks.pipeline.metrics import BETTER_HIGHER
+from tasks.pipeline.metrics import BETTER_HIGHER, BY_KEY, Metric
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,25 @@ _Limits = create_model(
 
 class Limits(_Limits):  # type: ignore[misc, valid-type]
     """A gate per metric; one without a gate, or with null, is shown and never fails."""
+
+    @model_validator(mode="after")
+    def _failing(self) -> Limits:
+        for key, metric in BY_KEY.items():
+            gate = getattr(self, key, None)
+            if gate is not None and (why := _never_fails(metric, gate)):
+                raise ValueError(f"{key} {why}, so that its gate cannot fail; null is none")
+        return self
+
+
+def _never_fails(metric: Metric, gate: Drop | Rise) -> str:
+    """Return why a metric can become no worse than its gate allows; empty where it can."""
+    allowed = gate.drop if isinstance(gate, Drop) else gate.rise
+    span = metric.most - metric.least
+    if not allowed.relative and allowed.amount >= span:
+        return f"is from {metric.least:g} to {metric.most:g}, and may change by {allowed}"
+    if allowed.relative and allowed.amount >= 1 and isinstance(gate, Drop) and metric.least == 0:
+        return f"is never below 0, and may lose {allowed}"
+    return ""
 
 
 class Gates(Section):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decant.checkpoints.checkpoint import Checkpoint
-from decant.compression.coupling import ChannelGroup, kept_of, zeroed
+from decant.compression.coupling import UNFIT, ChannelGroup, kept_of, zeroed
 from decant.compression.surgery import Kept, removed
 from decant.errors import DecantError
 from decant.examples import Batch
@@ -19,12 +19,15 @@ from decant.networks.shapes import Shapes, shapes_of
 from decant.prune.budgets import bracket
 from decant.prune.structures import lowest
 from decant.prune.targets import formatted
+from decant.sealed import one_line
 
 POINTS = 512
 """How often an allocation is asked, at most, between nothing removed and everything."""
 
 TOLERANCE = 1e-4
 """How far the logits of the masked and of the cut network may be apart, as a share of the largest."""
+
+UNSEEN = "one of these layers is coupled with others in a way that is not known: put it into skip"
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class ChannelPlan:
         Raises:
             DecantError: They differ; says by how much.
         """
-        expected, found = predict(self.masked, images), predict(self.model.module, images)
+        expected, found = predict(self.masked, images), self._answers(images)
         tolerance = TOLERANCE * max(expected.abs().max().item(), 1e-6)
         gap = (found - expected).abs().max().item()
         if self.parent.grids:
@@ -89,13 +92,26 @@ class ChannelPlan:
         else:
             same = gap <= tolerance and not bool(_other_answers(expected, found, tolerance).any())
         if not same:
-            names = ", ".join(name for name, which in self.gone.items() if bool(which.any()))
             raise DecantError(
-                f"The network without {sum(int(g.sum()) for g in self.gone.values())} channels of {names} "
-                f"does not compute what it does with zeros in their place: logits differ by up to {gap:.3g}, "
-                f"allowed are {tolerance:.3g}; one of these layers is coupled with others in a way that is "
-                "not known: put it into skip"
+                f"{self._said} does not compute what it does with zeros in their place: logits differ by up "
+                f"to {gap:.3g}, allowed are {tolerance:.3g}; {UNSEEN}"
             )
+
+    @property
+    def _said(self) -> str:
+        names = ", ".join(name for name, which in self.gone.items() if bool(which.any()))
+        return f"The network without {sum(int(g.sum()) for g in self.gone.values())} channels of {names}"
+
+    def _answers(self, images: Batch) -> Tensor:
+        """Return what the cut network answers [N, M].
+
+        Raises:
+            DecantError: Its shapes no longer fit.
+        """
+        try:
+            return predict(self.model.module, images)
+        except UNFIT as error:
+            raise DecantError(f"{self._said} cannot be called ({one_line(error)}); {UNSEEN}") from None
 
 
 PlanCost = Callable[[ChannelPlan], float]
