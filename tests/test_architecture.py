@@ -20,7 +20,7 @@ from tests.imports import OPERATIONS, ROOT, closure, file_of, imported_by, modul
 
 LAYERS = (
     ("errors", "lazy", "meaning", "progress", "seeds"),  # no torch; lazy imports it at its first use
-    ("outputs", "row_groups", "schema"),
+    ("memory", "outputs", "row_groups", "schema"),
     ("inputs", "sealed", "targets"),
     ("examples",),
     ("recipes", "networks"),
@@ -32,7 +32,7 @@ LAYERS = (
 )
 """The files and folders of decant/. Each imports only what stands in a line above its own."""
 
-TORCHLESS = ("errors", "meaning", "progress", "outputs", "seeds", "schema", "sealed", "recipes")
+TORCHLESS = ("errors", "meaning", "memory", "progress", "outputs", "seeds", "schema", "sealed", "recipes")
 FOR_FLOWS = {
     "decant/errors.py",
     "decant/outputs.py",
