@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from decant.errors import DecantError
+from decant.errors import DecantError, Message
 
 _REFUSED = re.compile("out of memory|can(no|')t allocate memory|std::bad_alloc", re.IGNORECASE)
 
@@ -31,8 +31,13 @@ def telling_too_little_memory() -> Iterator[None]:
     except Exception as error:
         if not ran_out(error):
             raise
-        first = str(error).partition("\n")[0].rpartition("] ")[2] or type(error).__name__
-        raise DecantError(
-            f"There is not enough memory ({first}); end other programs, raise a limit (`ulimit -v`), or take "
-            "a machine with more, and run again: what had finished is kept"
-        ) from None
+        raise DecantError(_sentence(error)) from None
+
+
+def _sentence(error: Exception) -> Message:
+    """Return what a user reads of it."""
+    first = str(error).partition("\n")[0].rpartition("] ")[2] or type(error).__name__
+    return (
+        f"There is not enough memory ({first}); end other programs, raise a limit (`ulimit -v`), or take a "
+        "machine with more, and run again: what had finished is kept"
+    )

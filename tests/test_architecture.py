@@ -58,6 +58,7 @@ RUNS_OTHERS = {"decant/networks/python.py"}
 RAISED_LATER = {
     "decant/adoption/weights.py": "all that does not fit in a file of weights, at once",
     "decant/export/semi_structured.py": "why a device or a network does not suit, then raised",
+    "decant/memory.py": "asked whether it is too little memory, then raised",
     "decant/networks/devices.py": "asked whether a kernel does not repeat its bits, then raised",
     "decant/networks/faults.py": "asked whether it is told already, then raised",
     "decant/networks/processes.py": "asked whether memory ran out, then raised",
