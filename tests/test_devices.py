@@ -195,6 +195,7 @@ CASES: dict[str, Callable[[Checkpoint, str, Run], Result]] = {
     "statistics": estimated,
     "clip": clipped,
     "obs": pruned({"kind": "obs", "images": 48, "rounds": 3}),
+    "obs, costs": pruned({"kind": "obs", "images": 20, "rounds": 2, "costs": "logits"}),
     "obs, 2:4": pruned({"kind": "obs", "images": 48, "rounds": 3}, structure={"kind": "n-of-m"}, budget=None),
     "taylor": pruned({"kind": "taylor"}),
     "fisher": pruned({"kind": "fisher", "images": 4}),
