@@ -57,6 +57,7 @@ RUNS_OTHERS = {"decant/networks/python.py"}
 
 RAISED_LATER = {
     "decant/adoption/weights.py": "all that does not fit in a file of weights, at once",
+    "decant/export/accelerated.py": "why a GPU does not suit, then raised",
     "decant/export/semi_structured.py": "why a device or a network does not suit, then raised",
     "decant/memory.py": "asked whether it is too little memory, then raised",
     "decant/networks/devices.py": "asked whether a kernel does not repeat its bits, then raised",
