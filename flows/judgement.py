@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
+from itertools import groupby
 from typing import Any
 
 from flows.noise import TEACHER, MetricValues, reach
@@ -166,19 +167,27 @@ def differing_devices(
         new: The same here.
     """
     pairs = {model: (_devices(model, old), _devices(model, new)) for model in models}
-    return {model: (there, here) for model, (there, here) in pairs.items() if there != here}
+    told = {model: _told(*sides) for model, sides in pairs.items()}
+    return {model: sides for model, sides in told.items() if sides[0] != sides[1]}
 
 
-def _devices(model: str, params: Mapping[str, Any]) -> str:
-    """Return the devices from the teacher to a model, each once, in order."""
-    found, seen, models = list[str](), set[str](), params["models"]
-    while model in models and isinstance(models[model], dict) and model not in seen:
-        seen.add(model)
-        found.insert(0, str(models[model].get("device", CPU)))
+def _told(there: Mapping[str, str], here: Mapping[str, str]) -> tuple[str, str]:
+    """Return the devices of a model there and here, as few words as tell them apart."""
+    short, other = (" then ".join(device for device, _ in groupby(each.values())) for each in (there, here))
+    if short != other or all(here.get(name, device) == device for name, device in there.items()):
+        return short, other
+    return " then ".join(there.values()), " then ".join(here.values())
+
+
+def _devices(model: str, params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the device of each model from the teacher to this one, in order."""
+    found, models = list[tuple[str, Any]](), params["models"]
+    while model in models and isinstance(models[model], dict) and model not in dict(found):
+        found.insert(0, (model, models[model]))
         model = str(models[model].get("from"))
     teacher = params.get(TEACHER)
-    first = teacher.get("device", CPU) if isinstance(teacher, dict) else CPU
-    return " then ".join(dict.fromkeys([str(first), *found]))
+    blocks = [(TEACHER, teacher if isinstance(teacher, dict) else {}), *found]
+    return {name: str(block.get("device", CPU)) for name, block in blocks}
 
 
 def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

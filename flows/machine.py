@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import takewhile
 
 import psutil
 
@@ -22,13 +23,22 @@ def cores() -> int:
 
 
 def gpus() -> list[str]:
-    """Return the GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs of this machine, as CUDA_VISIBLE_DEVICES names them.
+
+    CUDA sees those before the first name that is none, such as -1, by which GPUs are hidden.
+    """
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [device for device in visible.split(",") if device]
+        return list(takewhile(_is_gpu, (name.strip() for name in visible.split(","))))
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return [str(index) for index, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+    found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]  # below each, its parts
+    return [str(index) for index in range(len(found))]
+
+
+def _is_gpu(name: str) -> bool:
+    """Say whether CUDA takes this for a GPU: its number, or its UUID, or that of a part of it."""
+    return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
 
 
 def wait_policy(threads: int, running: int) -> dict[str, str]:

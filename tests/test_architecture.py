@@ -20,7 +20,7 @@ from tests.imports import OPERATIONS, ROOT, closure, file_of, imported_by, modul
 
 LAYERS = (
     ("errors", "lazy", "meaning", "progress", "seeds"),  # no torch; lazy imports it at its first use
-    ("outputs", "row_groups", "schema"),
+    ("memory", "outputs", "row_groups", "schema"),
     ("inputs", "sealed", "targets"),
     ("examples",),
     ("recipes", "networks"),
@@ -32,7 +32,7 @@ LAYERS = (
 )
 """The files and folders of decant/. Each imports only what stands in a line above its own."""
 
-TORCHLESS = ("errors", "meaning", "progress", "outputs", "seeds", "schema", "sealed", "recipes")
+TORCHLESS = ("errors", "meaning", "memory", "progress", "outputs", "seeds", "schema", "sealed", "recipes")
 FOR_FLOWS = {
     "decant/errors.py",
     "decant/outputs.py",
@@ -57,7 +57,9 @@ RUNS_OTHERS = {"decant/networks/python.py"}
 
 RAISED_LATER = {
     "decant/adoption/weights.py": "all that does not fit in a file of weights, at once",
+    "decant/export/accelerated.py": "why a GPU does not suit, then raised",
     "decant/export/semi_structured.py": "why a device or a network does not suit, then raised",
+    "decant/memory.py": "asked whether it is too little memory, then raised",
     "decant/networks/devices.py": "asked whether a kernel does not repeat its bits, then raised",
     "decant/networks/faults.py": "asked whether it is told already, then raised",
     "decant/networks/processes.py": "asked whether memory ran out, then raised",

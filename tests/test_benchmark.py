@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -41,6 +42,7 @@ from tasks.benchmark.tables import path_here
 from tasks.benchmark.verdicts import verdict
 from tasks.pipeline.params import validate
 from tasks.pipeline.stage import run
+from tasks.validate import hardware as checks
 from tests import homes
 from tests.elsewhere import Elsewhere, device_that_computes
 from tests.homes import noise, put_model, write_params
@@ -436,6 +438,9 @@ def test_models_are_timed_on_a_gpu_where_one_is_named(home: Path, monkeypatch: p
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_an_onnx_runtime_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     content, device = deploy(KINDS["teacher"]()).content, torch.device("cuda:0")
+    monkeypatch.setattr(checks, "find", lambda _: device)
+    (told,) = checks.without_device({"benchmark": {"device": "cuda"}, "models": {"a": {"device": "cuda"}}})
+    assert re.fullmatch(r"benchmark\.device: onnxruntime .* and not CUDAExecutionProvider: install .*", told)
     with pytest.raises(DecantError, match=r"and not CUDAExecutionProvider: install onnxruntime-gpu"):
         accelerated.open_session_on(content, device)
     known = [accelerated.PROVIDER, "CPUExecutionProvider"]

@@ -26,6 +26,7 @@ from flows.judgement import (
     Change,
     Comparison,
     Verdict,
+    differing_devices,
     differing_settings,
     judge,
 )
@@ -623,6 +624,34 @@ def test_models_of_other_devices_are_told(
             in shown.replace("\\", "")
         )
         assert "rounding, which a training multiplies" in shown
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "told"),
+    [
+        (
+            "cpu cpu cpu",
+            "cpu cuda cpu",
+            {"a": ("cpu", "cpu then cuda"), "b": ("cpu", "cpu then cuda then cpu")},
+        ),
+        ("cpu cpu cuda", "cpu cuda cuda", {"a": ("cpu", "cpu then cuda"), "b": (1, 2)}),
+        ("cuda cpu cpu", "cuda cpu cuda", {"b": ("cuda then cpu", "cuda then cpu then cuda")}),
+        ("cuda cuda:1 cpu", "cuda cuda:1 cpu", {}),
+    ],
+)
+def test_each_step_on_another_device_is_told(there: str, here: str, told: dict[str, Any]) -> None:
+    def params(devices: str) -> dict[str, Any]:
+        teacher, a, b = ({"device": each} for each in devices.split())
+        return {"teacher": teacher, "models": {"a": a | {"from": "teacher"}, "b": b | {"from": "a"}}}
+
+    steps = {1: "cpu then cpu then cuda", 2: "cpu then cuda then cuda"}
+    found = differing_devices(["a", "b"], params(there), params(here))
+    assert found == {m: tuple(steps.get(each, each) for each in sides) for m, sides in told.items()}
+
+
+def test_a_step_that_is_left_out_is_on_no_other_device() -> None:
+    old = {"models": {"a": {"from": "teacher"}, "b": {"from": "a"}}}
+    assert differing_devices(["b"], old, {"models": {"b": {"from": "teacher"}}}) == {}
 
 
 def test_a_drop_beyond_the_tolerance_inside_the_noise_passes(

@@ -83,6 +83,13 @@ def test_a_gpu_for_each_process_is_looked_for(monkeypatch: pytest.MonkeyPatch) -
     }
     assert list(without_device(params)) == []
     assert looked == ["cuda:3", "cuda"]
+    monkeypatch.undo()
+    told = "; processes: 4 take a GPU each"
+    assert [
+        line.endswith(told) for line in without_device(params | {"models": {"a": {"device": "cuda"}}})
+    ] == [
+        *(True, False),
+    ]
 
 
 def test_a_gpu_without_triton_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

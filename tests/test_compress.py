@@ -258,6 +258,27 @@ def test_the_command_line_from_first_run_to_no_op(tmp_path: Path) -> None:
     assert (status, output) == (0, f"{LOOKING}\nAll 4 stages are up to date.\n")
 
 
+MEET = "touch {0}.begun; for i in $(seq 200); do test -e {1}.begun && break; sleep 0.05; done; "
+"""Wait for the other one of two stages, so that both run at once."""
+
+
+@pytest.mark.slow
+def test_stages_at_once_see_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    noted = "echo $CUDA_VISIBLE_DEVICES > {0}.seen"
+    stages = {
+        name: writes(f"{name}.out", cmd=(MEET + noted).format(name, other), meta={"gpu": 1})
+        for name, other in (("a", "b"), ("b", "a"))
+    }
+    stages["c"] = writes("c.out", cmd=noted.format("c"))
+    folder = workspace(tmp_path / "w", stages)
+    status, output = finished(folder, "--jobs", "3")
+    assert status == 0, output
+    seen = {name: (folder / f"{name}.seen").read_text().strip() for name in "abc"}
+    assert {seen["a"], seen["b"]} == {"4", "7"}
+    assert seen["c"] == "4,7"
+
+
 @pytest.mark.slow  # tests/test_session.py has it without Prefect
 def test_the_command_line_begins_with_the_records_of_code(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", recorded())

@@ -195,6 +195,7 @@ CASES: dict[str, Callable[[Checkpoint, str, Run], Result]] = {
     "statistics": estimated,
     "clip": clipped,
     "obs": pruned({"kind": "obs", "images": 48, "rounds": 3}),
+    "obs, costs": pruned({"kind": "obs", "images": 20, "rounds": 2, "costs": "logits"}),
     "obs, 2:4": pruned({"kind": "obs", "images": 48, "rounds": 3}, structure={"kind": "n-of-m"}, budget=None),
     "taylor": pruned({"kind": "taylor"}),
     "fisher": pruned({"kind": "fisher", "images": 4}),
@@ -315,11 +316,12 @@ def check_resuming(
     assert same(case(teacher, device, Run(seed=3, place=lambda: place)), whole)
 
 
-def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:99999999999999"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(name: str) -> None:
     with pytest.raises(
-        DecantError, match=r"device: cuda:99 is not there; this machine has cpu \(the processor\)"
+        DecantError, match=rf"device: {name} is not there; this machine has cpu \(the processor\)"
     ):
-        find("cuda:99")
+        find(name)
 
 
 def test_sums_that_would_not_repeat_are_refused(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +344,7 @@ def test_a_device_that_cannot_be_begun_with_is_told(monkeypatch: pytest.MonkeyPa
     )
 
 
-@pytest.mark.parametrize("wrong", ["gpu", "cuda:", "cuda:x", "CPU", "cuda:-1", "cuda:²", "meta"])
+@pytest.mark.parametrize("wrong", ["gpu", "cuda:", "cuda:x", "CPU", "cuda:-1", "cuda:²", "cuda:01", "meta"])
 def test_words_that_are_no_device_are_refused(wrong: str) -> None:
     recipe = {"op": "finetune", "from": "p", "training": TRAINING, "device": wrong}
     assert mistakes(recipe, FinetuneParams) == [
@@ -404,6 +406,9 @@ def test_too_little_memory_says_which_batch_size_to_try(elsewhere: str) -> None:
     assert told.endswith(
         "training.batch_size: 12 and training.accumulate: 2, nearly the same steps but for batch norms"
     )
+    told = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 10_000)  # there are fewer
+    half = len(SPLITS.train) // 2
+    assert f"for batches of {2 * half}; try training.batch_size: {half} and" in told
     told = failing(torch.OutOfMemoryError("CUDA out of memory"), elsewhere, 1)
     assert told.endswith("for a single example; try cpu, or a larger device")
 
@@ -456,6 +461,16 @@ def test_batches_whose_gradients_are_summed_are_halved_again(elsewhere: str) -> 
         devices.training_on(module, torch.device(elsewhere), 8, accumulate=3),
     ):
         raise full
+
+
+def test_a_batch_is_not_halved_to_less_than_its_processes_share() -> None:
+    here = torch.device("cpu")
+    for size, todo in ((7, "a machine with more memory"), (8, "training.batch_size: 4 and training.acc")):
+        with (
+            pytest.raises(DecantError, match=f"for batches of {size}; try {todo}"),
+            devices.training_on(nn.Linear(1, 1), here, size, processes=4),
+        ):
+            raise MemoryError
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")

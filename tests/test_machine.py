@@ -102,3 +102,35 @@ def test_flows_load_no_torch_and_keep_their_settings(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        ("0,7", ["0", "7"]),
+        (" 2, 1", ["2", "1"]),
+        ("GPU-8932f937-d72c,MIG-1", ["GPU-8932f937-d72c", "MIG-1"]),
+        ("", []),
+        ("-1", []),  # how GPUs are hidden
+        ("1,-1,0", ["1"]),  # CUDA sees none behind it
+        ("NoDevFiles", []),
+    ],
+)
+def test_gpus_are_those_that_cuda_sees(
+    visible: str, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.gpus() == found
+
+
+def test_gpus_are_counted_where_no_variable_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.gpus() == []
+    lines = "GPU 0: A (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-2)\nGPU 1: B (UUID: GPU-3)"
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{lines}'\n")
+    tool.chmod(0o755)
+    assert machine.gpus() == ["0", "1"]

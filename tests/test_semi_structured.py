@@ -115,6 +115,7 @@ def test_a_gpu_without_the_instructions_is_told_before_anything_runs(monkeypatch
     for file in (checks, hardware):
         monkeypatch.setattr(file, "find", lambda _: torch.device("cuda:0"))
         monkeypatch.setattr(file, "without_patterns", lambda _: "semi_structured: there are none")
+    monkeypatch.setattr(checks, "_missing_provider", str)
     section = {"device": "cuda", "semi_structured": True}
     told = "benchmark.semi_structured: there are none"
     assert list(checks.without_device({"benchmark": section, "models": {}})) == [told]

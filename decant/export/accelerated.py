@@ -5,10 +5,20 @@ from __future__ import annotations
 import onnxruntime
 import torch
 
-from decant.errors import DecantError
+from decant.errors import DecantError, Message
 from decant.export.runtime import REFUSALS
 
 PROVIDER = "CUDAExecutionProvider"
+
+
+def missing_provider() -> Message:
+    """Return that this ONNX Runtime has no kernels of GPUs; empty where it has."""
+    if PROVIDER in (known := onnxruntime.get_available_providers()):
+        return ""
+    return (
+        f"device: onnxruntime {onnxruntime.__version__} has {', '.join(known)} and not {PROVIDER}: install "
+        "onnxruntime-gpu in its place, or leave device out"
+    )
 
 
 def open_session_on(content: bytes, device: torch.device) -> onnxruntime.InferenceSession:
@@ -23,11 +33,8 @@ def open_session_on(content: bytes, device: torch.device) -> onnxruntime.Inferen
     Raises:
         DecantError: This ONNX Runtime has no CUDA, or none that works here; or no kernel for the model.
     """
-    if PROVIDER not in (known := onnxruntime.get_available_providers()):
-        raise DecantError(
-            f"benchmark.device: onnxruntime {onnxruntime.__version__} has {', '.join(known)} and not "
-            f"{PROVIDER}: install onnxruntime-gpu in its place, or leave device out"
-        )
+    if missing := missing_provider():
+        raise DecantError(f"benchmark.{missing}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors, as on the processor
     chosen = (PROVIDER, {"device_id": device.index or 0, "use_tf32": 0})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pydantic import AfterValidator, Field
 
 from decant.errors import DecantError, Message
 from decant.lazy import torch
+from decant.memory import ran_out
 from decant.networks.calls import KNOWN
 from decant.networks.heap import kept_heap
 from decant.networks.ties import put_, tied
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 T = TypeVar("T")
+
+_NUMBERED = re.compile("cuda:(0|[1-9][0-9]*)")
+"""One spelling for each GPU, that of torch: another one would be another recipe."""
 
 CPU = "cpu"
 
@@ -56,8 +61,7 @@ SHARE = 4
 
 
 def _known(name: str) -> str:
-    kind, _, number = name.partition(":")
-    if name not in (CPU, "cuda") and not (kind == "cuda" and number.isdecimal() and number.isascii()):
+    if name not in (CPU, "cuda") and not _NUMBERED.fullmatch(name):
         raise ValueError(f"must be cpu, cuda, or cuda: and the number of one, such as cuda:1, got {name!r}")
     return name
 
@@ -135,10 +139,10 @@ def find(name: str) -> torch.device:
     if name == CPU:
         return torch.device(CPU)
     # tensors say which, so the device does; of several processes on a machine each has its own
-    device = torch.device(name if ":" in name else f"{name}:{told_by_launcher('LOCAL_RANK', 0)}")
+    numbered = name if ":" in name else f"{name}:{told_by_launcher('LOCAL_RANK', 0)}"
     if SUMS not in os.environ and not torch.cuda.is_initialized():
         os.environ[SUMS] = STEADY_SUMS[0]  # before the names of devices are asked for, which starts CUDA
-    if str(device) not in (known := _begun(name)):
+    if numbered not in (known := _begun(name)):
         listed = ", ".join(f"{each} ({what})" for each, what in known.items())
         raise DecantError(f"device: {name} is not there; this machine has {listed}")
     if (found := os.environ.get(SUMS)) not in STEADY_SUMS:
@@ -146,7 +150,7 @@ def find(name: str) -> torch.device:
             f"The GPU would give other bits each time: {SUMS} is {found or 'not set'}; set it to "
             f"{STEADY_SUMS[0]} before anything runs on the GPU"
         )
-    return device
+    return torch.device(numbered)
 
 
 def _begun(name: str) -> dict[str, str]:
@@ -297,7 +301,12 @@ def placed(module: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def training_on(
-    module: nn.Module, device: torch.device, batch_size: int, accumulate: int = 1, precision: str = "float32"
+    module: nn.Module,
+    device: torch.device,
+    batch_size: int,
+    accumulate: int = 1,
+    precision: str = "float32",
+    processes: int = 1,
 ) -> Iterator[None]:
     """Have a network on a device, in place, that repeats its bits; afterwards it is on the processor.
 
@@ -309,11 +318,12 @@ def training_on(
         batch_size: Examples that are computed at once.
         accumulate: How many such batches a step sums the gradients of.
         precision: Of the recipe; `tf32` is one of the device.
+        processes: How many share each batch.
 
     Raises:
         DecantError: The device has not enough memory for such batches, or no kernel that repeats its bits.
     """
-    needed = _smaller(batch_size, accumulate)
+    needed = _smaller(batch_size, accumulate, processes)
     if device.type == CPU:
         with computing_on(device, needed), kept_heap():
             yield
@@ -347,12 +357,6 @@ def computing_on(device: torch.device, needed: tuple[str, str], precision: str =
         raise DecantError(message) from None
 
 
-def ran_out(error: BaseException) -> bool:
-    """Say whether an error is that there was too little memory, of a GPU or of the processor."""
-    known = "out of memory" in str(error) or "can't allocate memory" in str(error)
-    return known or isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
 def _told(error: Exception, device: torch.device, needed: tuple[str, str]) -> Message | None:
     """Return what is told of an error of torch; None where it is none of the device's."""
     if ran_out(error):
@@ -369,10 +373,10 @@ def _told(error: Exception, device: torch.device, needed: tuple[str, str]) -> Me
     )
 
 
-def _smaller(batch_size: int, accumulate: int) -> tuple[str, str]:
+def _smaller(batch_size: int, accumulate: int, processes: int) -> tuple[str, str]:
     """Return what a training needs memory for, and the recipe of the same steps that needs half of it."""
-    if batch_size == 1:
-        return "a single example", ELSEWHERE
+    if batch_size < 2 * processes:  # of half of it a process would have nothing
+        return ("a single example" if batch_size == 1 else f"batches of {batch_size}"), ELSEWHERE
     half = f"training.batch_size: {batch_size // 2} and training.accumulate: {2 * accumulate}"
     same = "the same steps" if batch_size % 2 == 0 else "nearly the same steps"
     return f"batches of {batch_size}", f"{half}, {same} but for batch norms"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from decant.errors import DecantError, Message
-from decant.networks.devices import ran_out
+from decant.memory import ran_out
 
 
 def where(error: BaseException) -> Message:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from decant.errors import DecantError, LostProcessError
 from decant.lazy import torch
-from decant.networks.devices import ran_out, take_, told_by_launcher
+from decant.memory import ran_out
+from decant.networks.devices import take_, told_by_launcher
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,6 +27,7 @@ from decant.checkpoints.constraints import FREE, Constraints, Levels
 from decant.errors import DecantError
 from decant.examples import Batch, Rows
 from decant.networks.augmentation import Augmentation
+from decant.networks.devices import device_of, fed, moved
 from decant.networks.execution import answers, predict
 from decant.networks.layer_inputs import channel_axis, layer_of
 from decant.networks.ties import ties
@@ -449,7 +450,7 @@ def sensitivities(
         temperature: T of the loss T² KL of logits; None for the squared error over the outputs' variance.
 
     Returns:
-        Float64 [O] by weight, at least 0.
+        Float64 [O] by weight, at least 0, where the network lies.
 
     Raises:
         ValueError: There are no images.
@@ -458,12 +459,17 @@ def sensitivities(
     if not len(images):
         raise ValueError("There are no images to take sensitivities of")
     layers = {name: layer_of(module, name) for name in names}
-    scale = 1.0 if temperature else 2 / max(predict(module, images).double().var(correction=0).item(), 1e-300)
+    network = fed(module, device_of(module))
+    scale = (
+        1.0 if temperature else 2 / max(predict(network, images).double().var(correction=0).item(), 1e-300)
+    )
     signs = torch.Generator().manual_seed(0)
-    sums = {name: torch.zeros(len(layer.weight), dtype=torch.double) for name, layer in layers.items()}
+    sums = {
+        name: layer.weight.new_zeros(len(layer.weight), dtype=torch.double) for name, layer in layers.items()
+    }
     for batch in images.split(BATCH):
         with torch.enable_grad(), _watched(layers) as seen:
-            outputs = answers(module, batch)
+            outputs = answers(network, batch)
             for total in _directions(outputs, temperature, signs):
                 _add_squares_(sums, layers, seen, total)
     return {name: scale * total / (2 * len(images)) for name, total in sums.items()}
@@ -481,7 +487,7 @@ def _directions(outputs: Tensor, temperature: float | None, signs: torch.Generat
         yield from parts.sum(0)
         return
     for _ in range(DIRECTIONS):
-        drawn = torch.randint(0, 2, parts.shape, generator=signs) * 2 - 1
+        drawn = moved(torch.randint(0, 2, parts.shape, generator=signs) * 2 - 1, parts.device)
         yield (parts * drawn).sum() / math.sqrt(DIRECTIONS)
 
 

@@ -112,7 +112,14 @@ def fit_(
     spread = Spread(together(training.processes, there))
     lay_out_(module, memory := layout(module))
     with (
-        training_on(module, there, training.batch_size, training.accumulate, training.precision),
+        training_on(
+            module,
+            there,
+            min(training.batch_size, taken_in(train, training)),
+            training.accumulate,
+            training.precision,
+            training.processes,
+        ),
         listening(loss, module, train, seed, spread) as beside,
     ):
         trainee = Trainee(

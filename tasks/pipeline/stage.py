@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from decant.errors import DecantError, LostProcessError
+from decant.memory import telling_too_little_memory
 from decant.outputs import telling_full_disks
 from decant.schema import Name, mistakes
 
@@ -51,7 +52,7 @@ def report_errors() -> Iterator[None]:
     With 75 where another process of the same training ended, which has told or will be told why.
     """
     try:
-        with telling_full_disks():
+        with telling_full_disks(), telling_too_little_memory():
             yield
     except LostProcessError as error:
         print(f"error: {error}", file=sys.stderr)

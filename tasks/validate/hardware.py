@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from decant.errors import DecantError
+from decant.errors import DecantError, Message
 from decant.networks.compiling import missing_compiler
 from decant.networks.devices import CPU, find, without_patterns
 from tasks.pipeline.lineages import TEACHER
@@ -38,10 +38,12 @@ def without_device(params: Mapping[str, Any]) -> Iterator[str]:
             continue
         device = block.get("device", CPU)
         try:
-            found = find(_last(device, max([1, *_said(block, PROCESSES)])))
+            found = find(last := _last(device, count := max([1, *_said(block, PROCESSES)])))
         except DecantError as error:
-            yield f"{place}.{error}"
+            yield f"{place}.{error}" + (f"; processes: {count} take a GPU each" if last != device else "")
         else:
+            if place == BENCHMARK and (missing := _missing_provider()):
+                yield f"{place}.{missing}"
             if block.get(SEMI_STRUCTURED) and (missing := without_patterns(found)):
                 yield f"{place}.{missing}"
         if any(_said(block, COMPILE)) and (missing := missing_compiler(device)):
@@ -52,6 +54,13 @@ def blocks_of(params: Mapping[str, Any], *sections: str) -> dict[str, Any]:
     """Return some sections, where they are there, and the block of each model, by dotted place."""
     models = {f"models.{name}": each for name, each in params["models"].items()}
     return {name: params[name] for name in sections if name in params} | models
+
+
+def _missing_provider() -> Message:
+    """Return that ONNX Runtime, which a benchmark times too, has no kernels of GPUs."""
+    from decant.export.accelerated import missing_provider  # which takes a while, and a GPU is rare
+
+    return missing_provider()
 
 
 def _last(device: str, processes: int) -> str:
