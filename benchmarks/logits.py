@@ -135,7 +135,8 @@ def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -
     plain_blocks = {"obs-80": models["obs-80"], "thin": models["thin"], "2 bits": bits}
     found = {recipe: {PLAIN: block, "logits": block | logits} for recipe, block in plain_blocks.items()}
     for recipe in ("obs-80", "thin"):
-        block, longer = plain_blocks[recipe], functools.partial(small_steps, every, rate=0.001, temperature=4.0)
+        block = plain_blocks[recipe]
+        longer = functools.partial(small_steps, every, rate=0.001, temperature=4.0)
         found[recipe]["logits, adam"] = block | small_steps(every, 4, augmentation=SEEN)
         found[recipe]["logits, adam, T = 4, 12 passes"] = block | longer(3 * 4, augmentation=SEEN)
         in_rounds = block | longer(4, augmentation=SEEN, rounds=3)
