@@ -685,6 +685,8 @@ def test_one_mistake_is_one_line(more: Any, line: str) -> None:
 def test_too_many_words_get_the_usage(tmp_path: Path) -> None:
     done = run_validate(tmp_path, "params.yaml")
     assert (done.returncode, done.stderr) == (1, "usage: python -m tasks.validate\n")
+    done = run_validate(tmp_path, "--help")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "usage: python -m tasks.validate\n", "")
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,13 @@ LOST = 75
 def run(main: Callable[..., None]) -> NoReturn:
     """Call `main` with the command line's arguments; exit with 0, 1 after an error, 130 if interrupted."""
     names = list(inspect.signature(main).parameters)
+    module = getattr(sys.modules["__main__"].__spec__, "parent", None) or main.__module__
+    usage = " ".join(["usage: python -m", module, *(f"<{name}>" for name in names)])
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(usage)
+        sys.exit(0)
     if len(sys.argv) - 1 != len(names):
-        usage = " ".join(["python -m", main.__module__, *(f"<{name}>" for name in names)])
-        module = getattr(sys.modules["__main__"].__spec__, "parent", None) or main.__module__
-        sys.exit(f"usage: {usage.replace(main.__module__, module)}")
+        sys.exit(usage)
     with report_errors():
         main(*sys.argv[1:])
     sys.exit(0)
