@@ -58,7 +58,7 @@ def load_models(*names: str, with_parents: bool = False, data: str | None = None
         data: The sum of the training images that they must have seen, where the stage depends on these.
 
     Raises:
-        DecantError: params.yaml has no such model, or one is missing, broken, or another one than it describes.
+        DecantError: params.yaml has no such model; one is missing, broken, or another one than it describes.
     """
     params = read_yaml()
     known = [TEACHER, *map(str, blocks if isinstance(blocks := params.get("models"), dict) else ())]
