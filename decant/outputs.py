@@ -87,7 +87,7 @@ def write_text(path: Path, text: str) -> None:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        if lacks_room(error):
+        if lacks_room(sys.exception()):
             raise
         raise DecantError(f"Cannot write {path}: {error.strerror or error}; name another place") from None
 
