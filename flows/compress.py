@@ -69,7 +69,9 @@ def _chosen(arguments: list[str] | None) -> argparse.Namespace:
         default=os.environ.get("DASK_SCHEDULER_ADDRESS"),
         help="address of the Dask scheduler, such as tcp://10.0.0.1:8786 (DASK_SCHEDULER_ADDRESS)",
     )
-    parser.add_argument("--base", default="HEAD", help="what the metrics are compared with in Prefect's UI (HEAD)")
+    parser.add_argument(
+        "--base", default="HEAD", help="what the metrics are compared with in Prefect's UI (HEAD)"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.jobs is not None and chosen.jobs < 1:
         parser.error(f"argument --jobs: expected 1 or more, found {chosen.jobs}")
