@@ -1,6 +1,7 @@
 """A stage that a Python without the pipeline's packages starts ends in one sentence, and only such a one."""
 
 import os
+import signal
 import subprocess
 import sys
 import venv
@@ -54,6 +55,14 @@ def test_mistakes_of_ours_keep_their_stack_trace(
     except Exception as raised:
         environment._explain(type(raised), raised, raised.__traceback__)
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_a_stage_is_loaded_is_a_word(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "tasks.evaluate", "teacher"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "interrupted\n")
 
 
 def test_a_python_that_is_too_old_is_named_first(monkeypatch: pytest.MonkeyPatch) -> None:
