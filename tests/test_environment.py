@@ -12,6 +12,17 @@ import pytest
 from tasks.pipeline import environment
 from tests.imports import ROOT
 
+LATER = """
+import os, signal
+from tasks.pipeline.stage import run
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+import sys
+sys.argv[1:] = []
+run(interrupted)
+"""
+"""A torch that stands for a stage which is interrupted in its main."""
+
 STAGES = sorted(path.parent.name for path in (ROOT / "tasks").glob("*/__main__.py"))
 
 
@@ -57,12 +68,20 @@ def test_mistakes_of_ours_keep_their_stack_trace(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_ctrl_c_while_a_stage_is_loaded_is_a_word(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+@pytest.mark.parametrize(
+    ("torch", "ending"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", (-signal.SIGINT, "", "")),
+        (LATER, (130, "", "interrupted\n")),
+    ],
+    ids=["while it is loaded", "afterwards"],
+)
+def test_ctrl_c_leaves_no_stack_trace(torch: str, ending: tuple[int, str, str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(torch)
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-m", "tasks.evaluate", "teacher"]
     done = subprocess.run(command, cwd=tmp_path, env=variables, text=True, capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == ending
 
 
 def test_a_python_that_is_too_old_is_named_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from decant.errors import DecantError, LostProcessError
 from decant.outputs import telling_full_disks
+from tasks.pipeline.environment import raise_interrupts
 
 LOST = 75
 """The exit status, that of `EX_TEMPFAIL`, where another process ended."""
@@ -25,6 +26,7 @@ def run(main: Callable[..., None]) -> NoReturn:
         sys.exit(0)
     if len(sys.argv) - 1 != len(names):
         sys.exit(usage)
+    raise_interrupts()
     with report_errors():
         main(*sys.argv[1:])
     sys.exit(0)
