@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
+from benchmarks.kept import named
 from decant.outputs import write_json, write_text
 from tests.conformance import OPERATIONS, STEPS, Outcome, Verdict, check_pair, outcome, pairs
 from tests.zoo import ZOO
@@ -129,9 +129,10 @@ def page(found: Found) -> str:
 
 def main() -> None:
     """Try the named networks, or all."""
+    networks = named(ZOO, __doc__)
     logging.disable(logging.ERROR)
     torch.set_num_threads(1)
-    for network in sys.argv[1:] or ZOO:
+    for network in networks:
         print(network, flush=True)
         cells = tried(network)
         keep(stored() | {network: cells})

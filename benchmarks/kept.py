@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from decant.schema import did_you_mean
 
 
 def parsed(
@@ -22,6 +24,17 @@ def parsed(
     if chosen.quick and chosen.write:
         parser.error("--quick measures nothing worth writing; leave out one of the two")
     return chosen
+
+
+def named(known: Collection[str], about: str | None, words: Sequence[str] | None = None) -> list[str]:
+    """Return the names that the command line lists, or all that are known where it lists none."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or of {', '.join(known)}")
+    names: list[str] = parser.parse_args(words).names
+    for name in names:
+        if name not in known:
+            parser.error(f"there is no {name!r}{did_you_mean(name, known)}")
+    return names or [*known]
 
 
 @contextmanager

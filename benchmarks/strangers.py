@@ -12,7 +12,6 @@ out, and said. One thread, batch 1, all models of a network timed in turns in on
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks import strangers_inputs as data
+from benchmarks.kept import named
 from decant.adoption.adopting import adopt
 from decant.checkpoints.checkpoint import Checkpoint
 from decant.examples import Batch, Examples, Splits, arguments
@@ -383,20 +383,21 @@ round, in which each model is called, with their 10th and 90th percentile.
 """
 
 
-def main(names: Sequence[str]) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure the named networks and show them; all of them where none is named, and write the page."""
+    names = named(CASES, __doc__, words)
     torch.set_num_threads(1)
     parts: list[str] = []
-    for name in names or CASES:
+    for name in names:
         try:
             parts += table(name, measured(name))
         except FileNotFoundError as error:
             parts += [f"{name} is left out: {error}.", ""]
         print("\n".join(parts[-12:]), flush=True)
     versions = f"{processor()}; torch {torch.__version__}, onnxruntime {onnxruntime.__version__}."
-    if not names:
+    if names == [*CASES]:
         PAGE.write_text("\n".join([HEAD, *parts, versions, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

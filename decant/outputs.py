@@ -29,6 +29,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Works for files and folders. Whoever looks at `path` finds the old content, nothing, or the new content,
     never half of it.
+
+    Raises:
+        DecantError: A file is to be written where a folder is, which stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.partial"):
@@ -40,6 +43,10 @@ def replacing(path: Path) -> Iterator[Path]:
         if not temporary.exists():
             raise FileNotFoundError(f"Nothing was written to {temporary}, which was to become {path}")
         if path.is_dir():
+            if not temporary.is_dir():
+                raise DecantError(
+                    f"{path} is a folder, and a file was to be written; name a file, or move it"
+                )
             shutil.rmtree(path)
         temporary.replace(path)
     except OSError as error:
@@ -71,9 +78,18 @@ def _is_running(partial: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a small text file, whole or not at all.
+
+    Raises:
+        DecantError: Nothing can be written there; says why. A full disk is left to `telling_full_disks`.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        if lacks_room(sys.exception()):
+            raise
+        raise DecantError(f"Cannot write {path}: {error.strerror or error}; name another place") from None
 
 
 def json_text(content: Any) -> str:

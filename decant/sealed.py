@@ -132,16 +132,6 @@ def write_sealed(path: Path, content: dict[str, Any]) -> str:
     return sum_of(text.encode())
 
 
-def read_sealed(path: Path, remedy: Message) -> dict[str, Any]:
-    """Return the object that `write_sealed` wrote.
-
-    Raises:
-        DecantError: The file is missing, damaged or another; with the remedy at the end.
-    """
-    with reading(path, remedy):
-        return unseal(read_bytes(path))
-
-
 def parsed(content: bytes) -> Any:
     """Return what a JSON text holds; the standard library alone takes NaN, and the last of two equal keys.
 

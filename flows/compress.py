@@ -11,6 +11,9 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, get_args
 
@@ -24,6 +27,27 @@ from flows.session import Runner, Session, opened
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 well, 1 not, 130 interrupted."""
+    chosen = _chosen(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _terminate)  # where it was started in the background it would be ignored
+    console, folder = Console(soft_wrap=True), Path.cwd()
+    try:
+        with (
+            telling_full_disks(),
+            waiting("Looking for what has changed") as shown,
+            opened(folder, chosen.targets, chosen.force) as session,
+        ):
+            shown.close()
+            return _command(session, chosen, console)
+    except KeyboardInterrupt:
+        console.print("Interrupted. What had finished is kept; the same command goes on from there.")
+        return 130
+    except DecantError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        return 1
+
+
+def _chosen(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m flows.compress", description=__doc__.partition("\n")[0])
     parser.add_argument("targets", nargs="*", help="stages, or files that stages write; none for all")
     parser.add_argument(
@@ -45,27 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
         default=os.environ.get("DASK_SCHEDULER_ADDRESS"),
         help="address of the Dask scheduler, such as tcp://10.0.0.1:8786 (DASK_SCHEDULER_ADDRESS)",
     )
-    parser.add_argument("--base", default="HEAD", help="what the metrics are compared with in Prefect's UI")
+    parser.add_argument(
+        "--base", default="HEAD", help="what the metrics are compared with in Prefect's UI (HEAD)"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.jobs is not None and chosen.jobs < 1:
         parser.error(f"argument --jobs: expected 1 or more, found {chosen.jobs}")
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, _terminate)  # where it was started in the background it would be ignored
-    console, folder = Console(soft_wrap=True), Path.cwd()
-    try:
-        with (
-            telling_full_disks(),
-            waiting("Looking for what has changed") as shown,
-            opened(folder, chosen.targets, chosen.force) as session,
-        ):
-            shown.close()
-            return _command(session, chosen, console)
-    except KeyboardInterrupt:
-        console.print("Interrupted. What had finished is kept; the same command goes on from there.")
-        return 130
-    except DecantError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
-        return 1
+    return chosen
 
 
 def _command(session: Session, chosen: argparse.Namespace, console: Console) -> int:
@@ -78,8 +88,7 @@ def _command(session: Session, chosen: argparse.Namespace, console: Console) -> 
             console.print(f"{name}: {reason}", markup=False, highlight=False)
         return 0
     console.print(f"{len(session.to_run)} of {len(session.plan.stages)} stages are to run")
-    from prefect.exceptions import PrefectHTTPStatusError
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL
 
     from flows import dag
 
@@ -89,17 +98,42 @@ def _command(session: Session, chosen: argparse.Namespace, console: Console) -> 
     session.progress, began = choose(len(session.to_run)), time.monotonic()
     dag.PREPARED[session.folder] = session
     try:
-        state = dag.compress(
-            chosen.targets,
-            chosen.jobs,
-            chosen.keep_going,
-            chosen.force,
-            folder=session.folder,
-            base=chosen.base,
-            runner=chosen.runner,
-            scheduler=chosen.scheduler,
-            return_state=True,
-        )
+        with _telling_of_the_server():
+            state = dag.compress(
+                chosen.targets,
+                chosen.jobs,
+                chosen.keep_going,
+                chosen.force,
+                folder=session.folder,
+                base=chosen.base,
+                runner=chosen.runner,
+                scheduler=chosen.scheduler,
+                return_state=True,
+            )
+    finally:
+        session.progress.close()
+    for text in session.failures():
+        console.print(text, markup=False, highlight=False)
+    counts = Counter(row["state"] for row in session.rows())
+    counted = ", ".join(f"{count} {name}" for name, count in counts.items())
+    console.print(f"{counted} in {time.monotonic() - began:.0f} s", highlight=False)
+    if not state.is_completed() and not session.failures():
+        console.print(f"{state.name}: {state.message}", markup=False, highlight=False)
+    return 0 if state.is_completed() else 1
+
+
+@contextmanager
+def _telling_of_the_server() -> Iterator[None]:
+    """Turn what a Prefect server that does not answer, or asks for a password, raises into a sentence.
+
+    Raises:
+        DecantError: It does.
+    """
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    try:
+        yield
     except RuntimeError as error:
         if "ephemeral" not in str(error):
             raise
@@ -115,18 +149,6 @@ def _command(session: Session, chosen: argparse.Namespace, console: Console) -> 
             f"the Prefect server at {PREFECT_API_URL.value()} asks for a password: expected it in "
             f"PREFECT_API_AUTH_STRING, found {found}; `make serve` says where that of its server is kept"
         ) from None
-    finally:
-        session.progress.close()
-    for text in session.failures():
-        console.print(text, markup=False, highlight=False)
-    counts: dict[str, int] = {}
-    for row in session.rows():
-        counts[row["state"]] = counts.get(row["state"], 0) + 1
-    counted = ", ".join(f"{count} {name}" for name, count in counts.items())
-    console.print(f"{counted} in {time.monotonic() - began:.0f} s", highlight=False)
-    if not state.is_completed() and not session.failures():
-        console.print(f"{state.name}: {state.message}", markup=False, highlight=False)
-    return 0 if state.is_completed() else 1
 
 
 def _quiet() -> None:

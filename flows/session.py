@@ -9,11 +9,13 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from decant.errors import DecantError
+from decant.errors import DecantError, Message
+from decant.schema import did_you_mean
 from flows.described import CODE
 from flows.plan import Plan
 from flows.pool import Pool, StageError
@@ -132,11 +134,25 @@ def opened(folder: Path, targets: list[str], force: bool) -> Iterator[Session]:
             plan = Plan.read(pool.plan(targets))
         except StageError as error:
             check_params(folder)  # what DVC says of a wrong params.yaml is about its templates
-            raise DecantError(f"DVC cannot plan: {error}") from None
+            raise DecantError(f"DVC cannot plan: {error}{_near(pool, folder, targets)}") from None
         to_run = plan.to_run(force)
         if any(plan.stages[name].operation == "validate" for name in to_run):
             check_params(folder)
         yield Session(folder, pool, plan, to_run, results)
+
+
+def _near(pool: Pool, folder: Path, targets: Iterable[str]) -> Message:
+    """Return the stages, or the groups, that may be meant by targets that are neither stages nor files."""
+    try:
+        names = Plan.read(pool.plan([])).stages
+    except StageError:
+        return ""
+    groups = {name.partition("@")[0] for name in names}
+    return "".join(
+        did_you_mean(target, names if get_close_matches(target, names) else groups, most=4)
+        for target in targets
+        if target not in {*names, *groups} and not (folder / target).exists()
+    )
 
 
 def record_code(pool: Pool) -> dict[str, Result]:

@@ -297,7 +297,8 @@ def test_the_command_line_begins_with_the_records_of_code(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nowhere"], "error: DVC cannot plan: .*nowhere"),
+        (["nowhere"], "error: DVC cannot plan: .*'nowhere'.*; known are a, b, c, d$"),
+        (["aa"], "error: DVC cannot plan: .*'aa'.*; did you mean 'a'\\?"),
         (["--jobs", "0"], "--jobs: expected 1 or more, found 0"),
         (["--unknown"], "unrecognized arguments: --unknown"),
     ],

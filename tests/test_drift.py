@@ -101,6 +101,19 @@ def looked(reference: Batch, today: Batch) -> list[Shift]:
     return shifts(features(reference, reference), features(today, reference))
 
 
+def test_a_feature_of_one_side_alone_is_zero_on_every_row_of_the_other() -> None:
+    reference = {"x": np.arange(100.0)}
+    today = {"x": np.full(40, np.nan), "x is missing": np.ones(40, np.int64)}
+    for one, other, counts in (
+        (reference, today, ([100, 0], [0, 40])),
+        (today, reference, ([0, 40], [100, 0])),
+    ):
+        found = {each.feature: each for each in shifts(one, other)}
+        assert found["x is missing"].size == pytest.approx(1.0)
+        assert found["x is missing"].psi == pytest.approx(psi(*map(np.array, counts)))
+        assert (found["x"].size, found["x"].psi, found["x"].p) == (0.0, 0.0, 1.0)
+
+
 def test_features_of_a_picture_are_means_and_deviations_of_its_blocks() -> None:
     picture = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     picture[0, 0, 2, 4:6] = torch.tensor([255, 51])

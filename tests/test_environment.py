@@ -1,6 +1,7 @@
 """A stage that a Python without the pipeline's packages starts ends in one sentence, and only such a one."""
 
 import os
+import signal
 import subprocess
 import sys
 import venv
@@ -10,6 +11,17 @@ import pytest
 
 from tasks.pipeline import environment
 from tests.imports import ROOT
+
+LATER = """
+import os, signal
+from tasks.pipeline.stage import run
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+import sys
+sys.argv[1:] = []
+run(interrupted)
+"""
+"""A torch that stands for a stage which is interrupted in its main."""
 
 STAGES = sorted(path.parent.name for path in (ROOT / "tasks").glob("*/__main__.py"))
 
@@ -54,6 +66,22 @@ def test_mistakes_of_ours_keep_their_stack_trace(
     except Exception as raised:
         environment._explain(type(raised), raised, raised.__traceback__)
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("torch", "ending"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", (-signal.SIGINT, "", "")),
+        (LATER, (130, "", "interrupted\n")),
+    ],
+    ids=["while it is loaded", "afterwards"],
+)
+def test_ctrl_c_leaves_no_stack_trace(torch: str, ending: tuple[int, str, str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(torch)
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "tasks.evaluate", "teacher"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == ending
 
 
 def test_a_python_that_is_too_old_is_named_first(monkeypatch: pytest.MonkeyPatch) -> None:

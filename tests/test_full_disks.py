@@ -55,6 +55,19 @@ def test_what_torch_says_counts_where_little_is_left(monkeypatch: pytest.MonkeyP
     assert outputs.is_full(error)
 
 
+def test_a_file_takes_no_folder_s_place(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text("by hand")
+    with pytest.raises(DecantError, match=r"docs is a folder, and a file was to be written; name a file"):
+        outputs.write_text(tmp_path / "docs", "a report")
+    with pytest.raises(
+        DecantError, match=r"^Cannot write .*page\.md/a\.json: (Not a directory|File exists); name"
+    ):
+        outputs.write_json(tmp_path / "docs" / "page.md" / "a.json", {})
+    assert [file.name for file in tmp_path.rglob("*")] == ["docs", "page.md"]
+    assert (tmp_path / "docs" / "page.md").read_text() == "by hand"
+
+
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(PermissionError), outputs.telling_full_disks():
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 
+from benchmarks.kept import named
 from tests.conformance import OPERATIONS, STEPS, Outcome, Verdict, check_pair, outcome, pairs
 from tests.zoo import ZOO
 
@@ -65,3 +66,10 @@ def test_pairs_cover_each_two_operations_on_every_network() -> None:
     assert {(first, second) for _, first, second in every} == set(product(STEPS, STEPS))
     assert {(name, first) for name, first, _ in every} == set(product(ZOO, STEPS))
     assert {(name, second) for name, _, second in every} == set(product(ZOO, STEPS))
+
+
+def test_a_network_that_there_is_not_is_tried_by_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        named(ZOO, "", ["encoder", "skps"])
+    assert "there is no 'skps'; did you mean 'skips'?" in capsys.readouterr().err
+    assert named(ZOO, "", ["skips"]) == ["skips"] and named(ZOO, "", []) == NETWORKS

@@ -119,6 +119,11 @@ def test_a_model_of_another_recipe_is_refused(
     assert str(told.value).endswith("; run `dvc repro -f -s compress@int8`, then `dvc repro`")
 
 
+def test_a_model_that_params_yaml_does_not_know_is_told_with_the_nearest_name(home: Path) -> None:
+    with pytest.raises(DecantError, match=r"^params\.yaml has no model 'prune'; did you mean 'pruned'\?$"):
+        load_models("teacher", "prune")
+
+
 def test_the_stages_that_read_a_model_refuse_another_one(home: Path) -> None:
     """As a run cache restores it that pairs a recipe with what another one made."""
     evaluate("teacher")
@@ -177,7 +182,9 @@ def test_a_parent_trained_on_other_images_is_refused(home: Path) -> None:
 
 def test_what_params_yaml_does_not_describe_is_named(home: Path) -> None:
     shutil.copytree(MODELS / "pruned", MODELS / "nobody")
-    with pytest.raises(DecantError, match=r"params\.yaml has no models\.nobody"):
+    with pytest.raises(
+        DecantError, match=r"^params\.yaml has no model 'nobody'; known are int8, pruned, teac"
+    ):
         load_model("nobody")
     rewrite(lambda params: params["models"]["pruned"].update({"from": "int8"}))
     with pytest.raises(DecantError, match="int8 descends from itself"):

@@ -696,6 +696,8 @@ def test_what_no_model_can_be_called_becomes_no_path(word: str, monkeypatch: pyt
 def test_too_many_words_get_the_usage(tmp_path: Path) -> None:
     done = run_validate(tmp_path, "params.yaml")
     assert (done.returncode, done.stderr) == (1, "usage: python -m tasks.validate\n")
+    done = run_validate(tmp_path, "--help")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "usage: python -m tasks.validate\n", "")
 
 
 @pytest.mark.parametrize(

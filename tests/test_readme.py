@@ -1,11 +1,14 @@
 """What the documents claim is what the files say."""
 
 import re
+import textwrap
 
 import pytest
 import yaml
 
 from benchmarks.readme import COLUMNS, of_columns, with_table
+from tasks.pipeline import yaml_reader
+from tasks.validate.recipes import check
 from tests.imports import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,6 +45,15 @@ def test_the_lock_holds_every_stage_of_the_default_params() -> None:
 def test_the_default_teacher_reaches_what_it_promises() -> None:
     accuracy = yaml.safe_load((ROOT / "metrics" / "teacher.json").read_text(encoding="utf-8"))["accuracy"]
     assert accuracy >= 0.93
+
+
+@pytest.mark.parametrize(("page", "section"), [("README.md", "models"), ("docs/compare.md", "gates")])
+def test_a_block_to_copy_fits_the_params_that_are_there(page: str, section: str) -> None:
+    (shown,) = re.findall(rf"(?m)^    {section}:\n(?:     .*\n)+", (ROOT / page).read_text(encoding="utf-8"))
+    params = yaml_reader.parse((ROOT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
+    added = yaml_reader.parse(textwrap.dedent(shown), page)[section]
+    assert set(added) - set(params[section])  # or nothing is added
+    check(params | {section: params[section] | added})
 
 
 PAGES = [

@@ -38,9 +38,3 @@ def macs(module: nn.Module) -> int:
     exception.
     """
     return record_of(module).macs
-
-
-def layer_macs(module: nn.Module) -> dict[str, int]:
-    """Return the multiplications for one row with each weight, by its name."""
-    record = record_of(module)
-    return {name: record.macs_of(name) for name in compressible(module)}

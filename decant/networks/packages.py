@@ -283,6 +283,10 @@ class Timm(Packaged):
         return module
 
 
+FROM_PYPI = {"timm": "timm torchvision", "transformers": "'transformers>=5'"}
+"""What brings each package. Extras of `decant` do not: that is the name of another project there."""
+
+
 def installed(package: str) -> str:
     """Return the version of a package, without importing it.
 
@@ -296,7 +300,7 @@ def installed(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         raise DecantError(
             f"{package} is not installed, and kind: {package} builds its networks: "
-            f"`pip install 'decant[{package}]'`"
+            f"`pip install {FROM_PYPI[package]}`"
         ) from None
 
 

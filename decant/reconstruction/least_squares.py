@@ -122,7 +122,7 @@ def solve(problem: NormalEquations, mask: Tensor, start: Tensor | None = None) -
         return descend(problem, mask, problem.dense if start is None else start)
     masks, owner = torch.unique(mask, dim=0, return_inverse=True)
     if 2 * len(masks) <= len(mask):
-        return _shared(problem, mask, masks, owner)
+        return _shared(problem, masks, owner)
     result = torch.zeros_like(problem.target)
     for rows in chunks(mask.sum(1)):
         index, valid = padded(mask[rows])
@@ -133,7 +133,7 @@ def solve(problem: NormalEquations, mask: Tensor, start: Tensor | None = None) -
     return result
 
 
-def _shared(problem: NormalEquations, mask: Tensor, masks: Tensor, owner: Tensor) -> Tensor:
+def _shared(problem: NormalEquations, masks: Tensor, owner: Tensor) -> Tensor:
     """Solve for rows of equal masks (blocks, channels) together, each with one factorization."""
     result = torch.zeros_like(problem.target)
     for number in range(len(masks)):

@@ -15,6 +15,7 @@ from decant.errors import DecantError
 from decant.outputs import telling_full_disks, write_json
 from tasks.drift.judge import ALPHA, CUT, LEAST, ROWS, Settings, judge
 from tasks.drift.page import lines
+from tasks.pipeline.environment import raise_interrupts
 from tasks.pipeline.stage import check_model
 
 ABOUT = """Say whether what a model gets today looks like what it was tested on.
@@ -39,6 +40,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=ROWS, help=f"at most, of each file ({ROWS:,})")
     parser.add_argument("--json", type=Path, help="a file for all figures")
     chosen = parser.parse_args(words)
+    raise_interrupts()
     try:
         with telling_full_disks():
             check_model(chosen.model)

@@ -1,7 +1,8 @@
-"""One sentence where a stage is started by a Python that lacks the pipeline's packages."""
+"""What a stage's process does before it loads anything: a missing package is a sentence, Ctrl-C ends it."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -22,6 +23,22 @@ def explain_missing_packages() -> None:
     """
     if sys.argv[:1] == ["-m"]:
         sys.excepthook = _explain
+
+
+def end_at_once() -> None:
+    """Have Ctrl-C end a process that runs a stage, without an exception, until `raise_interrupts`.
+
+    The second or two in which torch and NumPy are imported are no time for an exception: both go on from some
+    places without what they were importing, and fail, or hang, later.
+    """
+    if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def raise_interrupts() -> None:
+    """Have Ctrl-C raise KeyboardInterrupt from now on, as Python does, where `end_at_once` has ended that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

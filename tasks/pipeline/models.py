@@ -9,9 +9,10 @@ from decant.checkpoints.checkpoint import Checkpoint
 from decant.checkpoints.files import load
 from decant.checkpoints.lineage import read_lineage
 from decant.errors import DecantError
-from tasks.pipeline.lineages import MODELS, SEEDS, check_lineages, parents
+from decant.schema import did_you_mean
+from tasks.pipeline.lineages import MODELS, SEEDS, TEACHER, check_lineages, parents
 from tasks.pipeline.networks import network_of
-from tasks.pipeline.params import read_yaml
+from tasks.pipeline.params import PARAMS, read_yaml
 
 
 def load_model(name: str) -> Checkpoint:
@@ -57,9 +58,13 @@ def load_models(*names: str, with_parents: bool = False, data: str | None = None
         data: The sum of the training images that they must have seen, where the stage depends on these.
 
     Raises:
-        DecantError: A model is missing, broken, or another one than params.yaml describes.
+        DecantError: params.yaml has no such model; one is missing, broken, or another one than it describes.
     """
     params = read_yaml()
+    known = [TEACHER, *map(str, blocks if isinstance(blocks := params.get("models"), dict) else ())]
+    for name in names:
+        if name not in known:
+            raise DecantError(f"{PARAMS} has no model {name!r}{did_you_mean(name, known)}")
     compared = [*names, *(parent for name in names if with_parents for parent in parents(name, params))]
     check_lineages({name: read_lineage(MODELS / name) for name in compared}, params, data)
     return {name: load(MODELS / name, build=network_of(name, params)) for name in names}

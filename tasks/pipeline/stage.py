@@ -12,6 +12,7 @@ from decant.errors import DecantError, LostProcessError
 from decant.memory import telling_too_little_memory
 from decant.outputs import telling_full_disks
 from decant.schema import Name, mistakes
+from tasks.pipeline.environment import raise_interrupts
 
 MODEL = "model"
 """What an argument is called that names a model."""
@@ -23,10 +24,14 @@ LOST = 75
 def run(main: Callable[..., None]) -> NoReturn:
     """Call `main` with the command line's arguments; exit with 0, 1 after an error, 130 if interrupted."""
     names = list(inspect.signature(main).parameters)
+    module = getattr(sys.modules["__main__"].__spec__, "parent", None) or main.__module__
+    usage = " ".join(["usage: python -m", module, *(f"<{name}>" for name in names)])
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(usage)
+        sys.exit(0)
     if len(sys.argv) - 1 != len(names):
-        usage = " ".join(["python -m", main.__module__, *(f"<{name}>" for name in names)])
-        module = getattr(sys.modules["__main__"].__spec__, "parent", None) or main.__module__
-        sys.exit(f"usage: {usage.replace(main.__module__, module)}")
+        sys.exit(usage)
+    raise_interrupts()
     with report_errors():
         for name, word in zip(names, sys.argv[1:], strict=True):
             if name == MODEL:

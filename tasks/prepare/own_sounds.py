@@ -53,7 +53,7 @@ def draw(params: SoundParams, seed: int) -> Drawn:
 
 def _kind(params: SoundParams) -> own_files.Kind:
     if importlib.util.find_spec("soundfile") is None:
-        raise DecantError("data.source: sound needs the package soundfile: pip install 'decant[sound]'")
+        raise DecantError("data.source: sound needs the package soundfile: `pip install soundfile`")
     return own_files.Kind("sound", ENDINGS, ERRORS, (params.channels, params.length), np.float32)
 
 
@@ -122,7 +122,7 @@ class Reader:
         if importlib.util.find_spec("scipy") is None:
             raise ValueError(
                 f"it has {rate:,} samples a second, and what makes {asked:,} of them is not there: "
-                "pip install 'decant[sound]'"
+                "`pip install scipy`"
             )
         from scipy.signal import resample_poly
 

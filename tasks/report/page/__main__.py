@@ -14,6 +14,7 @@ from pathlib import Path
 
 from decant.errors import DecantError
 from decant.outputs import telling_full_disks, write_text
+from tasks.pipeline.environment import raise_interrupts
 from tasks.pipeline.params import read_yaml
 from tasks.report.page.against import compare
 from tasks.report.page.models import read_models
@@ -39,12 +40,16 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--open", action="store_true", help="open it in a browser, where there is a screen")
     chosen = parser.parse_args(words)
+    raise_interrupts()
     try:
         with telling_full_disks():
             write_text(chosen.out, page(chosen.against))
     except DecantError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     print(chosen.out)
     if chosen.open and has_screen():
         webbrowser.open(chosen.out.resolve().as_uri())
