@@ -364,11 +364,25 @@ class _InputStep(torch.autograd.Function):
         first, last = ctx.ends
         ends = first * step, last * step
         slope = within(inputs, inputs, *ends)
-        torch.sub(value, slope, out=slope).div_(step)
-        # In place where that leaves the order of the sum as it is: fresh memory costs as much as the product.
-        alike = gradient.stride() == slope.stride()
-        slope = slope.mul_(gradient) if alike else gradient * slope
-        return within(gradient, inputs, *ends), slope.sum(), None, None
+        torch.sub(value, slope, out=slope)  # in steps of 1 / step: the sum is divided, not each of them
+        of_step = _product(gradient, slope) / step
+        # Into the same memory where the gradient lies as it does: fresh memory costs as much as the look.
+        into = slope if _alike(gradient, slope, inputs) else None
+        return within(gradient, inputs, *ends, out=into), of_step, None, None
+
+
+def _alike(*tensors: Tensor) -> bool:
+    """Say whether tensors lie in memory alike, and are of one type."""
+    first, *others = tensors
+    return all(each.stride() == first.stride() and each.dtype == first.dtype for each in others)
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """Return the sum of the products of two tensors of one shape, []; the second is dense in memory."""
+    if torch.compiler.is_compiling() or first.dtype != second.dtype:
+        return (first * second).sum()
+    order = sorted(range(second.dim()), key=second.stride, reverse=True)
+    return torch.dot(*(each.permute(order).reshape(-1) for each in (first, second)))
 
 
 class InputClip(InputLearner):
