@@ -201,8 +201,12 @@ class Splits:
         return {"training": len(self.train), "validation": len(self.validation)}
 
 
-def pixels(images: Tensor) -> Tensor:
+def pixels(images: Tensor, memory_format: torch.memory_format | None = None) -> Tensor:
     """Return uint8 images as float32 in [0, 1], which is what every network of pictures takes.
+
+    Args:
+        images: Of any shape.
+        memory_format: How the result lies in memory; None for as the images do.
 
     Raises:
         DecantError: They are of another type, such as fractions in [0, 1], which would become black.
@@ -213,7 +217,8 @@ def pixels(images: Tensor) -> Tensor:
             "`(255 * pictures).round().to(torch.uint8)` of fractions in [0, 1], or call the network itself "
             "with these"
         )
-    return images.to(torch.float32) / 255
+    kept = torch.preserve_format if memory_format is None else memory_format
+    return images.to(torch.float32, memory_format=kept).div_(255)
 
 
 def arguments(batch: Batch, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:

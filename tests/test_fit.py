@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from decant.checkpoints.checkpoint import state
 from decant.checkpoints.constraints import Constraints
 from decant.errors import DecantError
-from decant.examples import Examples, Rows
+from decant.examples import Examples, Rows, pixels
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.augmentation import Augmentation
 from decant.networks.structure import compressible
@@ -501,6 +501,33 @@ def test_flips_and_shifts_agree_with_a_loop() -> None:
     assert {flip for flip, _, _ in found} == {False, True}
     assert {dy for _, dy, _ in found} == {dx for _, _, dx in found} == {-2, -1, 0, 1, 2}
     assert all(len(fits(image, new)) == 1 for image, new in zip(images, moved, strict=True))
+
+
+@pytest.mark.parametrize(("flip", "shift"), [(True, 2), (False, 1), (True, 0), (False, 0)])
+def test_flips_and_shifts_are_those_that_the_seed_draws_also_of_a_share(flip: bool, shift: int) -> None:
+    images = torch.randint(1, 256, (9, 3, 5, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    by_hand, ours, again = (torch.Generator().manual_seed(3) for _ in range(3))
+    flips = (torch.rand(9, generator=by_hand) < 0.5).tolist()
+    dx, dy = torch.randint(-shift, shift + 1, (2, 9, 1), generator=by_hand).squeeze(2).tolist()
+    expected = torch.stack(
+        [moved_by_hand(*each) for each in zip(images, [flip and f for f in flips], dy, dx, strict=True)]
+    )
+    change, mine = Augmentation(flip=flip, shift=shift), torch.arange(9) % 2 == 0
+    lying_otherwise = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(change.apply(lying_otherwise, ours), expected)
+    assert torch.equal(change.apply(images[mine], again, mine), expected[mine])
+    assert torch.equal(ours.get_state(), by_hand.get_state())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_pictures_become_fractions_in_a_layout_as_a_copy_of_them_would(
+    channels: int, form: torch.memory_format
+) -> None:
+    images = torch.arange(256, dtype=torch.uint8).repeat(channels * 3).reshape(3, channels, 16, 16)
+    found, expected = pixels(images, form), (images.to(torch.float32) / 255).clone(memory_format=form)
+    assert torch.equal(found, expected)
+    assert found.stride() == expected.stride()
 
 
 def fits(image: Tensor, new: Tensor) -> list[tuple[bool, int, int]]:

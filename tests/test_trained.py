@@ -392,6 +392,23 @@ def test_a_learned_step_of_inputs_has_the_papers_gradients(grid: InputGrid) -> N
     assert own["step.factor"].item() * learner.step.start.item() == pytest.approx(total * share, rel=1e-3)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("zero", [0, 100])
+def test_a_learned_step_of_many_inputs_has_the_gradient_of_float64(zero: int, alike: bool) -> None:
+    form = torch.channels_last
+    inputs, upstream = (drawn(seed, 16, 32, 14, 14).contiguous(memory_format=form) for seed in (0, 1))
+    learner = InputStep(InputGrid(8, 0.02, zero))
+    free, own = gradients(learner, inputs, upstream if alike else upstream.contiguous())
+    step = learner.step.start.double()
+    x, g, value = inputs.double(), upstream.double(), learner(inputs).detach().double()
+    inside = (inputs >= -zero * learner.step.start) & (inputs <= (255 - zero) * learner.step.start)
+    assert torch.equal(free, torch.where(inside, upstream, 0.0))
+    assert free.is_contiguous(memory_format=form)
+    share = (32 * 14 * 14 * max(255 - zero, zero)) ** -0.5
+    of_step = (g * (value - torch.where(inside, x, 0.0))).sum() / step
+    assert (own["step.factor"] * learner.step.start).item() == pytest.approx(of_step.item() * share, rel=1e-5)
+
+
 def test_a_learned_clip_by_hand() -> None:
     learner = InputClip(InputGrid(2, 0.5, 0))  # levels 0, 0.5, 1, 1.5
     inputs = torch.tensor([[-0.3, 0.2, 0.3, 1.4, 1.5, 7.0]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class _Passed(torch.autograd.Function):
         return None, gradients[0]
 
 
-def within(numbers: Tensor, inputs: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def within(numbers: Tensor, inputs: Tensor, low: Tensor, high: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the numbers where the input beside each lies in [low, high], and 0 elsewhere.
 
     Args:
@@ -36,18 +37,23 @@ def within(numbers: Tensor, inputs: Tensor, low: Tensor, high: Tensor) -> Tensor
         inputs: Of that shape.
         low: [], where the inputs lie; a number that they can have.
         high: The like.
+        out: Where the result may be written, of its shape and strides; it may be either of the first two.
     """
     slow = inputs.device.type != CPU or inputs.dtype != torch.float32  # a GPU would wait for the bounds
     if slow or torch.compiler.is_compiling():
         return torch.where((inputs >= low).logical_and_(inputs <= high), numbers, 0.0)
     # torch's gradient of a clamp excludes the bounds, and takes a fraction of the time of `where`.
-    below, above = (torch.nextafter(each, each.new_tensor(end)) for each, end in _outwards(low, high))
-    found: Tensor = torch.ops.aten.hardtanh_backward(numbers, inputs, below.item(), above.item())
+    below, above = _next(low, -math.inf), _next(high, math.inf)
+    if out is None:
+        found: Tensor = torch.ops.aten.hardtanh_backward(numbers, inputs, below, above)
+    else:
+        found = torch.ops.aten.hardtanh_backward.grad_input(numbers, inputs, below, above, grad_input=out)
     return found
 
 
-def _outwards(low: Tensor, high: Tensor) -> tuple[tuple[Tensor, float], tuple[Tensor, float]]:
-    return (low, -math.inf), (high, math.inf)
+def _next(bound: Tensor, end: float) -> float:
+    """Return the number of float32 that follows a bound [] towards an end; numpy takes no time to find it."""
+    return float(np.nextafter(np.float32(bound.item()), np.float32(end)))
 
 
 def straight_through(weight: Tensor, constraints: Constraints, dense: bool = False) -> Tensor:

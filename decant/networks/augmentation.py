@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from decant.lazy import torch
@@ -29,20 +30,38 @@ class Augmentation(Section):
             generator: Draws, on the processor, for the whole batch.
             of: Which images of the batch [M] these are, True in N places; None where they are all.
         """
-        (count, _, height, width), device = images.shape, images.device
-        drawn, moves = self._draws(count if of is None else len(of), generator)
-        flips, shifts = sent((drawn, moves) if of is None else (drawn[of], moves[:, of]), device)
-        columns = torch.arange(width, device=device).expand(count, -1)
-        columns = torch.where(flips[:, None], columns.flip(1), columns) + shifts[0]
-        rows = torch.arange(height, device=device) + shifts[1]
-        padded = torch.nn.functional.pad(images, [self.shift] * 4)
-        # Rows as they lie, then their columns: one look for each number would take twice as long.
-        picked = padded.transpose(1, 2)[torch.arange(count, device=device)[:, None], rows]
-        wanted = columns[:, None, None].expand(count, height, images.shape[1], width)
-        return picked.gather(3, wanted).transpose(1, 2)
+        drawn, moves = self._draws(len(images) if of is None else len(of), generator)
+        flips, shifts = sent((drawn, moves) if of is None else (drawn[of], moves[:, of]), images.device)
+        if not (self.flip or self.shift):
+            return images
+        padded = torch.nn.functional.pad(images, [self.shift] * 4).contiguous()
+        # Numbers of 32 bits where these suffice: what they take to be read is what all of it costs.
+        kind = torch.int64 if padded.numel() > torch.iinfo(torch.int32).max else torch.int32
+        first = torch.arange(0, padded.numel(), padded[0].numel(), device=images.device)
+        starts = (first + shifts[1] * padded.shape[-1] + shifts[0]).to(kind)
+        places = _places(tuple(images.shape[1:]), tuple(padded.shape[2:]), kind, images.device)
+        wanted = places.index_select(0, flips.int()).add_(starts[:, None])
+        return padded.view(-1).index_select(0, wanted.view(-1)).view(images.shape)
 
     def _draws(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return which images are flipped [N], and how far each is moved down and to the right, [2, N, 1]."""
+        """Return which images are flipped [N], and their first columns and rows in padded ones, [2, N]."""
         drawn = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
         moves = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator) + self.shift
-        return drawn, moves
+        return drawn, moves[..., 0]
+
+
+@cache
+def _places(
+    shape: tuple[int, ...], padded: tuple[int, ...], kind: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return where an image's numbers lie in one that is padded, [2, C H W]; row 1 is for it mirrored.
+
+    Args:
+        shape: C, H and W of the image.
+        padded: Rows and columns of the other one.
+        kind: Of the result.
+        device: Where it is wanted.
+    """
+    channels, rows, columns = (torch.arange(size, device=device) for size in shape)
+    lines = (channels[:, None] * padded[0] + rows)[..., None] * padded[1]
+    return torch.stack([lines + columns, lines + columns.flip(0)]).to(kind).flatten(1)

@@ -11,15 +11,16 @@ from decant.checkpoints.checkpoint import state
 
 
 def reader(module: nn.Module) -> Callable[[], Mapping[str, Tensor]]:
-    """Return what gives `state(module)` each time it is called, without looking for all names again.
+    """Return what gives the tensors of `state(module)` each time it is called, without looking for all names.
 
-    Where a module makes its state itself, it is asked each time.
+    They are the module's own, which may want gradients. Where it makes its state itself, it is
+    asked each time.
     """
     every = module.state_dict(keep_vars=True)
     places = {name: _place(module, name) for name in state(module)}
     if any(owner.get(attribute) is not every[name] for name, (owner, attribute) in places.items()):
         return lambda: state(module)
-    return lambda: {name: owner[attribute].detach() for name, (owner, attribute) in places.items()}
+    return lambda: {name: owner[attribute] for name, (owner, attribute) in places.items()}
 
 
 def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decant.errors import DecantError
-from decant.examples import Batch, arguments
+from decant.examples import Batch, arguments, pixels
 from decant.networks.devices import CPU, autocast
 from decant.networks.execution import as_rows
 from decant.networks.faults import told_in_training, told_of_gradients
@@ -102,7 +102,7 @@ def _gradients_(
     """
     module, share, spread = trainee.module, part.size / taken, trainee.spread
     spread.batch = part.size
-    inputs = tuple(laid_out(each, trainee.layout) for each in arguments(part.images))
+    inputs = _inputs(part.images, trainee.layout)
     with autocast(trainee.device, training.precision):
         logits = _forward(trainee, trainee.held.satisfying(module), inputs)
     if trainee.width not in (None, logits.shape[1]):
@@ -123,6 +123,13 @@ def _gradients_(
     with told_of_gradients():
         trainee.scaler.scaled(spread.share(total)).backward()
     return value.detach(), logits.detach()
+
+
+def _inputs(images: Batch, form: torch.memory_format) -> tuple[Tensor, ...]:
+    """Return what a network is called with for a batch, new tensors; pictures in a layout, in one copy."""
+    if isinstance(images, Tensor) and images.dim() == 4:
+        return (pixels(images, form),)
+    return tuple(laid_out(each, form) for each in arguments(images))
 
 
 def _forward(trainee: Trainee, satisfying: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
@@ -170,9 +177,8 @@ def average_(trainee: Trainee, decay: float, step: int) -> None:
     if decay == 0:
         return
     share = 1 - min(decay, (step + 1) / (step + 10))
-    now = trainee.now()
-    fractions = trainee.fractions
+    now, averaged, (fractions, others) = trainee.now(), trainee.averaged, trainee.averages
     with torch.no_grad():
-        torch._foreach_lerp_([trainee.averaged[n] for n in fractions], [now[n] for n in fractions], share)
-        for name in now.keys() - fractions:
-            trainee.averaged[name].copy_(now[name])
+        torch._foreach_lerp_([averaged[n] for n in fractions], [now[n] for n in fractions], share)
+        if others:
+            torch._foreach_copy_([averaged[n] for n in others], [now[n] for n in others])

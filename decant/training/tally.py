@@ -88,5 +88,7 @@ class Tally:
 
 def _numbers(scalars: list[Tensor]) -> list[float]:
     """Return the numbers of tensors [], read at once."""
+    if len(scalars) == 1:
+        return [scalars[0].item()]
     found: list[float] = moved(torch.stack(scalars), CPU).tolist() if scalars else []
     return found

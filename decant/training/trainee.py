@@ -125,10 +125,16 @@ class Trainee:
         """What gives the free weights and buffers as they are, by name."""
         return reader(self.module)
 
-    @cached_property
+    @property
     def fractions(self) -> list[str]:
-        """What is averaged, by name: fractions, but tables that hold infinities, as masks do."""
-        return [n for n, t in self.averaged.items() if t.is_floating_point() and bool(t.isfinite().all())]
+        """What is averaged, by name."""
+        return self.averages[0]
+
+    @cached_property
+    def averages(self) -> tuple[list[str], list[str]]:
+        """Names of what is averaged, fractions but no tables that hold infinities; and of the rest."""
+        found = [n for n, t in self.averaged.items() if t.is_floating_point() and bool(t.isfinite().all())]
+        return found, [name for name in self.averaged if name not in set(found)]
 
     @cached_property
     def places(self) -> Mapping[str, Sequence[str]]:

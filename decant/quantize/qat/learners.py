@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from decant.checkpoints.activations import InputGrid, on_grid
 from decant.checkpoints.constraints import Constraints, Levels, nearest_integers
 from decant.checkpoints.gradients import passed, straight_through, within
+from decant.networks.devices import CPU
 from decant.networks.layer_inputs import Arguments, first_of, with_first
 from decant.networks.record import same_record
 from decant.quantize.schemes import Scheme
@@ -364,11 +365,26 @@ class _InputStep(torch.autograd.Function):
         first, last = ctx.ends
         ends = first * step, last * step
         slope = within(inputs, inputs, *ends)
-        torch.sub(value, slope, out=slope).div_(step)
-        # In place where that leaves the order of the sum as it is: fresh memory costs as much as the product.
-        alike = gradient.stride() == slope.stride()
-        slope = slope.mul_(gradient) if alike else gradient * slope
-        return within(gradient, inputs, *ends), slope.sum(), None, None
+        torch.sub(value, slope, out=slope)
+        of_step = _product(gradient, slope) / step
+        # Into the same memory where the gradient lies as it does: fresh memory costs as much as the look.
+        into = slope if _alike(gradient, slope, inputs) else None
+        return within(gradient, inputs, *ends, out=into), of_step, None, None
+
+
+def _alike(*tensors: Tensor) -> bool:
+    """Say whether tensors lie in memory alike, and are of one type."""
+    first, *others = tensors
+    return all(each.stride() == first.stride() and each.dtype == first.dtype for each in others)
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """Return the sum of the products of two tensors of one shape, []; the second is dense in memory."""
+    plain = all(each.device.type == CPU and each.dtype == torch.float32 for each in (first, second))
+    if torch.compiler.is_compiling() or not plain:
+        return (first * second).sum()
+    order = sorted(range(second.dim()), key=second.stride, reverse=True)
+    return torch.dot(*(each.permute(order).reshape(-1) for each in (first, second)))
 
 
 class InputClip(InputLearner):
