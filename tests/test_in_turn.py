@@ -149,6 +149,19 @@ def test_what_no_one_reads_any_more_is_dropped(monkeypatch: pytest.MonkeyPatch) 
     differ(module, copy.deepcopy(module), drawn(4, 3, 3))
 
 
+@pytest.mark.parametrize("room", [512, 768, 1024, 1536, 3072])
+@pytest.mark.parametrize("name", ["residual", "skips", "inverted", "codec"])
+def test_whatever_room_there_is_each_turn_sees_the_same(
+    name: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module whose result is not kept runs again, and reads what nobody would read if it were."""
+    monkeypatch.setattr(resumed, "ROOM", room)
+    module, reference = zoo.build(name), zoo.build(name)
+    for each in (module, reference):
+        give_example_(each, zoo.ZOO[name].draw(1))
+    differ(module, reference, zoo.ZOO[name].rows(ROWS))
+
+
 def test_layers_of_which_none_hears_of_another_are_watched_together() -> None:
     attention = zoo.build("encoder")
     give_example_(attention, zoo.ZOO["encoder"].draw(1))

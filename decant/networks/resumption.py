@@ -62,14 +62,15 @@ class Resumption:
     Attributes:
         module: The network, in eval mode.
         stages: The names of the weights whose layers each stage is about, in the order in which they run.
-        needed: By module and call, the last stage in which anything reads what it gave; numbers are dropped
-            then. None while that is found out.
+        needed: By module and call, the last stage in which anything reads what it gave where all is kept;
+            numbers are dropped then. None while that is found out.
     """
 
     module: nn.Module
     stages: Sequence[Sequence[str]]
     needed: Mapping[Key, int] | None = None
     _kept: dict[int, dict[Key, _Kept]] = field(default_factory=dict)
+    _short: set[int] = field(default_factory=set)  # batches of which something was not kept for want of room
 
     def received(self, stage: int, batch: int, inputs: tuple[Tensor, ...]) -> Seen:
         """Return what the layers of a stage receive, as `layer_inputs.received`.
@@ -90,10 +91,10 @@ class Resumption:
     @contextmanager
     def _passing(self, stage: int, batch: int) -> Iterator[_Pass]:
         kept = self._kept.setdefault(batch, {})
-        if self.needed is not None:
+        if self.needed is not None and batch not in self._short:  # what was not kept runs again, and reads
             for key in kept:
                 kept[key] = kept[key] if self.needed.get(key, -1) >= stage else kept[key].unread
-        one = _Pass(self, kept, {layer_of(self.module, name) for name in self.stages[stage]})
+        one = _Pass(self, batch, kept, {layer_of(self.module, name) for name in self.stages[stage]})
         parts = [each for each in self.module.modules() if not isinstance(each, torch.jit.ScriptModule)]
         before = {each: each.__dict__.get("forward") for each in parts if each is not self.module}
         try:
@@ -106,9 +107,11 @@ class Resumption:
                 if own is not None:
                     each.__dict__["forward"] = own
 
-    def room_for(self, more: int) -> bool:
-        """Say whether as many more numbers may be kept."""
-        return more + sum(each.numbers for kept in self._kept.values() for each in kept.values()) <= ROOM
+    def room_for(self, more: int, batch: int) -> bool:
+        """Say whether as many more numbers of a batch may be kept; from a no on, none of it are dropped."""
+        known = sum(each.numbers for kept in self._kept.values() for each in kept.values())
+        self._short |= {batch} if known + more > ROOM else set()
+        return known + more <= ROOM
 
 
 @dataclass
@@ -117,12 +120,14 @@ class _Pass:
 
     Attributes:
         resumption: Whose it is.
+        batch: Of which batch, from 0.
         kept: What is known of the batch.
         layers: What the stage is about.
         again: What was given again, by memory.
     """
 
     resumption: Resumption
+    batch: int
     kept: dict[Key, _Kept]
     layers: Collection[nn.Module]
     again: dict[int, Key] = field(default_factory=dict)
@@ -148,7 +153,8 @@ class _Pass:
     def _keep(self, key: Key, found: _Kept, first: int) -> None:
         """Keep what a module gave in place of what those within it gave, if there is room."""
         within = self._behind[first:]
-        if self.resumption.room_for(found.numbers - sum(self.kept[each].numbers for each in within)):
+        more = found.numbers - sum(self.kept[each].numbers for each in within)
+        if self.resumption.room_for(more, self.batch):
             for each in within:
                 del self.kept[each]
             self.kept[key] = found
