@@ -137,12 +137,15 @@ def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -
     for recipe in ("obs-80", "thin"):
         block = plain_blocks[recipe]
         longer = functools.partial(small_steps, every, rate=0.001, temperature=4.0)
-        found[recipe]["logits, adam"] = block | small_steps(every, 4, augmentation=SEEN)
-        found[recipe]["logits, adam, T = 4, 12 passes"] = block | longer(3 * 4, augmentation=SEEN)
-        in_rounds = block | longer(4, augmentation=SEEN, rounds=3)
-        if recipe == "obs-80":
-            in_rounds |= {"criterion": {**block["criterion"], "costs": "logits"}}
-        found[recipe]["logits, adam, T = 4, 3 rounds"] = in_rounds
+        costs = block | {"criterion": {**block["criterion"], "costs": "logits"}}
+        at_once, in_rounds = longer(12, augmentation=SEEN), longer(4, augmentation=SEEN, rounds=3)
+        found[recipe] |= {
+            "logits, adam": block | small_steps(every, 4, augmentation=SEEN),
+            "logits, adam, T = 4, 12 passes": block | at_once,
+            "logits, adam, T = 4, 3 rounds": block | in_rounds,
+            "costs: logits, logits, adam, T = 4, 12 passes": costs | at_once,
+            "costs: logits, logits, adam, T = 4, 3 rounds": costs | in_rounds,
+        }
     affine = bits | {"scheme": {**bits["scheme"], "symmetric": False}}
     codes = small_steps(every, 4, augmentation=SEEN, codes=True)
     found["2 bits"] |= {

@@ -201,6 +201,9 @@ CASES: dict[str, Callable[[Checkpoint, str, Run], Result]] = {
     "fisher": pruned({"kind": "fisher", "images": 4}),
     "wanda": pruned({"kind": "wanda"}, statistics=True),
     "channels": pruned({"kind": "reconstruction", "images": 48}, structure=WHOLE, budget={"macs": 0.7}),
+    "channels, costs": pruned(
+        {"kind": "reconstruction", "images": 20, "costs": "logits"}, structure=WHOLE, budget={"macs": 0.7}
+    ),
     "drift": pruned({"kind": "drift", "images": 8}, structure=WHOLE, budget={"macs": 0.7}),
     "gptq": rounded({"kind": "gptq"}, activations={"bits": 8}),
     "gptq, groups": rounded({"kind": "gptq", "order": "index"}, {"group": 16}),

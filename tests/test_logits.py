@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks import logits as benchmark
 from decant.checkpoints.checkpoint import Checkpoint, state
 from decant.checkpoints.constraints import Constraints, Levels, Range
+from decant.compression.coupling import groups_of
 from decant.compression.finish import Result
 from decant.costs.divergence import softened_kl, squared_error
 from decant.costs.drift import drift_from
@@ -19,6 +21,8 @@ from decant.errors import DecantError
 from decant.examples import Examples, Splits, pixels
 from decant.networks.architectures import Mlp, Resnet, build
 from decant.networks.execution import predict
+from decant.networks.structure import compressible
+from decant.prune.criteria import Reconstruction
 from decant.prune.logit_rounds import LogitRounds
 from decant.prune.operation import prune
 from decant.prune.params import PruneParams
@@ -26,6 +30,7 @@ from decant.prune.structures import NOfM
 from decant.quantize.operation import quantize
 from decant.quantize.params import QuantizeParams
 from decant.reconstruction import logits
+from decant.reconstruction.hessians import moments
 from decant.reconstruction.logits import apart, matched, sensitivities
 from decant.reconstruction.minimizers import descend, minimize
 from decant.reconstruction.params import Logits
@@ -557,6 +562,48 @@ def test_scores_of_obs_are_multiplied_by_what_each_row_counts() -> None:
     assert list(plain) == list(weighed)
 
 
+def test_scores_of_channels_are_what_their_readers_errors_cost_the_answers() -> None:
+    """Beside a naive one: least squares anew for each channel that could go next, each output by its cost."""
+    parent, shown = net(NETS["residual"]), splits().train
+    groups, damping = groups_of(parent, ()), 0.01
+    asked = {"kind": "reconstruction", "images": 48, "damping": damping, "costs": "logits"}
+    recipe = {"op": "prune", "from": "x", "structure": {"kind": "channels"}, "budget": {"macs": 0.5}}
+    criterion = PruneParams.model_validate(recipe | {"criterion": asked}).criterion
+    assert isinstance(criterion, Reconstruction)
+    found = criterion.channel_scores(parent, groups, shown)
+    for group in groups:
+        expected = torch.zeros(group.count, dtype=torch.double)
+        for name, dim, indices in group.members:
+            if dim != 1 or name not in compressible(parent.module):
+                continue
+            weight = parent.module.get_parameter(name).detach()
+            costs = sensitivities(parent.module, [name], shown.images, 1.0)[name]
+            hessian = moments(parent.module, [name], shown.images)[name].hessian[0]
+            seen = hessian.diagonal() > 0
+            ridge = torch.where(seen, damping * hessian.diagonal()[seen].mean(), 1.0)
+            rows = weight.flatten(1).double() * seen
+            expected += naive_losses(rows, hessian + ridge.diag(), indices, weight[0, 0].numel(), costs)
+        assert torch.allclose(found[group.name], expected, rtol=1e-4)
+
+
+def naive_losses(rows: Tensor, hessian: Tensor, indices: Tensor, size: int, costs: Tensor) -> Tensor:
+    """Return what has been lost when each channel [C] goes, the cheapest one next."""
+
+    def loss(left: Sequence[int]) -> float:
+        kept = [int(i) * size + at for c in left for i in indices[c] for at in range(size)]
+        whole, right = (rows @ hessian * rows).sum(1), (rows @ hessian)[:, kept]
+        solved = torch.linalg.solve(hessian[kept][:, kept], right.T).T if kept else right
+        return float((costs * (whole - (solved * right).sum(1))).sum())
+
+    left, losses = list(range(len(indices))), torch.zeros(len(indices), dtype=torch.double)
+    while left:
+        each = {channel: loss([other for other in left if other != channel]) for channel in left}
+        channel = min(each, key=lambda one: each[one])
+        losses[channel] = each[channel]
+        left.remove(channel)
+    return losses
+
+
 # --- recipes
 
 
@@ -640,6 +687,7 @@ def test_a_recipe_without_it_is_written_as_before() -> None:
     rounded = QuantizeParams.model_validate({"op": "quantize", "from": "t", "scheme": {"kind": "binary"}})
     assert "logits" not in pruned.model_dump(mode="json")
     assert "costs" not in pruned.model_dump(mode="json")["criterion"]
+    assert "costs" not in Reconstruction(kind="reconstruction").model_dump(mode="json")
     assert "logits" not in rounded.model_dump(mode="json")
     matching = pruned.model_copy(update={"logits": LogitRounds()}).model_dump(mode="json")["logits"]
     assert matching == {"images": 10_000, "iterations": 40, "temperature": 2.0, "rounds": 1}

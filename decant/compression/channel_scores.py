@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from decant.reconstruction.obs import channel_order, naming, refit, running_orde
 
 ChannelScores = dict[str, Tensor]
 """Importance of each channel [count], float64, by group; what scores least is removed first."""
+
+Costs = Callable[[nn.Module, Sequence[str]], Mapping[str, Tensor]]
+"""(network, names of weights) -> what the squared error of each output of their layers costs [O], above 0."""
 
 
 def by_weights(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> ChannelScores:
@@ -81,11 +84,13 @@ def by_reconstruction(
     damping: float,
     masks: Mapping[str, Tensor] | None = None,
     device: str = CPU,
+    costs: Costs | None = None,
 ) -> ChannelScores:
     """Return what the outputs of the layers that read a channel lose when it goes and they are solved anew.
 
     Channels go one by one, always the one that costs least; the score is the squared error of the outputs
-    when it goes, over that of having no inputs, summed over the layers that read it.
+    when it goes, over that of having no inputs, summed over the layers that read it. With costs it is what
+    the errors of the outputs cost, over nothing: layers compete in its unit.
 
     Args:
         module: The network, in eval mode.
@@ -94,6 +99,7 @@ def by_reconstruction(
         damping: Share of a Hessian's mean diagonal, at least 0.
         masks: What survives of weights that are pruned already: only this is solved for.
         device: Where the network runs and layers are solved.
+        costs: Of the errors of each output; where None all are equal within a layer, and layers are too.
 
     Raises:
         DecantError: A Hessian is singular and damping too small, or the network does not run a layer.
@@ -102,13 +108,18 @@ def by_reconstruction(
     readers = sorted({name for group in groups for name, _ in _reads(group, weights)})
     scores: ChannelScores = {}
     with computing_on(there := find(device), ONE_LAYER):
-        found = all_moments(placed(module, there), readers, images)
+        work = placed(module, there)
+        found = all_moments(work, readers, images)
+        each = {} if costs is None else moved(dict(costs(work, readers)), CPU)
         for group in groups:
             score = torch.zeros(group.count, dtype=torch.double)
             for name, indices in _reads(group, weights):
                 columns = _columns(weights[name], indices)
                 mask = masks.get(name) if masks else None
-                score += _losses(weights[name], mask, found[name].hessian, columns, damping, name, there)
+                cost = each[name] if each else None
+                score += _losses(
+                    weights[name], mask, found[name].hessian, columns, damping, name, there, cost
+                )
             scores[group.name] = score
     return scores
 
@@ -121,16 +132,22 @@ def _losses(
     damping: float,
     name: str,
     device: torch.device,
+    costs: Tensor | None,
 ) -> Tensor:
-    """Return what a weight's outputs lose with each channel [C], of the columns [C, n] of its rows."""
+    """Return what a weight's outputs lose with each channel [C], of the columns [C, n] of its rows.
+
+    It is in the unit of the costs of its outputs, and a share of all where there are none.
+    """
     losses, chosen = torch.zeros(len(columns), dtype=torch.double), columns.flatten()
+    if costs is not None:  # an error is squared
+        weight = weight.flatten(1) * costs.sqrt().to(weight.dtype)[:, None]
     kept = None if mask is None else mask.flatten(1)[:, chosen].chunk(len(hessians))
     for number, rows in enumerate(weight.flatten(1)[:, chosen].chunk(len(hessians))):
         part = hessians[number][chosen][:, chosen]
         given = moved((rows, part, None if kept is None else kept[number]), device)
         with naming(name):
             order, errors = channel_order(*given[:2], columns.shape[1], mask=given[2], damping=damping)
-        losses[order] += errors / errors[-1].clamp(min=1e-30)
+        losses[order] += errors if costs is not None else errors / errors[-1].clamp(min=1e-30)
     return losses
 
 

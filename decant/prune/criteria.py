@@ -297,6 +297,10 @@ class Movement(Scoring):
         raise DecantError("movement scores weights while they are trained; give a schedule such as gradual")
 
 
+ErrorCosts = Annotated[Literal["outputs", "logits"], Field(exclude_if=lambda costs: costs == "outputs")]
+"""By what errors of outputs compete: as they are, or by what they cost the answers."""
+
+
 class Obs(OfInputs):
     """Optimal Brain Surgeon on each layer: w^2 / [H^-1], and survivors that make up for what is removed.
 
@@ -322,9 +326,7 @@ class Obs(OfInputs):
     images: TrainImages = 2000
     damping: Positive = 0.01
     rounds: Count = 16
-    costs: Annotated[Literal["outputs", "logits"], Field(exclude_if=lambda costs: costs == "outputs")] = (
-        "outputs"
-    )
+    costs: ErrorCosts = "outputs"
 
     def scores(self, module: nn.Module, examples: Examples, seed: int, asked: Asked = EVERY) -> Scores:
         """Return w^2 / [H^-1] per weight: the rise of its layer's mean squared output error.
@@ -345,11 +347,7 @@ class Obs(OfInputs):
         """Return by what the errors of each output of the weights' layers are multiplied, float32 [O]."""
         if self.costs == "outputs":
             return {name: torch.ones(len(module.get_parameter(name))) for name in names}
-        from decant.reconstruction.logits import sensitivities
-
-        seen = _seen(self.kind, examples, min(self.images, SENSED))
-        found = sensitivities(module, names, seen.images, 1.0 if examples.classes else None)
-        return {name: rows.float().clamp(min=LEAST_COST) for name, rows in found.items()}
+        return _costs_in_answers(module, names, examples, _seen(self.kind, examples, self.images).images)
 
 
 class OfChannels(Scoring):
@@ -381,6 +379,10 @@ class Reconstruction(OfChannels):
     ranges and levels that they have already. No labels. Does not
     help where what follows forgives some outputs and not others, or where a long fine-tuning follows.
 
+    With `costs: logits` channels of all layers compete by what the errors cost the answers, each multiplied
+    by the diagonal of the answers' Gauss-Newton matrix at its output; else by the shares of their layers'
+    outputs. Helps where `logits` follows. Does not help where nothing follows: errors are no longer small.
+
     References:
         Luo et al., ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, 2017.
         https://arxiv.org/abs/1707.06342
@@ -390,16 +392,25 @@ class Reconstruction(OfChannels):
     kind: Literal["reconstruction"] = "reconstruction"
     images: TrainImages = 2000
     damping: Positive = 0.01
+    costs: ErrorCosts = "outputs"
 
     def channel_scores(
         self, parent: Checkpoint, groups: Sequence[ChannelGroup], examples: Examples, device: str = CPU
     ) -> ChannelScores:
-        """Return the error of the layers that read each channel, as shares of their outputs' squares."""
+        """Return the error of the layers that read each channel, as shares of their outputs' squares.
+
+        With `costs: logits` it is what the error costs the answers, in nats of classes.
+        """
         from decant.compression.channel_scores import by_reconstruction
 
-        seen = _seen(self.kind, examples, self.images)
+        images = _seen(self.kind, examples, self.images).images
         masks = {name: held.mask for name, held in parent.constraints.items() if held.mask is not None}
-        return by_reconstruction(parent.module, groups, seen.images, self.damping, masks, device)
+
+        def costs(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+            return _costs_in_answers(module, names, examples, images)
+
+        every = costs if self.costs == "logits" else None
+        return by_reconstruction(parent.module, groups, images, self.damping, masks, device, every)
 
 
 class Drift(OfChannels):
@@ -432,6 +443,16 @@ Criterion = Annotated[
     Magnitude | Random | Taylor | Snip | Fisher | Wanda | Movement | Obs | Reconstruction | Drift,
     Field(discriminator="kind"),
 ]
+
+
+def _costs_in_answers(
+    module: nn.Module, names: Sequence[str], examples: Examples, images: Batch
+) -> dict[str, Tensor]:
+    """Return what the squared error of each output of some layers costs the answers, float32 [O], above 0."""
+    from decant.reconstruction.logits import sensitivities
+
+    found = sensitivities(module, names, images[:SENSED], 1.0 if examples.classes else None)
+    return {name: rows.float().clamp(min=LEAST_COST) for name, rows in found.items()}
 
 
 def _named(module: nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
