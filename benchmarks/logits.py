@@ -140,6 +140,7 @@ def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -
         costs = block | {"criterion": {**block["criterion"], "costs": "logits"}}
         at_once, in_rounds = longer(12, augmentation=SEEN), longer(4, augmentation=SEEN, rounds=3)
         found[recipe] |= {
+            "costs: logits": costs,
             "logits, adam": block | small_steps(every, 4, augmentation=SEEN),
             "logits, adam, T = 4, 12 passes": block | at_once,
             "logits, adam, T = 4, 3 rounds": block | in_rounds,

@@ -1,6 +1,6 @@
 """What the training loop costs beside its own step, and beside a plain loop with a DataLoader.
 
-    python -m benchmarks.training [--device cpu] [--threads 2] [--rounds 7] [--steps 6] [--quick]
+    python -m benchmarks.training [--device cpu] [--threads 2] [--rounds 21] [--steps 6] [--quick]
         [--write benchmarks/training.md]
 
 All are measured in one process and in turns of less than a second, as a machine's speed may change by a
@@ -535,7 +535,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cpu", help="what is measured")
     parser.add_argument("--threads", type=int, default=2, help="of the processor")
-    parser.add_argument("--rounds", type=int, default=7, help="in which each way has its turns")
+    parser.add_argument("--rounds", type=int, default=21, help="in which each way has its turns")
     parser.add_argument("--steps", type=int, default=6, help="that are timed in a turn")
     parser.add_argument("--write", type=Path, help="where to; printed otherwise")
     parser.add_argument("--quick", action="store_true", help="a small network, one round, no memory")
