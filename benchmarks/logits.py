@@ -149,11 +149,12 @@ def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -
             "costs: logits, logits, adam, T = 4, 3 rounds": costs | in_rounds,
         }
     affine = bits | {"scheme": {**bits["scheme"], "symmetric": False}}
-    codes = small_steps(every, 4, augmentation=SEEN, codes=True)
+    codes, longer = (small_steps(every, n, augmentation=SEEN, codes=True) for n in (4, 10))
     found["2 bits"] |= {
         "logits, adam, codes": bits | codes,
         "affine": affine,
         "affine, logits, adam, codes": affine | codes,
+        "affine, logits, adam, codes, 10 passes": affine | longer,
     }
     return found
 
