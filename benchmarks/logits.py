@@ -135,26 +135,26 @@ def ways(network: str, images: int, iterations: int = 40, every: int = 55_000) -
     }
     plain_blocks = {"obs-80": models["obs-80"], "thin": models["thin"], "2 bits": bits}
     found = {recipe: {PLAIN: block, "logits": block | logits} for recipe, block in plain_blocks.items()}
-    for recipe in ("obs-80", "thin"):
-        block = plain_blocks[recipe]
-        longer = functools.partial(small_steps, every, rate=0.001, temperature=4.0)
-        costs = block | {"criterion": {**block["criterion"], "costs": "logits"}}
-        at_once, in_rounds = longer(12, augmentation=SEEN), longer(4, augmentation=SEEN, rounds=3)
+    longer = functools.partial(small_steps, every, rate=0.001, temperature=4.0, augmentation=SEEN)
+    costs = {
+        recipe: block | {"criterion": {**block["criterion"], "costs": "logits"}}
+        for recipe, block in plain_blocks.items()
+        if recipe != "2 bits"
+    }
+    for recipe, block in costs.items():
         found[recipe] |= {
-            "costs: logits": costs,
-            "logits, adam": block | small_steps(every, 4, augmentation=SEEN),
-            "logits, adam, T = 4, 12 passes": block | at_once,
-            "logits, adam, T = 4, 3 rounds": block | in_rounds,
-            "costs: logits, logits, adam, T = 4, 12 passes": costs | at_once,
-            "costs: logits, logits, adam, T = 4, 3 rounds": costs | in_rounds,
+            "costs: logits": block,
+            "logits, adam": plain_blocks[recipe] | small_steps(every, 4, augmentation=SEEN),
+            "logits, adam, T = 4, 12 passes": plain_blocks[recipe] | longer(12),
+            "costs: logits, logits, adam, T = 4, 12 passes": block | longer(12),
         }
+    found["obs-80"]["costs: logits, logits, adam, T = 4, 3 rounds"] = costs["obs-80"] | longer(4, rounds=3)
     affine = bits | {"scheme": {**bits["scheme"], "symmetric": False}}
-    codes, longer = (small_steps(every, n, augmentation=SEEN, codes=True) for n in (4, 10))
+    codes = small_steps(every, 4, augmentation=SEEN, codes=True)
     found["2 bits"] |= {
         "logits, adam, codes": bits | codes,
         "affine": affine,
         "affine, logits, adam, codes": affine | codes,
-        "affine, logits, adam, codes, 10 passes": affine | longer,
     }
     return found
 

@@ -376,14 +376,19 @@ def test_the_library_reads_neither_params_nor_data_nor_the_command_line() -> Non
         assert not {name.split(".")[0] for name in imported_by(file)} & parsers, file
 
 
+FURTHER = {"distill": ["others"]}
+"""What one operation alone may be given: an ensemble's further teachers."""
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_operations_have_one_form(operation: str) -> None:
     function = getattr(import_module(f"decant.{operation}.operation"), operation)
     signature = inspect.signature(function, eval_str=True)
     parameters = signature.parameters
-    assert list(parameters) == ["parent", "recipe", "splits", "teacher", "run"]
-    assert [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY] == ["teacher", "run"]
-    assert [p.name for p in parameters.values() if p.default is None] == ["teacher", "run"]
+    may_be_given = ["teacher", *FURTHER.get(operation, []), "run"]
+    assert list(parameters) == ["parent", "recipe", "splits", *may_be_given]
+    assert [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY] == may_be_given
+    assert [p.name for p in parameters.values() if p.default is None] == may_be_given
     assert signature.return_annotation is Result
 
 
