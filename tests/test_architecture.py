@@ -406,7 +406,11 @@ def test_operations_are_those_that_params_can_name() -> None:
 # --- doors to devices
 
 DEVICES, COMPILING = "decant/networks/devices.py", "decant/networks/compiling.py"
-ASKS_COMPILERS = {"decant/checkpoints/activations.py", "decant/checkpoints/gradients.py"}
+ASKS_COMPILERS = {
+    "decant/checkpoints/activations.py",
+    "decant/checkpoints/gradients.py",
+    "decant/quantize/qat/learners.py",
+}
 """Who asks whether it is exported or compiled at the moment, and computes the same by other operators."""
 
 DOORS = {
