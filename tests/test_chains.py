@@ -501,5 +501,5 @@ def test_a_missing_parent_says_what_to_do(home: Path) -> None:
     model = BLOCKS["prune"] | {"from": "nobody"}
     write_blocks({"m": model})
     main = importlib.import_module("tasks.prune.__main__").main
-    with pytest.raises(DecantError, match=r"No model at models/nobody/lineage\.json; run `dvc repro`"):
+    with pytest.raises(DecantError, match=r"params\.yaml has no model 'nobody'; known are m, teacher"):
         main("m")

@@ -80,7 +80,15 @@ def test_ctrl_c_leaves_no_stack_trace(torch: str, ending: tuple[int, str, str], 
     (tmp_path / "torch.py").write_text(torch)
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-m", "tasks.evaluate", "teacher"]
-    done = subprocess.run(command, cwd=tmp_path, env=variables, text=True, capture_output=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=variables,
+        text=True,
+        capture_output=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
+    )
     assert (done.returncode, done.stdout, done.stderr) == ending
 
 

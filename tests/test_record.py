@@ -303,9 +303,11 @@ def test_an_edit_of_the_exporter_reruns_what_asks_the_exported_alone(file: str, 
     found = pipeline.edited(file)
     # What times single layers is asked by its name: its times are read from a file ever after.
     expected = [] if file.endswith("/layer_timing.py") else ["benchmark"]
-    asking = ["explain"] if Path(file) in pipeline.code["explain"] else []
+    # What a host's ONNX Runtime can do is told before anything runs, too.
+    asking = [task for task in ("explain", "validate") if Path(file) in pipeline.code[task]]
     assert found.operations == expected + asking
-    after = {"explain", "explain-teacher", "illustrate"} if asking else set()
+    follow = {"explain": ["explain", "explain-teacher", "illustrate"], "validate": ["validate"]}
+    after = {name for task in asking for name in follow[task]}
     assert {name.partition("@")[0] for name in found.stages} == {*expected, *after}
     assert found.trainings == []
 
