@@ -357,7 +357,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
     flow.communicate()
 
 
-def assert_clean(folder: Path, flow: Forked, pid: int, seconds: float = 5.0) -> None:
+def assert_clean(folder: Path, flow: Forked, pid: int, seconds: float = 20.0) -> None:
     """Assert that soon nothing is left of a stopped flow, and that the next one does only what is missing."""
     began = time.monotonic()
     flow.wait(seconds)
