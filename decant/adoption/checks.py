@@ -17,7 +17,7 @@ from decant.checkpoints.checkpoint import state
 from decant.checkpoints.packing import type_name
 from decant.errors import DecantError, Message
 from decant.examples import Batch, Rows, arguments
-from decant.networks.dispatch import Watching
+from decant.networks.dispatch import Watching, storage_of
 from decant.networks.execution import as_rows
 from decant.networks.python import blaming
 from decant.networks.tracing import every_layer_called
@@ -256,7 +256,7 @@ class _Decisions(Watching):
     def __init__(self, inputs: tuple[Tensor, ...], file: str) -> None:
         super().__init__()
         self._alive: list[Any] = list(inputs)
-        self._active = {each.untyped_storage()._cdata for each in inputs}
+        self._active = {storage_of(each) for each in inputs}
         self._file = file
         self.places: list[Message] = []
 
@@ -268,13 +268,13 @@ class _Decisions(Watching):
         for tensor in tree_leaves(result) if active else ():
             if isinstance(tensor, Tensor):
                 self._alive.append(tensor)
-                self._active.add(tensor.untyped_storage()._cdata)
+                self._active.add(storage_of(tensor))
         return result
 
     def depends(self, *given: Any) -> bool:
         """Say whether one of these tensors is made of the inputs."""
         tensors = (each for each in tree_leaves(given) if isinstance(each, Tensor))
-        return any(each.untyped_storage()._cdata in self._active for each in tensors)
+        return any(storage_of(each) in self._active for each in tensors)
 
     def note(self) -> None:
         """Note the line that is run now."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from decant.adoption.checks import APART, answered, forward_of
 from decant.errors import DecantError
 from decant.examples import Rows, arguments
 from decant.inputs import IDS, MASK
+from decant.networks.dispatch import Watching
 from decant.networks.python import blaming
 
 SPARE = 128
@@ -56,7 +56,7 @@ def _check_vocabulary(module: nn.Module, rows: Rows, tokens: int, file: str) -> 
         )
 
 
-class _Lookups(TorchDispatchMode):
+class _Lookups(Watching):
     """Notes how many rows a table has in which these tokens are looked up."""
 
     def __init__(self, tokens: Tensor) -> None:
@@ -64,16 +64,12 @@ class _Lookups(TorchDispatchMode):
         self._tokens = tokens.flatten()
         self.size: int | None = None
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def see(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func.overloadpacket is torch.ops.aten.embedding:
             table, places = args[:2]
             if torch.equal(places.flatten().long(), self._tokens.long()):
                 self.size = len(table)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _check_padding(module: nn.Module, rows: Rows, file: str) -> None:

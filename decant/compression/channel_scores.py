@@ -116,9 +116,8 @@ def by_reconstruction(
             for name, indices in _reads(group, weights):
                 columns = _columns(weights[name], indices)
                 mask = masks.get(name) if masks else None
-                cost = each[name] if each else None
                 score += _losses(
-                    weights[name], mask, found[name].hessian, columns, damping, name, there, cost
+                    weights[name], mask, found[name].hessian, columns, damping, name, there, each.get(name)
                 )
             scores[group.name] = score
     return scores

@@ -31,9 +31,9 @@ class Augmentation(Section):
             of: Which images of the batch [M] these are, True in N places; None where they are all.
         """
         drawn, moves = self._draws(len(images) if of is None else len(of), generator)
-        flips, shifts = sent((drawn, moves) if of is None else (drawn[of], moves[:, of]), images.device)
-        if not (self.flip or self.shift):
+        if not (self.flip or self.shift):  # it draws, as what is drawn after it has to be the same
             return images
+        flips, shifts = sent((drawn, moves) if of is None else (drawn[of], moves[:, of]), images.device)
         padded = torch.nn.functional.pad(images, [self.shift] * 4).contiguous()
         # Numbers of 32 bits where these suffice: what they take to be read is what all of it costs.
         kind = torch.int64 if padded.numel() > torch.iinfo(torch.int32).max else torch.int32

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from decant.networks.dispatch import Watching, storage_of
 from decant.networks.layer_inputs import layer_of, received
 
 ROOM = 2**26
@@ -64,13 +64,15 @@ class Resumption:
         stages: The names of the weights whose layers each stage is about, in the order in which they run.
         needed: By module and call, the last stage in which anything reads what it gave where all is kept;
             numbers are dropped then. None while that is found out.
+        short: Batches of which something was not kept for want of room: it runs again, and reads what nobody
+            would else, so that none of their numbers are dropped.
     """
 
     module: nn.Module
     stages: Sequence[Sequence[str]]
     needed: Mapping[Key, int] | None = None
+    short: set[int] = field(default_factory=set)
     _kept: dict[int, dict[Key, _Kept]] = field(default_factory=dict)
-    _short: set[int] = field(default_factory=set)  # batches of which something was not kept for want of room
 
     def received(self, stage: int, batch: int, inputs: tuple[Tensor, ...]) -> Seen:
         """Return what the layers of a stage receive, as `layer_inputs.received`.
@@ -91,7 +93,7 @@ class Resumption:
     @contextmanager
     def _passing(self, stage: int, batch: int) -> Iterator[_Pass]:
         kept = self._kept.setdefault(batch, {})
-        if self.needed is not None and batch not in self._short:  # what was not kept runs again, and reads
+        if self.needed is not None and batch not in self.short:
             for key in kept:
                 kept[key] = kept[key] if self.needed.get(key, -1) >= stage else kept[key].unread
         one = _Pass(self, batch, kept, {layer_of(self.module, name) for name in self.stages[stage]})
@@ -107,11 +109,9 @@ class Resumption:
                 if own is not None:
                     each.__dict__["forward"] = own
 
-    def room_for(self, more: int, batch: int) -> bool:
-        """Say whether as many more numbers of a batch may be kept; from a no on, none of it are dropped."""
-        known = sum(each.numbers for kept in self._kept.values() for each in kept.values())
-        self._short |= {batch} if known + more > ROOM else set()
-        return known + more <= ROOM
+    def room_for(self, more: int) -> bool:
+        """Say whether as many more numbers may be kept."""
+        return more + sum(each.numbers for kept in self._kept.values() for each in kept.values()) <= ROOM
 
 
 @dataclass
@@ -153,37 +153,34 @@ class _Pass:
     def _keep(self, key: Key, found: _Kept, first: int) -> None:
         """Keep what a module gave in place of what those within it gave, if there is room."""
         within = self._behind[first:]
-        more = found.numbers - sum(self.kept[each].numbers for each in within)
-        if self.resumption.room_for(more, self.batch):
-            for each in within:
-                del self.kept[each]
-            self.kept[key] = found
-            self._behind[first:] = [key]
+        if not self.resumption.room_for(found.numbers - sum(self.kept[each].numbers for each in within)):
+            self.resumption.short.add(self.batch)
+            return
+        for each in within:
+            del self.kept[each]
+        self.kept[key] = found
+        self._behind[first:] = [key]
 
     def _given_again(self, key: Key) -> Any:
         """Return a copy, since a network may change what it has."""
         if not self.kept[key].numbers:
             return self.kept[key].given
         result = tree_map_only(Tensor, Tensor.clone, self.kept[key].given)
-        self.again |= {each.untyped_storage()._cdata: key for each in _tensors(result)}
+        self.again |= {storage_of(each): key for each in _tensors(result)}
         return result
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(Watching):
     """Finds out what an operator reads of some memory."""
 
     def __init__(self, known: Mapping[int, Key]) -> None:
         super().__init__()
         self._known, self.found = known, set[Key]()
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        memory = {each.untyped_storage()._cdata for each in _tensors((args, kwargs))}
+    def see(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        memory = {storage_of(each) for each in _tensors((args, kwargs))}
         self.found |= {self._known[each] for each in memory & self._known.keys()}
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def resumption(
@@ -237,8 +234,8 @@ def _is_new(result: Any, received: Sequence[Tensor]) -> bool:
     """Say whether a result can be kept: plain, and in memory of its own."""
     if not all(isinstance(each, PLAIN) for each in tree_leaves(result)):
         return False
-    memory = {each.untyped_storage()._cdata for each in received}
-    return not any(each.untyped_storage()._cdata in memory for each in _tensors(result))
+    memory = {storage_of(each) for each in received}
+    return not any(storage_of(each) in memory for each in _tensors(result))
 
 
 def _shape_alone(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
@@ -405,12 +406,9 @@ class Reconstruction(OfChannels):
 
         images = _seen(self.kind, examples, self.images).images
         masks = {name: held.mask for name, held in parent.constraints.items() if held.mask is not None}
-
-        def costs(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-            return _costs_in_answers(module, names, examples, images)
-
-        every = costs if self.costs == "logits" else None
-        return by_reconstruction(parent.module, groups, images, self.damping, masks, device, every)
+        sensed = partial(_costs_in_answers, examples=examples, images=images)
+        costs = sensed if self.costs == "logits" else None
+        return by_reconstruction(parent.module, groups, images, self.damping, masks, device, costs)
 
 
 class Drift(OfChannels):

@@ -133,8 +133,8 @@ class Trainee:
     @cached_property
     def averages(self) -> tuple[list[str], list[str]]:
         """Names of what is averaged, fractions but no tables that hold infinities; and of the rest."""
-        found = [n for n, t in self.averaged.items() if t.is_floating_point() and bool(t.isfinite().all())]
-        return found, [name for name in self.averaged if name not in set(found)]
+        fit = {n: t.is_floating_point() and bool(t.isfinite().all()) for n, t in self.averaged.items()}
+        return [name for name, yes in fit.items() if yes], [name for name, yes in fit.items() if not yes]
 
     @cached_property
     def places(self) -> Mapping[str, Sequence[str]]:

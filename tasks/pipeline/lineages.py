@@ -47,20 +47,6 @@ def parents(name: str, params: Params) -> tuple[str, ...]:
     return () if name == TEACHER else tuple(dict.fromkeys((_parent(name, params), TEACHER)))
 
 
-def named_teachers(name: str, params: Params) -> tuple[str, ...]:
-    """Return the models that the ensemble of a model's block names beside `from` and the teacher."""
-    asked = _at(params, "models", name).get("ensemble")
-    asked = asked.get("teachers") if isinstance(asked, Mapping) else asked
-    names = [str(each) for each in asked] if isinstance(asked, Mapping | list) else []
-    return tuple(dict.fromkeys(each for each in names if each not in parents(name, params)))
-
-
-def with_seeds(name: str, params: Params) -> bool:
-    """Say whether the ensemble of a model's block has what other seeds made of its teachers."""
-    asked = _at(params, "models", name).get("ensemble")
-    return isinstance(asked, Mapping) and asked.get("seeds") is True
-
-
 def chain(name: str, params: Params) -> list[str]:
     """Return the models from the teacher to this one.
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -31,7 +31,7 @@ from decant.seeds import derive_seed
 from decant.training.resume import SCRATCH, Scratch, scratch
 from decant.training.run import Run
 from tasks.pipeline import splits
-from tasks.pipeline.lineages import MODELS, SEEDS, TEACHER, named_teachers, with_seeds, written
+from tasks.pipeline.lineages import MODELS, SEEDS, TEACHER, written
 from tasks.pipeline.models import load_models, load_seeds
 from tasks.pipeline.networks import with_functions
 from tasks.pipeline.params import read_section, read_yaml
@@ -126,10 +126,11 @@ def compress(name: str, schema: type[B], operation: Callable[..., Result]) -> No
     step = begin_model(name, schema)
     images = splits.read_splits()
     step = replace(step, block=counted(with_functions(step.block), images.sizes))
-    names = tuple(dict.fromkeys((step.block.from_, TEACHER, *named_teachers(name, read_yaml()))))
+    ensemble = getattr(step.block, "together", None)
+    names = tuple(dict.fromkeys((step.block.from_, TEACHER, *(ensemble.teachers if ensemble else ()))))
     models = load_models(*names, data=training_images())
     parent, teacher = models[step.block.from_], models[TEACHER]
-    more, places = _others(name, models)
+    more, places = _others(models, (step.block.from_, TEACHER), seeds=ensemble is not None and ensemble.seeds)
     seals = {place: read_lineage(MODELS / place).seal for place in (*names, *places)}
     steps = step.repeated(step.block.seeds)
     made = [
@@ -138,15 +139,16 @@ def compress(name: str, schema: type[B], operation: Callable[..., Result]) -> No
     write(step, made[0], seals, [*zip(steps, made, strict=True)][1:])
 
 
-def _others(name: str, models: Mapping[str, Checkpoint]) -> tuple[dict[str, Any], list[str]]:
-    """Return what an operation is given for an ensemble of more than two, and the folders of other seeds."""
-    params = read_yaml()
-    if not with_seeds(name, params):
-        named = named_teachers(name, params)
-        return ({"others": {each: models[each] for each in named}} if named else {}), []
-    seeds = {each: load_seeds(each) for each in models}
-    places = [f"{each}/{SEEDS}/{at}" for each, found in seeds.items() for at in range(2, len(found) + 2)]
-    return {"others": {each: [models[each], *found] for each, found in seeds.items()}}, places
+def _others(
+    models: Mapping[str, Checkpoint], parents: Collection[str], *, seeds: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what an operation is given beside its parents, and the folders of what other seeds made."""
+    if not seeds:
+        named = {each: model for each, model in models.items() if each not in parents}
+        return ({"others": named} if named else {}), []
+    made = {each: load_seeds(each) for each in models}
+    places = [f"{each}/{SEEDS}/{at}" for each, found in made.items() for at in range(2, len(found) + 2)]
+    return {"others": {each: [models[each], *found] for each, found in made.items()}}, places
 
 
 def write(
